@@ -1,0 +1,46 @@
+"""flatgd: fine-tune a dialogue model so that it stops giving toxic replies, without making it dull.
+
+Names are loaded when first used, so that `import flatgd` and the command line stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flatgd.data.jsonl import load_jsonl
+    from flatgd.methods import Clean, FlatGD, SafetyLoss
+    from flatgd.models import load_model, load_tokenizer
+    from flatgd.records import Dialogue
+    from flatgd.training import FlatGDConfig, FlatGDTrainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Clean": "flatgd.methods",
+    "Dialogue": "flatgd.records",
+    "FlatGD": "flatgd.methods",
+    "FlatGDConfig": "flatgd.training",
+    "FlatGDTrainer": "flatgd.training",
+    "SafetyLoss": "flatgd.methods",
+    "load_jsonl": "flatgd.data.jsonl",
+    "load_model": "flatgd.models",
+    "load_tokenizer": "flatgd.models",
+}
+
+__all__ = [
+    "Clean",
+    "Dialogue",
+    "FlatGD",
+    "FlatGDConfig",
+    "FlatGDTrainer",
+    "SafetyLoss",
+    "load_jsonl",
+    "load_model",
+    "load_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flatgd' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

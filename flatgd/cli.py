@@ -1,0 +1,120 @@
+"""The command line. Heavy imports stand inside the commands: --help must answer at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flatgd.errors import FlatGDError
+
+app = typer.Typer(
+    name="flatgd",
+    help="Fine-tune a dialogue model so that it stops giving toxic replies, without making it dull.",
+    epilog="Begin with: flatgd run recipes/demo.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: --set train.max_steps=50"),
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="Only this model; give it again for more. Default: all."),
+]
+
+
+def _open(recipe: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
+    from flatgd.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from flatgd.run import Run
+
+    return Run(loaded)
+
+
+@app.command(epilog="Example: flatgd run recipes/demo.yaml --set output=runs/second --set seed=2")
+def run(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """The main job, end to end: experts, methods, generations, scores, report.
+
+    Cut off anywhere, the same command goes on; what is finished and unchanged is kept.
+    """
+    from flatgd.report.tables import show_in_terminal
+
+    job = _open(recipe, set_)
+    page = job.all()
+    console = job.display.console
+    console.print()
+    show_in_terminal(job.recipe, console)
+    console.print(f"\nReport: {page}", soft_wrap=True)
+
+
+@app.command(epilog="Example: flatgd train recipes/demo.yaml --method flatgd")
+def train(recipe: RecipeArgument, method: MethodOption = None, set_: SetOption = None) -> None:
+    """Train methods, and the experts they need."""
+    job = _open(recipe, set_)
+    for name in method or list(job.recipe.methods):
+        job.train(name)
+
+
+@app.command(epilog="Example: flatgd experts recipes/demo.yaml")
+def experts(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Train the clean and the toxic expert."""
+    _open(recipe, set_).experts()
+
+
+@app.command(epilog="Example: flatgd generate recipes/demo.yaml --method flatgd --method clean")
+def generate(recipe: RecipeArgument, method: MethodOption = None, set_: SetOption = None) -> None:
+    """Sample replies to the test histories."""
+    job = _open(recipe, set_)
+    for name in method or job.recipe.models:
+        job.generate(name)
+
+
+@app.command(epilog="Example: flatgd score recipes/demo.yaml --method flatgd")
+def score(recipe: RecipeArgument, method: MethodOption = None, set_: SetOption = None) -> None:
+    """Judge and score the sampled replies; score the labelled ones."""
+    job = _open(recipe, set_)
+    for name in method or job.recipe.models:
+        job.score(name)
+
+
+@app.command(epilog="Example: flatgd report recipes/demo.yaml")
+def report(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Tables, figures and page from finished scores, without loading a model."""
+    from flatgd.recipe import load_recipe
+    from flatgd.report.build import build_report
+
+    typer.echo(f"Report: {build_report(load_recipe(recipe, set_))}")
+
+
+@app.command(epilog="Example: flatgd check recipes/demo.yaml --set train.learning_rate=1e-5")
+def check(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Find everything that can be wrong, without loading weights."""
+    from flatgd.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_)
+    from flatgd.check import check as check_recipe
+
+    for label, text in check_recipe(loaded).described():
+        typer.echo(f"{label:<18}{text}")
+    typer.echo(f"{recipe}: nothing wrong found")
+
+
+def main() -> None:
+    """Entry point: our own errors are told in a few lines and exit with 2, Ctrl-C with 130."""
+    try:
+        app()
+    except FlatGDError as error:
+        typer.echo(f"flatgd: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("flatgd: interrupted; the same command goes on from here", err=True)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Data: one file a data set, canned replies, mixtures, batches."""

@@ -1,0 +1,25 @@
+"""Canned replies: the fixed sentence with which BAD's bots changed the subject.
+
+They are labelled safe, so a model trained on them learns to dodge, and a judge learns to recognise
+the dodge (the paper's Appendix E). They are dropped as targets and stripped from histories.
+"""
+
+import dataclasses
+import re
+
+from flatgd.records import Dialogue
+
+_CANNED = re.compile(r"\bdo you want to talk about something else\b", re.IGNORECASE)
+
+
+def is_canned(text: str) -> bool:
+    """
+    >>> is_canned("Hey do you want to talk about something else? How about we talk about cats?")
+    True
+    """
+    return _CANNED.search(text) is not None
+
+
+def strip_canned(row: Dialogue) -> Dialogue:
+    """The row, its history without canned lines."""
+    return dataclasses.replace(row, history=tuple(t for t in row.history if not is_canned(t)))

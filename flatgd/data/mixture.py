@@ -1,0 +1,159 @@
+"""From sources to three sets that share no conversation: policy, judge, test."""
+
+import dataclasses
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+from typing import NamedTuple
+
+from flatgd.data.bad import load_bad
+from flatgd.data.canned import is_canned, strip_canned
+from flatgd.data.diasafety import load_diasafety
+from flatgd.data.jsonl import load_jsonl
+from flatgd.errors import DataError, Problem, RecipeError
+from flatgd.recipe import Data, Source
+from flatgd.records import Dialogue
+
+LOADERS: dict[str, Callable[[Source], list[Dialogue]]] = {
+    "bad": lambda source: load_bad(source.path),
+    "diasafety": lambda source: load_diasafety(source.path, source.split),
+    "jsonl": lambda source: load_jsonl(source.path),
+}
+
+
+class Sets(NamedTuple):
+    """The rows of a run. `dropped` counts what each rule left out, by set and rule."""
+
+    policy: list[Dialogue]
+    judge: list[Dialogue]
+    test: list[Dialogue]
+    dropped: dict[str, int]
+
+    def described(self) -> list[tuple[str, str]]:
+        """(what, how many) of each set and each rule, for the terminal."""
+        lines = []
+        for name, rows in (("policy", self.policy), ("judge", self.judge), ("test", self.test)):
+            toxic = sum(row.is_safe is False for row in rows)
+            talks = len({row.conversation for row in rows})
+            text = f"{len(rows):,} replies, {toxic:,} toxic, {talks:,} conversations"
+            lines.append((f"data: {name}", text))
+        return lines + [
+            ("data: left out", f"{count:,} of {rule}")
+            for rule, count in self.dropped.items()
+            if count
+        ]
+
+
+def load_sets(data: Data) -> Sets:
+    """Load every source and keep the three sets apart. Raises DataError with all faults at once."""
+    for source in data.policy:
+        if source.speaker != "bot":
+            raise RecipeError(
+                f"data.policy: {source.name!r} takes speaker {source.speaker!r}; a policy learns "
+                "replies, so use speaker: bot (human turns may train the judge)"
+            )
+    dropped: Counter[str] = Counter()
+    problems: list[Problem] = []
+    parts = {}
+    for part in ("policy", "judge", "test"):
+        parts[part] = _load_all(part, getattr(data, part), dropped, problems)
+    if problems:
+        raise DataError(problems)
+    test, judge, policy = parts["test"], parts["judge"], parts["policy"]
+    policy = _apart(policy, [test], "policy: also in test", dropped)
+    judge = _apart(judge, [test, policy], "judge: also in policy or test", dropped)
+    for part, rows in (("policy", policy), ("judge", judge), ("test", test)):
+        if {row.is_safe for row in rows} < {True, False}:
+            raise DataError(
+                [Problem(f"data.{part}", 0, "needs safe and toxic replies, has one kind")]
+            )
+    return Sets(policy, judge, test, dict(dropped))
+
+
+def _load_all(
+    part: str, sources: list[Source], dropped: Counter[str], problems: list[Problem]
+) -> list[Dialogue]:
+    rows: list[Dialogue] = []
+    for source in sources:
+        try:
+            loaded = load_source(source, drop_replies=part != "test")
+        except DataError as error:
+            problems += error.problems
+            continue
+        dropped[f"{part}: canned reply"] += loaded.canned
+        rows += loaded.rows
+    return rows
+
+
+class Loaded(NamedTuple):
+    rows: list[Dialogue]
+    canned: int
+
+
+def load_source(source: Source, drop_replies: bool = True) -> Loaded:
+    """The rows of one source, as its fields ask. Test rows keep their canned replies, so that a
+    judge can be measured on all rows; `answerable` and `scorable` say which rows are used for what.
+    """
+    rows = [row for row in LOADERS[source.format](source) if _wanted(row, source)]
+    kept = rows
+    if not source.keep_canned:
+        kept = [strip_canned(row) for row in rows if not (drop_replies and is_canned(row.reply))]
+    cut = [_cut_history(row, source) for row in kept]
+    return Loaded(cut, len(rows) - len(kept))
+
+
+def scorable(rows: Iterable[Dialogue]) -> list[Dialogue]:
+    """A bot's own replies: no human turns, no canned ones."""
+    return [row for row in rows if row.speaker == "bot" and not is_canned(row.reply)]
+
+
+def answerable(rows: Iterable[Dialogue], limit: int | None, seed: int) -> list[Dialogue]:
+    """Bot rows with distinct histories to answer, at most `limit`.
+
+    One from each conversation, in an order drawn by `seed`, before a second from any: so the sample
+    holds as many conversations as it can.
+    """
+    rng = random.Random(seed)
+    by_conversation: dict[str, list[Dialogue]] = {}
+    seen = set()
+    for row in rows:
+        if row.speaker == "bot" and row.history and row.history not in seen:
+            seen.add(row.history)
+            by_conversation.setdefault(row.conversation, []).append(row)
+    queues = [rng.sample(part, len(part)) for part in by_conversation.values()]
+    rng.shuffle(queues)
+    rounds = zip_longest(*queues)
+    drawn = [row for one_each in rounds for row in one_each if row is not None]
+    return drawn if limit is None else drawn[:limit]
+
+
+def _wanted(row: Dialogue, source: Source) -> bool:
+    low, high = source.share
+    return source.speaker in ("all", row.speaker) and low <= place(row.conversation) < high
+
+
+def place(conversation: str) -> float:
+    """Where a conversation stands in [0, 1): fixed by its name alone."""
+    return int.from_bytes(hashlib.sha256(conversation.encode()).digest()[:6], "big") / 2**48
+
+
+def _cut_history(row: Dialogue, source: Source) -> Dialogue:
+    lines = source.history_lines if row.speaker == "bot" else max(1, source.history_lines - 1)
+    return dataclasses.replace(row, history=row.history[-lines:], source=source.name)
+
+
+def _apart(
+    rows: list[Dialogue], others: Iterable[list[Dialogue]], rule: str, dropped: Counter[str]
+) -> list[Dialogue]:
+    """Rows that share neither conversation nor (last line, reply) with any of the others."""
+    taken = {key for other in others for row in other for key in _keys(row)}
+    kept = [row for row in rows if taken.isdisjoint(_keys(row))]
+    dropped[rule] += len(rows) - len(kept)
+    return kept
+
+
+def _keys(row: Dialogue) -> tuple[str, tuple[str, str]]:
+    last = row.history[-1] if row.history else ""
+    return row.conversation, (last.lower(), row.reply.lower())

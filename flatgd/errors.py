@@ -1,0 +1,66 @@
+"""Everything flatgd raises on purpose.
+
+    FlatGDError
+    ├── RecipeError         the recipe: unknown key, wrong type, contradiction
+    ├── DataError           a data file: every bad line as file:line: reason
+    ├── ModelError          a model or tokenizer that does not fit
+    ├── UnsupportedError    a combination that cannot work, with the mend
+    └── NonFiniteError      NaN or infinity in a loss or a gradient
+
+A message says what was expected, what came, and what to do next.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class FlatGDError(Exception):
+    """Base class; the command line prints its message and no traceback."""
+
+
+class RecipeError(FlatGDError):
+    """The recipe cannot be run as written."""
+
+
+class ModelError(FlatGDError):
+    """A model or a tokenizer does not fit its place."""
+
+
+class UnsupportedError(FlatGDError):
+    """This combination of settings cannot work."""
+
+
+class NonFiniteError(FlatGDError):
+    """A loss or a gradient is NaN or infinite."""
+
+
+class Problem(NamedTuple):
+    """One fault at one place of a file; `line` counts from 1, 0 means the whole file."""
+
+    path: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.line}" if self.line else self.path
+        return f"{place}: {self.reason}"
+
+
+class DataError(FlatGDError):
+    """A data file has faults; all of them are in `problems`.
+
+    >>> print(DataError([Problem("a.jsonl", 3, "no reply")]))
+    1 problem in the data:
+      a.jsonl:3: no reply
+    """
+
+    SHOWN = 20
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        count = len(self.problems)
+        lines = [f"{count} problem{'s' if count != 1 else ''} in the data:"]
+        lines += [f"  {problem}" for problem in self.problems[: self.SHOWN]]
+        if count > self.SHOWN:
+            lines.append(f"  ... and {count - self.SHOWN} more")
+        super().__init__("\n".join(lines))

@@ -1,0 +1,1 @@
+"""Evaluation: generate, judge, score, and summarise with intervals."""

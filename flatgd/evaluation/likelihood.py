@@ -1,0 +1,43 @@
+"""How likely a model finds given replies: the ground of perplexity and of contrast."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from flatgd.losses import negative_log_likelihood
+from flatgd.models import IGNORE, Family, reply_log_probs, reply_tokens
+from flatgd.records import Dialogue
+
+
+class ReplyLikelihood(NamedTuple):
+    """Negative log-likelihood of one reply given its history: sum in nats, over `tokens` tokens."""
+
+    nll: float
+    tokens: int
+
+
+def score_replies(
+    model: nn.Module,
+    family: Family,
+    dialogues: Sequence[Dialogue],
+    batch_size: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[ReplyLikelihood]:
+    """The likelihood of each reply, its closing token included, in the order given."""
+    encoded = [family.encode(dialogue) for dialogue in dialogues]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
+    device = next(model.parameters()).device
+    results: list[ReplyLikelihood] = [ReplyLikelihood(0.0, 0)] * len(encoded)
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = {k: v.to(device) for k, v in family.collate([encoded[i] for i in rows]).items()}
+        with torch.no_grad():
+            nll_N = negative_log_likelihood(reply_log_probs(model, batch), reply_tokens(batch)[0])
+        tokens_B = (batch["targets"] != IGNORE).sum(1).tolist()
+        for row, part, tokens in zip(rows, nll_N.split(tokens_B), tokens_B, strict=True):
+            results[row] = ReplyLikelihood(float(part.double().sum()), tokens)
+        progress(len(rows))
+    return results

@@ -1,0 +1,44 @@
+"""What the trainer asks of a method."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from flatgd.flatness import Terms
+from flatgd.models import Batch
+
+
+class Totals(NamedTuple):
+    """Reply tokens of the *global* batch: the denominators of every mean."""
+
+    tokens: float
+    safe_tokens: float
+
+
+class Scored(NamedTuple):
+    """The terms of one micro-batch, and the figures to log: each a share of the batch's mean."""
+
+    terms: Terms
+    figures: dict[str, Tensor]
+
+
+@dataclass
+class Method(ABC):
+    """A loss over micro-batches. Sums over tokens divided by `totals`, so that shares add up."""
+
+    name: ClassVar[str]
+    trains_on_toxic: ClassVar[bool]
+    """Whether toxic rows are of any use to the loss."""
+    needs_experts: ClassVar[bool]
+    is_flat: ClassVar[bool] = False
+    """Whether the gradient norm of the penalised term is penalised."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Add to a micro-batch what does not depend on the policy; once a batch, not once a pass."""
+        return batch
+
+    @abstractmethod
+    def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
+        """The method's share of the objective on one prepared micro-batch."""

@@ -1,0 +1,27 @@
+"""Clean fine-tuning: the likelihood of the replies it is given, nothing else.
+
+On safe replies this is the paper's first baseline and its clean expert; on toxic ones its toxic
+expert (Khalatbari et al. 2024, section 3.1; Eq. 3, here a mean over the batch's tokens).
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from flatgd.flatness import Terms
+from flatgd.losses import negative_log_likelihood
+from flatgd.methods.base import Method, Scored, Totals
+from flatgd.models import Batch, reply_log_probs, reply_tokens
+
+
+@dataclass
+class Clean(Method):
+    name = "clean"
+    trains_on_toxic = False
+    needs_experts = False
+
+    def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
+        targets_N, _ = reply_tokens(batch)
+        nll_N = negative_log_likelihood(reply_log_probs(policy, batch), targets_N)
+        lm = nll_N.sum() / totals.tokens
+        return Scored(Terms(penalised=lm.new_zeros(()), rest=lm), {"lm": lm.detach()})

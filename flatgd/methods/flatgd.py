@@ -1,0 +1,16 @@
+"""FlatGD: Safety_loss with a penalty on its gradient norm (Khalatbari et al. 2024, Eq. 1-2).
+
+    J = a * L_LM + L_S + lambda * ||grad L_S||^2
+
+The loss is Safety_loss's; the penalty is in flatgd/flatness, and the trainer adds it.
+"""
+
+from dataclasses import dataclass
+
+from flatgd.methods.safety_loss import SafetyLoss
+
+
+@dataclass
+class FlatGD(SafetyLoss):
+    name = "flatgd"
+    is_flat = True

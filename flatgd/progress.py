@@ -1,0 +1,38 @@
+"""What a run shows while it works: a bar for every long part, one line when a stage is done."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """Writes to one console; bars are drawn on a terminal only, and vanish when done."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False)
+        self._begun = time.monotonic()
+
+    def line(self, stage: str, text: str) -> None:
+        elapsed = int(time.monotonic() - self._begun)
+        clock = f"{elapsed // 60:d}:{elapsed % 60:02d}"
+        self.console.print(f"[dim]{clock:>6}[/dim]  [bold]{stage:<26}[/bold] ", end="")
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Yields `advance(count)`."""
+        progress = Progress(
+            TextColumn("        {task.description:<26}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        with progress:
+            task = progress.add_task(label, total=total)
+            yield lambda count: progress.update(task, advance=count)

@@ -1,0 +1,227 @@
+"""A recipe: everything a run depends on, in one YAML file.
+
+Unknown keys are refused with the nearest name, and all faults are told at once. `train:` and
+`experts:` are passed on to FlatGDConfig by name; their keys are checked against it without
+importing torch's world (see `check`).
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from flatgd.errors import RecipeError
+
+PACKAGE = Path(__file__).parent
+
+
+def _resolve(value: Any, info: Any) -> Any:
+    """`demo:NAME` is a file that ships with flatgd; a relative path starts at the recipe."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("demo:"):
+        return PACKAGE / "demo" / value.removeprefix("demo:")
+    return (info.context or {}).get("folder", Path()) / Path(value).expanduser()
+
+
+LocalPath = Annotated[Path, BeforeValidator(_resolve)]
+
+
+def _resolve_model(value: Any, info: Any) -> Any:
+    """A folder if there is one, else the name of a model on the hub."""
+    if isinstance(value, str) and not value.startswith("demo:"):
+        local = _resolve(value, info)
+        return str(local) if value.startswith((".", "/", "~")) or local.is_dir() else value
+    return str(_resolve(value, info)) if isinstance(value, str) else value
+
+
+ModelName = Annotated[str, BeforeValidator(_resolve_model)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """One data set, or a part of one."""
+
+    name: str
+    """The name in tables and files."""
+    format: Literal["bad", "diasafety", "jsonl"]
+    path: LocalPath
+    """A file; for diasafety the folder with train, val and test."""
+    split: Literal["train", "val", "test"] = "train"
+    """diasafety only."""
+    speaker: Literal["bot", "human", "all"] = "bot"
+    """Whose turns count as replies. Human turns may train a judge, never a policy."""
+    share: tuple[float, float] = (0.0, 1.0)
+    """Which conversations, as a slice of [0, 1): a conversation's place is a hash of its name."""
+    history_lines: int = Field(3, ge=1)
+    """Lines of history kept before a bot's turn; before a human's, one fewer."""
+    answered: bool = True
+    """Test sets only: whether the models answer its histories, beside scoring its replies."""
+    keep_canned: bool = False
+    """Keep canned replies ("do you want to talk about something else?")."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Source":
+        if not 0 <= self.share[0] < self.share[1] <= 1:
+            raise ValueError(f"share must be two rising numbers in 0..1, got {list(self.share)}")
+        return self
+
+
+class Data(Section):
+    policy: list[Source] = Field(min_length=1)
+    """Trains the experts and the methods."""
+    judge: list[Source] = Field(min_length=1)
+    """Trains the reporting judge; shares no conversation with `policy`."""
+    test: list[Source] = Field(min_length=1)
+    """Labelled replies to score, and their histories to answer; trains nothing."""
+
+
+class Generate(Section):
+    """Sampling, the same for every model."""
+
+    histories: int | None = Field(None, ge=1)
+    """Test histories to answer, drawn by conversation; none = all."""
+    samples: int = Field(5, ge=1)
+    """Replies a history."""
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    min_new_tokens: int = Field(5, ge=1)
+    max_new_tokens: int = Field(32, ge=1)
+    batch_size: int = Field(128, ge=1)
+    """Histories answered at once."""
+
+
+class Judge(Section):
+    false_positive_rate: float = Field(0.02, gt=0, lt=1)
+    """The threshold lets this share of safe held-out replies through as toxic."""
+
+
+class Report(Section):
+    resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples for each interval."""
+    samples_shown: int = Field(12, ge=0)
+    """Histories shown side by side in the page."""
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    output: LocalPath
+    """Folder of the run; made if missing."""
+    seed: int = Field(0, ge=0)
+    backbone: ModelName
+    """The model to make safe: a folder or a hub name."""
+    scorer: ModelName | None = None
+    """The model that measures perplexity; no relative of the backbone."""
+    data: Data
+    max_history_tokens: int = Field(128, ge=8)
+    """Newest tokens of the history that a model sees."""
+    max_reply_tokens: int = Field(64, ge=4)
+    """Tokens of a reply that are trained and scored."""
+    experts: dict[str, Any] = {}
+    """FlatGDConfig fields for the two experts, over those of `train`."""
+    train: dict[str, Any] = {}
+    """FlatGDConfig fields for every method."""
+    methods: dict[str, dict[str, Any] | None] = {"clean": {}, "safety_loss": {}, "flatgd": {}}
+    """Methods to train, each with its own fields over those of `train`."""
+    generate: Generate = Generate()
+    judge: Judge = Judge()
+    report: Report = Report()
+
+    @property
+    def models(self) -> list[str]:
+        """Every row of the tables: the backbone, both experts, the methods."""
+        return ["backbone", "clean_expert", "toxic_expert", *self.methods]
+
+    @property
+    def yardstick(self) -> str:
+        """Clean fine-tuning, what the other models are compared with pair by pair."""
+        return "clean" if "clean" in self.methods else "clean_expert"
+
+
+_NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+
+
+def _numbers(value: Any) -> Any:
+    """PyYAML reads `5e-6` as text (YAML 1.1 wants `5.0e-6`); here it is a number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _NUMBER.match(value) else value
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and validate one recipe; `overrides` are "section.key=value" as of `--set`."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; name the recipe file in it") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
+    for override in overrides or []:
+        _set(raw, override)
+    try:
+        return Recipe.model_validate(_numbers(raw), context={"folder": path.parent})
+    except ValidationError as error:
+        lines = [f"  {_explain(fault)}" for fault in error.errors()]
+        raise RecipeError("\n".join([f"{path} cannot be run:", *lines])) from None
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set wants section.key=value, got {override!r}")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = raw.setdefault(parent, {})
+        if child is None:
+            child = raw[parent] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {key}: {parent!r} is not a section")
+        raw = child
+    try:
+        raw[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {key}: {text!r} is not valid YAML") from None
+
+
+def _explain(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        *_, wrong = fault["loc"]
+        return f"{place}: unknown key{nearest(str(wrong), _fields(fault['loc'][:-1]))}"
+    if fault["type"] == "missing":
+        return f"{place}: missing"
+    return f"{place}: {fault['msg']}, got {str(fault['input'])[:60]!r}"
+
+
+def _fields(place: tuple[Any, ...]) -> list[str]:
+    """The keys allowed at one place of a recipe."""
+    model: Any = Recipe
+    for part in place:
+        if isinstance(part, str):
+            model = model.model_fields[part].annotation
+            model = getattr(model, "__args__", (model,))[0]
+    return list(model.model_fields)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """
+    >>> nearest("sede", ["seed", "train"])
+    "; did you mean 'seed'?"
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"

@@ -1,0 +1,107 @@
+"""The one record that flows through the project, and how files of records are read and written."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from flatgd.errors import DataError, Problem
+
+Speaker = Literal["human", "bot"]
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A history and one reply to it.
+
+    `history` is oldest line first. `is_safe` is the human label of the reply, None where there is
+    none. `conversation` names what rows belong together: a split never cuts through one.
+    """
+
+    history: tuple[str, ...]
+    reply: str
+    is_safe: bool | None
+    source: str
+    conversation: str
+    speaker: Speaker = "bot"
+
+
+def clean_text(text: str) -> str:
+    """White space folded to single spaces, ends stripped: two spaces are left to separate turns.
+
+    >>> clean_text("  a\\t b  ")
+    'a b'
+    """
+    return " ".join(text.split())
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, plain or .gz. Raises DataError when it cannot be read."""
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError([Problem(str(path), 0, "no such file")]) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError([Problem(str(path), line, "not UTF-8; convert the file first")]) from None
+    except (OSError, EOFError) as error:
+        raise DataError([Problem(str(path), 0, f"cannot be read: {error}")]) from None
+    if not text.strip():
+        raise DataError([Problem(str(path), 0, "the file is empty")])
+    return text
+
+
+def parse_lines(path: Path, parse: Callable[[str], Record]) -> list[tuple[int, Record]]:
+    """(line number, parsed line) of every line that is not blank.
+
+    `parse` raises ValueError with a reason; all reasons are collected into one DataError.
+    """
+    records, problems = [], []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append((number, parse(line.rstrip("\r"))))
+        except ValueError as error:
+            problems.append(Problem(str(path), number, str(error)))
+    if problems:
+        raise DataError(problems)
+    return records
+
+
+def parse_json_object(text: str) -> dict[str, Any]:
+    """One JSON object; ValueError says what is wrong with it in a few words."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def text_field(row: dict[str, Any], key: str) -> str:
+    """A required, non-empty string of a row, white space folded; ValueError says what came."""
+    if key not in row:
+        raise ValueError(f"no {key!r}; the keys are {', '.join(map(repr, row)) or 'none'}")
+    value = row[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be text, got {type(value).__name__}")
+    if not (value := clean_text(value)):
+        raise ValueError(f"{key!r} is empty")
+    return value
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one of our own JSONL files."""
+    for _, row in parse_lines(path, parse_json_object):
+        yield row
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

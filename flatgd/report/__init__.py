@@ -1,0 +1,1 @@
+"""The report: reads the files of a run, never imports torch."""

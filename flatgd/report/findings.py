@@ -1,0 +1,53 @@
+"""What the figures say, in sentences; also where they say nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flatgd.recipe import Recipe
+
+Row = dict[str, Any]
+Cells = dict[tuple[str, str, str], Row]
+
+
+def findings(summary: Sequence[Row], recipe: Recipe) -> list[str]:
+    """A sentence each: do the experts differ, is each method safer than clean, the judge's floor."""
+    samples, yardstick = recipe.generate.samples, recipe.yardstick
+    cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
+    datasets = list(dict.fromkeys(row["dataset"] for row in summary))
+    told = [_experts(cells, dataset, yardstick) for dataset in datasets]
+    for method in recipe.methods:
+        for metric in ("contrast", f"toxicity_any{samples}", "toxicity_mean"):
+            if method != yardstick:
+                told += [_difference(cells, method, d, metric, yardstick) for d in datasets]
+    rate = recipe.judge.false_positive_rate
+    told.append(
+        f"The judge's floor: marking {rate:.0%} of safe replies as toxic, it would give a perfectly "
+        f"safe model {1 - (1 - rate) ** samples:.3f} on any of {samples}."
+    )
+    return [sentence for sentence in told if sentence]
+
+
+def _experts(cells: Cells, dataset: str, yardstick: str) -> str:
+    """Whether the toxic expert likes toxic replies more than the clean one does."""
+    row = cells.get((f"toxic_expert - {yardstick}", dataset, "contrast"))
+    if row is None or row["low"] is None:
+        return ""
+    if row["high"] < 0:
+        return f"{dataset}: the experts differ; toxic less clean in contrast is {_interval(row)}."
+    return (
+        f"{dataset}: no contrast between the experts ({_interval(row)}), so there is nothing to "
+        "steer by; train them longer or on more labelled replies."
+    )
+
+
+def _difference(cells: Cells, method: str, dataset: str, metric: str, yardstick: str) -> str:
+    row = cells.get((f"{method} - {yardstick}", dataset, metric))
+    if row is None or row["low"] is None:
+        return ""
+    clear = row["low"] > 0 or row["high"] < 0
+    verdict = "" if clear else "; the interval holds 0: this run cannot tell them apart"
+    return f"{dataset}: {metric} of {method} less {yardstick} is {_interval(row)}{verdict}."
+
+
+def _interval(row: Row) -> str:
+    return f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"

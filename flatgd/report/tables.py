@@ -1,0 +1,134 @@
+"""The report's tables: plain cells, rendered as Markdown, HTML or in the terminal."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from flatgd.recipe import Recipe
+from flatgd.report.findings import findings
+
+Row = dict[str, Any]
+
+
+class Table(NamedTuple):
+    """Cells are text; the first column names the row."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str
+
+
+# metric, how it is headed (the arrow points to better), decimals
+METRICS = [
+    ("contrast", "contrast ↑", 3),
+    ("contrast_paired", "contrast, paired ↑", 3),
+    ("toxicity_any{k}", "toxic, any of {k} ↓", 3),
+    ("toxicity_any{k}_p50", "any of {k}, P > .5 ↓", 3),
+    ("toxicity_mean", "mean P(toxic) ↓", 3),
+    ("perplexity", "perplexity ↓", 1),
+    ("div1", "div1 ↑", 3),
+    ("div2", "div2 ↑", 3),
+    ("reply_words", "words", 1),
+]
+
+NOTE = (
+    "Value with its 95 % interval, by bootstrap over conversations. contrast: NLL per token of "
+    "human-labelled toxic replies less that of safe ones under the model itself; paired: within "
+    "contexts that have both. Toxicity by the judge whose quality is given below; perplexity under "
+    "the independent scorer; reference: the test set's own safe replies."
+)
+
+
+def main_tables(summary: Sequence[Row], names: Sequence[str], samples: int) -> list[Table]:
+    """One table a test set, one row a model; then the paired differences."""
+    tables = []
+    for dataset in dict.fromkeys(row["dataset"] for row in summary):
+        cells = {
+            (row["method"], row["metric"]): row for row in summary if row["dataset"] == dataset
+        }
+        differences = [m for m in dict.fromkeys(m for m, _ in cells) if " - " in m]
+        for title, methods in (
+            (dataset, [*names, "reference"]),
+            (f"{dataset}: paired differences", differences),
+        ):
+            tables.append(_table(title, cells, methods, samples))
+    return tables
+
+
+def _table(
+    title: str, cells: dict[tuple[str, str], Row], methods: Sequence[str], samples: int
+) -> Table:
+    used = [
+        (metric.format(k=samples), head.format(k=samples), decimals)
+        for metric, head, decimals in METRICS
+        if any((method, metric.format(k=samples)) in cells for method in methods)
+    ]
+    rows = [
+        [method, *(_cell(cells.get((method, metric)), decimals) for metric, _, decimals in used)]
+        for method in methods
+        if any((method, metric) in cells for metric, _, _ in used)
+    ]
+    return Table(title, ["model", *(head for _, head, _ in used)], rows, NOTE)
+
+
+def judge_table(judge: Row) -> Table:
+    """The judge's agreement with human labels it was not trained on."""
+    header = ["human labels of", "AUC", "F1", "safe marked", "toxic marked", "replies", "toxic"]
+    rows = [
+        [
+            part["rows_of"],
+            *(
+                number(part[key], 3)
+                for key in ("auc", "f1", "false_positive_rate", "true_positive_rate")
+            ),
+            f"{part['rows']:,}",
+            f"{part['toxic']:,}",
+        ]
+        for part in judge["quality"]
+    ]
+    note = (
+        f"The {judge['judge']} judge, trained on {judge['trained_on']:,} labelled replies of other "
+        f"conversations. F1 at P > .5; marked: the share above the threshold {judge['threshold']:.3f}."
+    )
+    return Table("judge", header, rows, note)
+
+
+def number(value: float | None, decimals: int) -> str:
+    return "undefined" if value is None else f"{value:.{decimals}f}"
+
+
+def _cell(row: Row | None, decimals: int) -> str:
+    if row is None:
+        return ""
+    value = number(row["value"], decimals)
+    if row["low"] is None:
+        return value
+    return f"{value} [{number(row['low'], decimals)}, {number(row['high'], decimals)}]"
+
+
+def markdown(table: Table) -> str:
+    lines = [f"## {table.title}", "", "| " + " | ".join(table.header) + " |"]
+    lines.append("|" + "---|" * len(table.header))
+    lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+    return "\n".join([*lines, "", table.note])
+
+
+def show_in_terminal(recipe: Recipe, console: Console) -> None:
+    """The main figures, values alone, and what was found."""
+    summary = json.loads((recipe.output / "report/summary.json").read_text())
+    for table in main_tables(summary, recipe.models, recipe.generate.samples):
+        if ": paired" in table.title:
+            continue
+        shown = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
+        for index, head in enumerate(table.header):
+            shown.add_column(head, justify="right" if index else "left")
+        for row in table.rows:
+            shown.add_row(*(cell.split(" ")[0] for cell in row))
+        console.print(shown)
+        console.print()
+    for sentence in findings(summary, recipe):
+        console.print(f"- {sentence}", markup=False)

@@ -1,0 +1,116 @@
+"""Finished work is not done again: each output of a run is kept under the key of all it depends on.
+
+An output is a file or a folder below the run's root. It is built beside its place as `NAME.partial`
+and renamed when complete, then stamped with its key. A run that was cut off finds no stamp and
+builds that output again (a training goes on from its last checkpoint); one with another key is
+replaced. Two outputs with one key are one piece of work: the second is linked to the first.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+Outcome = Literal["built", "kept", "reused"]
+
+
+def key_of(*parts: Any) -> str:
+    """A digest of anything JSON can hold; dataclasses count by their fields."""
+    text = json.dumps(parts, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return str(value)
+
+
+class Stages:
+    """The outputs below `root`."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._stamps = root / ".stages"
+
+    def produce(self, name: str, key: str, build: Callable[[Path], None]) -> Outcome:
+        """Make `root/name` hold what `key` stands for; `build` writes it to the path it is given."""
+        target, stamp = self.root / name, self._stamp(name)
+        if self._key(name) == key:
+            return "kept"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        begun = time.time()
+        twin = self._twin(name, key)
+        partial = self._partial(target, key)
+        if twin is not None:
+            _remove(partial)
+            _link(self.root / twin, partial)
+        else:
+            build(partial)
+        stamp.unlink(missing_ok=True)
+        _remove(target)
+        partial.rename(target)
+        (target.parent / f"{target.name}.partial.key").unlink(missing_ok=True)
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        record = {"name": name, "key": key, "seconds": round(time.time() - begun, 1)}
+        _write(stamp, json.dumps(record) + "\n")
+        return "reused" if twin is not None else "built"
+
+    def _key(self, name: str) -> str | None:
+        """The key of a finished output, None where there is none."""
+        try:
+            record = json.loads(self._stamp(name).read_text())
+        except (OSError, ValueError):
+            return None
+        return record.get("key") if (self.root / name).exists() else None
+
+    def _stamp(self, name: str) -> Path:
+        return self._stamps / f"{name.replace('/', '__')}.json"
+
+    def _twin(self, name: str, key: str) -> str | None:
+        for path in sorted(self._stamps.glob("*.json")):
+            other = json.loads(path.read_text())["name"]
+            if other != name and self._key(other) == key:
+                return str(other)
+        return None
+
+    def _partial(self, target: Path, key: str) -> Path:
+        """Where to build; what an interrupted build of another key left there is removed."""
+        partial = target.parent / f"{target.name}.partial"
+        note = target.parent / f"{target.name}.partial.key"
+        if not note.exists() or note.read_text() != key:
+            _remove(partial)
+            note.write_text(key)
+        return partial
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(str(source), str(target))
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text)
+    beside.replace(path)

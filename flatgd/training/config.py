@@ -1,0 +1,153 @@
+"""FlatGDConfig: TrainingArguments with the paper's fields, and what cannot work refused by name."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from flatgd.errors import UnsupportedError
+from flatgd.flatness import PenaltySettings
+
+
+def _doc(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class FlatGDConfig(TrainingArguments):
+    """TrainingArguments and the fields below. Defaults are the paper's (Table 5) where it has any.
+
+    Raises UnsupportedError, with the mend, for combinations that cannot work.
+    """
+
+    lm_weight: float = field(default=1.0, metadata=_doc("a of Eq. 1; Table 5: 1"))
+    attract_weight: float = field(default=3.0, metadata=_doc("gamma of Eq. 4; Table 5: 3"))
+    repel_weight: float = field(default=2.0, metadata=_doc("beta of Eq. 4; Table 5: 2"))
+    flatness_weight: float | None = field(
+        default=None, metadata=_doc("lambda of Eq. 1, fixed; 0 turns the penalty off")
+    )
+    penalty_share: float | None = field(
+        default=None,
+        metadata=_doc(
+            "instead of flatness_weight: lambda such that the penalty's gradient has this norm "
+            "relative to the rest of the gradient, step by step; 0.3 if neither is given"
+        ),
+    )
+    penalty_squared: bool = field(
+        default=True, metadata=_doc("||grad||^2 as in Eq. 1, or ||grad|| as in the paper's words")
+    )
+    penalise: Literal["safety_loss", "objective"] = field(
+        default="safety_loss", metadata=_doc("whose gradient norm is penalised")
+    )
+    penalty_warmup: float = field(
+        default=0.1,
+        metadata=_doc("the penalty is off for this share of the steps (Zhao et al. 2024)"),
+    )
+    flatness_method: Literal["finite_difference", "exact"] = field(
+        default="finite_difference", metadata=_doc("how the penalty's gradient is computed")
+    )
+    difference: Literal["forward", "central"] = field(
+        default="forward", metadata=_doc("central: one more pass, error O(rho^2) instead of O(rho)")
+    )
+    rho: float | None = field(
+        default=None,
+        metadata=_doc(
+            "length of the second pass's step in weight space; by default 1e-3 (central 5e-4) in "
+            "float32, 1e-2 under bf16"
+        ),
+    )
+    micro_batch_size: int | None = field(
+        default=None,
+        metadata=_doc("rows in memory at once; the batch is split inside the step, exactly"),
+    )
+    max_history_tokens: int = field(default=128, metadata=_doc("newest tokens of the history kept"))
+    max_reply_tokens: int = field(default=64, metadata=_doc("tokens of the reply kept"))
+
+    learning_rate: float = field(default=5e-6, metadata=_doc("Table 5: 5e-6, for 400M parameters"))
+    per_device_train_batch_size: int = field(default=64, metadata=_doc("Table 5: 64"))
+    num_train_epochs: float = field(default=2.0, metadata=_doc("Table 5: 2"))
+    weight_decay: float = field(default=0.0, metadata=_doc("none, as the penalty is on the loss"))
+    logging_steps: float = field(default=1, metadata=_doc("each step is logged"))
+    save_strategy: str = field(default="no", metadata=_doc("'steps' to resume inside a training"))
+    report_to: Any = field(default="none", metadata=_doc("trackers, off unless asked for"))
+    remove_unused_columns: bool = field(default=False, metadata=_doc("our batches are our own"))
+    logging_nan_inf_filter: bool = field(default=False, metadata=_doc("NaN is never hidden"))
+
+    def __post_init__(self) -> None:
+        if faults := list(self._faults()):
+            raise UnsupportedError("\n".join(faults))
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise UnsupportedError(
+                f"one process sees {self.n_gpu} GPUs, and DataParallel has no whole-batch "
+                "gradient; set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch"
+            )
+
+    def _faults(self) -> Any:
+        if self.flatness_weight is not None and self.penalty_share is not None:
+            yield (
+                f"flatness_weight={self.flatness_weight} and penalty_share={self.penalty_share} "
+                "both set lambda; give one"
+            )
+        for name in ("flatness_weight", "penalty_share", "rho"):
+            value = getattr(self, name)
+            if value is not None and (value < 0 or (name == "rho" and value == 0)):
+                yield f"{name} must be positive, got {value}"
+        if not 0 <= self.penalty_warmup <= 1:
+            yield f"penalty_warmup is a share of the steps, 0..1, got {self.penalty_warmup}"
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            yield f"micro_batch_size must be at least 1, got {self.micro_batch_size}"
+        for name, choices in (
+            ("flatness_method", ("finite_difference", "exact")),
+            ("difference", ("forward", "central")),
+            ("penalise", ("safety_loss", "objective")),
+        ):
+            if getattr(self, name) not in choices:
+                yield f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+        if self.fp16:
+            yield "fp16 scales the gradient that the penalty measures; use bf16 or float32"
+        if self.label_smoothing_factor:
+            yield "label smoothing changes another loss than ours; set label_smoothing_factor to 0"
+        if self.deepspeed:
+            yield "DeepSpeed hides the gradients of the two passes; use accelerate with DDP or FSDP2"
+        if self.gradient_accumulation_steps != 1:
+            yield (
+                "the penalty is of the whole batch, so gradient_accumulation_steps must be 1; set "
+                "per_device_train_batch_size to the whole batch and micro_batch_size to what fits"
+            )
+        if self.auto_find_batch_size:
+            yield "auto_find_batch_size changes the objective; set micro_batch_size instead"
+        if self.flatness_method == "exact":
+            yield from self._faults_of_exact()
+
+    def _faults_of_exact(self) -> Any:
+        mend = "use flatness_method: finite_difference"
+        if self.torch_compile:
+            yield f"torch.compile has no second derivative; {mend}"
+        if self.fsdp or self.fsdp_config:
+            yield f"FSDP has no second derivative; {mend}"
+        checkpointing = self.gradient_checkpointing or self.activation_checkpointing
+        kwargs = self.gradient_checkpointing_kwargs or self.activation_checkpointing_kwargs
+        if checkpointing and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+            yield f"reentrant checkpointing has no second derivative; {mend}, or use_reentrant: false"
+
+    def penalty_settings(self) -> PenaltySettings | None:
+        """How the penalty is computed, None where it is off."""
+        share = self.penalty_share
+        if self.flatness_weight is None and share is None:
+            share = 0.3
+        if 0 in (self.flatness_weight, share):
+            return None
+        return PenaltySettings(
+            weight=self.flatness_weight,
+            share=share,
+            squared=self.penalty_squared,
+            difference=self.difference,
+            rho=self.rho or self._default_rho(),
+        )
+
+    def _default_rho(self) -> float:
+        if self.bf16 or torch.is_autocast_enabled("cpu"):
+            return 1e-2
+        return 1e-3 if self.difference == "forward" else 5e-4

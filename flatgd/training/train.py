@@ -1,0 +1,86 @@
+"""One training, from a backbone's name to a folder that plain transformers loads."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from flatgd.methods import Clean, Method
+from flatgd.models import load_model, load_tokenizer
+from flatgd.records import Dialogue, write_jsonl
+from flatgd.training.config import FlatGDConfig
+from flatgd.training.trainer import FlatGDTrainer, flatgd_method
+
+
+class _Advance(TrainerCallback):
+    def __init__(self, advance: Callable[[int], None]):
+        self.advance = advance
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(1)
+
+
+def train(
+    backbone: str,
+    rows: Sequence[Dialogue],
+    config: FlatGDConfig,
+    kind: type[Method],
+    experts: Sequence[nn.Module],
+    name: str,
+    advance: Callable[[int], None] = lambda count: None,
+) -> str:
+    """Train into `config.output_dir`, going on from its last whole checkpoint; says what was done.
+
+    Leaves config, weights, tokenizer and `training.jsonl`, one line of figures a logged step.
+    """
+    folder = Path(config.output_dir or ".")
+    model, tokenizer = load_model(backbone), load_tokenizer(backbone)
+    method = Clean() if kind is Clean else flatgd_method(config, *experts, kind=kind)  # type: ignore[arg-type]
+    trainer = FlatGDTrainer(
+        model, config, train_dataset=rows, processing_class=tokenizer, method=method
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Advance(advance))
+    checkpoint = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if name == "toxic_expert":
+        model.config.flatgd_role = "toxic expert: never to be published or deployed"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    write_jsonl(folder / "training.jsonl", log)
+    for path in _checkpoints(folder):
+        shutil.rmtree(path)
+    cut = trainer.truncated()
+    return (
+        f"{trainer.state.global_step} steps on {len(rows):,} replies"
+        + (f", {cut:,} of them cut to length" if cut else "")
+        + (f", from checkpoint {checkpoint.name}" if checkpoint else "")
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; broken ones after it are removed.
+
+    Trainer writes trainer_state.json last, so a checkpoint that has it whole is whole.
+    """
+    for path in reversed(_checkpoints(folder)):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+        else:
+            return path
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
