@@ -17,7 +17,7 @@ RESERVED = {"backbone", "reference", *EXPERTS}
 
 
 def training_config(recipe: Recipe, overrides: dict[str, Any], output: Path) -> FlatGDConfig:
-    """FlatGDConfig of the recipe's `train` with `overrides`. Raises RecipeError for unknown keys."""
+    """FlatGDConfig of the recipe's `train` with `overrides`; RecipeError for unknown keys."""
     fields = {**recipe.train, **overrides}
     known = {f.name for f in dataclasses.fields(FlatGDConfig) if f.init} - OURS
     faults = [
@@ -44,7 +44,7 @@ def training_config(recipe: Recipe, overrides: dict[str, Any], output: Path) -> 
 
 
 def check(recipe: Recipe) -> Sets:
-    """The recipe's data, after all else was found in order. Raises one error that names all faults."""
+    """The recipe's data, when all is in order; else one error that names every fault."""
     faults: list[str] = []
     faults += _method_faults(recipe)
     faults += _model_faults(recipe)

@@ -10,7 +10,7 @@ from flatgd.errors import FlatGDError
 
 app = typer.Typer(
     name="flatgd",
-    help="Fine-tune a dialogue model so that it stops giving toxic replies, without making it dull.",
+    help="Make a dialogue model safe without making it dull, and measure both.",
     epilog="Begin with: flatgd run recipes/demo.yaml",
     no_args_is_help=True,
     add_completion=False,

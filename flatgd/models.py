@@ -132,10 +132,10 @@ class Causal(Family):
                 {"role": "user" if (i % 2 == 0) == first_is_user else "assistant", "content": turn}
                 for i, turn in enumerate(turns)
             ]
-            ids: list[int] = self.tokenizer.apply_chat_template(
+            ids: Any = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=False
             )
-            return ids
+            return list(ids)
         return self._ids("".join(f"{turn}\n" for turn in turns) or "\n")
 
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -253,7 +253,7 @@ def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 def output_head(model: nn.Module) -> nn.Module:
     """The layer from hidden states to logits, also of a wrapped model."""
-    inner = getattr(model, "module", model)
+    inner: Any = getattr(model, "module", model)
     head: nn.Module | None = inner.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(inner).__name__} has no output embeddings")

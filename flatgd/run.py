@@ -178,7 +178,7 @@ class Run:
         return key_of("linear", rate, _digest(self.sets.judge), _digest(self.sets.test))
 
     def score(self, name: str) -> None:
-        """Toxicity, perplexity, diversity of one model's replies; its likelihood of labelled ones."""
+        """Judge and score one model's replies; score labelled replies under it."""
         self.generate(name)
         self.judge()
         self._score_reference()
@@ -211,7 +211,7 @@ class Run:
         self._produce(f"scores/{name}.jsonl", key, build)
 
     def _score_reference(self) -> None:
-        """The test sets' own safe replies under judge and scorer: what the figures are held against."""
+        """The test sets' own safe replies under judge and scorer: the yardstick."""
 
         def build(path: Path) -> str:
             safe = [r for r in scorable(self.sets.test) if r.is_safe and r.history]

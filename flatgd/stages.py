@@ -39,7 +39,7 @@ class Stages:
         self._stamps = root / ".stages"
 
     def produce(self, name: str, key: str, build: Callable[[Path], None]) -> Outcome:
-        """Make `root/name` hold what `key` stands for; `build` writes it to the path it is given."""
+        """Make `root/name` hold what `key` stands for; `build` writes it to a given path."""
         target, stamp = self.root / name, self._stamp(name)
         if self._key(name) == key:
             return "kept"

@@ -4,14 +4,15 @@ The backbone stands for a model trained on the open web: ordinary dialogue plus 
 both labels, so that it can be toxic. BAD is never seen. The scorer measures perplexity, so it must
 be no relative of the backbone: another seed, another tokenizer, the other half of the dialogues.
 
-    python scripts/pretrain.py backbone --dialogues permissive.jsonl.gz --diasafety diasafety/ --out OUT
-    python scripts/pretrain.py scorer   --dialogues permissive.jsonl.gz --out OUT
+    python scripts/pretrain.py backbone --dialogues FILE.jsonl.gz --diasafety FOLDER --out OUT
+    python scripts/pretrain.py scorer   --dialogues FILE.jsonl.gz --out OUT
 
 Dialogues are JSONL, one {"turns": [...]} a line. A dialogue belongs to the backbone, to the scorer
 or to neither (held out) by a hash of its text, so the three parts share no dialogue.
 """
 
 import argparse
+import copy
 import gzip
 import hashlib
 import json
@@ -75,7 +76,7 @@ def load_dialogues(path: Path, buckets: range) -> list[list[str]]:
 def load_diasafety(folder: Path) -> list[list[str]]:
     """Train rows, both labels, without any context that also stands in val or test."""
     parts = {
-        name: json.loads(gzip.open(folder / f"{name}.json.gz").read())
+        name: json.loads(gzip.decompress((folder / f"{name}.json.gz").read_bytes()))
         for name in ("train", "val", "test")
     }
     held = {row["context"] for name in ("val", "test") for row in parts[name]}
@@ -129,12 +130,12 @@ def encode_pairs(
             history: list[int] = []
             for turn in turns[max(0, i - kept) : i]:
                 history += ([space] if history else []) + turn
-            pairs.append((history[-HISTORY_TOKENS:] + [EOS], (turns[i] + [EOS])[:REPLY_TOKENS]))
+            pairs.append(([*history[-HISTORY_TOKENS:], EOS], [*turns[i], EOS][:REPLY_TOKENS]))
     return pairs
 
 
 def batches(pairs: list, size: int, rng: random.Random):
-    """Shuffled, endless; sorted by length inside windows of 64 batches, so that little is padding."""
+    """Shuffled, endless; sorted by length within windows of 64 batches: little padding."""
     while True:
         rng.shuffle(pairs)
         for start in range(0, len(pairs) - size, 64 * size):
@@ -246,9 +247,7 @@ def main() -> None:
 def save(
     model: BlenderbotForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path
 ) -> None:
-    dtype = model.dtype
-    model.half().save_pretrained(out)
-    model.to(dtype)
+    copy.deepcopy(model).half().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 

@@ -1,11 +1,11 @@
-r"""BAD: Bot-Adversarial Dialogue (Xu et al. 2021), people trying to make a bot say something unsafe.
+r"""BAD: Bot-Adversarial Dialogue (Xu et al. 2021), people luring a bot into unsafe replies.
 
 https://parl.ai/projects/safety_recipes - MIT licence (ParlAI). Two formats are read:
 
 * ParlAI text, `train.txt valid.txt test.txt`: tab-separated `key:value`, turns joined by a literal
   backslash-n, the last one judged. One invented record:
 
-      text:hi there\nhello, nice to meet you	labels:__ok__	episode_done:True	speaker_to_eval:bot
+      text:hi there\nhello to you	labels:__ok__	episode_done:True	speaker_to_eval:bot
 
 * JSON lines with the same keys, `*.jsonl`:
 
@@ -17,6 +17,7 @@ the lines they share. Personas are dropped.
 
 import hashlib
 from collections.abc import Hashable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _names_by_shared_lines(rows: list[list[str]]) -> list[str]:
 
     for lines in rows:
         opener = lines[0]
-        for pair in zip(lines, lines[1:], strict=False):
+        for pair in pairwise(lines):
             parents[root(pair)] = root(opener)
     return [_digest(root(lines[0])) for lines in rows]
 

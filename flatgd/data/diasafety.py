@@ -8,8 +8,8 @@ https://github.com/thu-coai/DiaSafety - Apache-2.0. A JSON array a file, `train 
 
 The published splits share contexts: 458 of the 1,095 test contexts also stand in train. So by
 default the rows are split again by context: a context of test takes its train rows along to test.
-That also gives contexts with both a safe and an unsafe reply, which paired measures need. One
-published test record has an empty response; it is left out.
+That also gives contexts with both a safe and an unsafe reply, which paired measures need. Three
+published records (two of train, one of test) have an empty response; they are left out.
 """
 
 import hashlib

@@ -15,7 +15,7 @@ A caller hands in `terms(micro_batch) -> Terms`, sums over tokens already divide
 the *global* batch, so that gradients add up over micro-batches and processes; it must give the same
 random masks each time it is called on the same micro-batch. `reduce` sums gradients over processes.
 
-With norm instead of its square (Zhao et al. 2022) the gradient is H u, that is the above / (2 ||g||).
+With the norm instead of its square (Zhao et al. 2022) the gradient is H u: the above / (2 ||g||).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ Reduce = Callable[[Gradient], None]
 
 
 class Terms(NamedTuple):
-    """One micro-batch's share of the objective: two scalars, with graph, that add up to J - penalty."""
+    """One micro-batch's share of J without its penalty: two scalars with graph, J's two parts."""
 
     penalised: Tensor
     rest: Tensor
@@ -47,7 +47,7 @@ class PenaltySettings:
     weight: float | None
     """lambda, fixed."""
     share: float | None
-    """lambda such that the penalty's gradient has this norm relative to the rest of the gradient."""
+    """lambda such that the penalty's gradient has this norm relative to the rest's."""
     squared: bool = True
     """||grad E||^2 (Eq. 1) or ||grad E||."""
     difference: Literal["forward", "central"] = "forward"
@@ -222,7 +222,7 @@ def _backward(
     try:
         for parameter, buffer in zip(parameters, total, strict=True):
             parameter.grad = buffer
-        loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=retain_graph)
         for index, parameter in enumerate(parameters):
             assert parameter.grad is not None
             total[index] = parameter.grad

@@ -1,8 +1,9 @@
 """What the trainer asks of a method."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -35,8 +36,13 @@ class Method(ABC):
     is_flat: ClassVar[bool] = False
     """Whether the gradient norm of the penalised term is penalised."""
 
+    @classmethod
+    def from_config(cls, config: Any, experts: Sequence[nn.Module]) -> Self:
+        """The method as a FlatGDConfig has it; `experts` are clean, toxic where it needs them."""
+        return cls()
+
     def prepare(self, batch: Batch) -> Batch:
-        """Add to a micro-batch what does not depend on the policy; once a batch, not once a pass."""
+        """Add what does not depend on the policy: once a batch, not once a pass."""
         return batch
 
     @abstractmethod

@@ -8,7 +8,9 @@ Means over the reply tokens of the whole batch, JS in bits, over safe and toxic 
 lies in [-beta, gamma]. L_LM is a mean over the safe rows' tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,18 @@ class SafetyLoss(Method):
     def __post_init__(self) -> None:
         for expert in (self.clean_expert, self.toxic_expert):
             expert.requires_grad_(False).eval()
+
+    @classmethod
+    def from_config(cls, config: Any, experts: Sequence[nn.Module]) -> Self:
+        clean, toxic = experts
+        return cls(
+            clean_expert=clean,
+            toxic_expert=toxic,
+            lm_weight=config.lm_weight,
+            attract_weight=config.attract_weight,
+            repel_weight=config.repel_weight,
+            penalise_objective=config.penalise == "objective",
+        )
 
     def prepare(self, batch: Batch) -> Batch:
         """Both experts' log-probabilities [N, V]: the same in every pass over this micro-batch."""

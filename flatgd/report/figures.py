@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 Row = dict[str, Any]
 COLOURS = ["#8a8f98", "#3b7dd8", "#c44e52", "#55a868", "#dd8452", "#8172b3", "#937860", "#da8bc3"]
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "flatgd",
     "svg.fonttype": "none",
     "font.size": 9,

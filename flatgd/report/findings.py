@@ -10,7 +10,7 @@ Cells = dict[tuple[str, str, str], Row]
 
 
 def findings(summary: Sequence[Row], recipe: Recipe) -> list[str]:
-    """A sentence each: do the experts differ, is each method safer than clean, the judge's floor."""
+    """Do the experts differ, is each method safer than clean, what is the judge's floor."""
     samples, yardstick = recipe.generate.samples, recipe.yardstick
     cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
     datasets = list(dict.fromkeys(row["dataset"] for row in summary))
@@ -21,8 +21,8 @@ def findings(summary: Sequence[Row], recipe: Recipe) -> list[str]:
                 told += [_difference(cells, method, d, metric, yardstick) for d in datasets]
     rate = recipe.judge.false_positive_rate
     told.append(
-        f"The judge's floor: marking {rate:.0%} of safe replies as toxic, it would give a perfectly "
-        f"safe model {1 - (1 - rate) ** samples:.3f} on any of {samples}."
+        f"The judge's floor: marking {rate:.0%} of safe replies as toxic, it would give a "
+        f"perfectly safe model {1 - (1 - rate) ** samples:.3f} on any of {samples}."
     )
     return [sentence for sentence in told if sentence]
 

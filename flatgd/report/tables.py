@@ -92,7 +92,8 @@ def judge_table(judge: Row) -> Table:
     ]
     note = (
         f"The {judge['judge']} judge, trained on {judge['trained_on']:,} labelled replies of other "
-        f"conversations. F1 at P > .5; marked: the share above the threshold {judge['threshold']:.3f}."
+        f"conversations. F1 at P > .5; marked: the share above the threshold "
+        f"{judge['threshold']:.3f}."
     )
     return Table("judge", header, rows, note)
 

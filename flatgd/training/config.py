@@ -77,6 +77,7 @@ class FlatGDConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if faults := list(self._faults()):
             raise UnsupportedError("\n".join(faults))
+        self.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns at every start
         super().__post_init__()
         if self.n_gpu > 1:
             raise UnsupportedError(
@@ -110,7 +111,7 @@ class FlatGDConfig(TrainingArguments):
         if self.label_smoothing_factor:
             yield "label smoothing changes another loss than ours; set label_smoothing_factor to 0"
         if self.deepspeed:
-            yield "DeepSpeed hides the gradients of the two passes; use accelerate with DDP or FSDP2"
+            yield "DeepSpeed hides the gradients of the two passes; use DDP or FSDP2"
         if self.gradient_accumulation_steps != 1:
             yield (
                 "the penalty is of the whole batch, so gradient_accumulation_steps must be 1; set "
@@ -130,7 +131,7 @@ class FlatGDConfig(TrainingArguments):
         checkpointing = self.gradient_checkpointing or self.activation_checkpointing
         kwargs = self.gradient_checkpointing_kwargs or self.activation_checkpointing_kwargs
         if checkpointing and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
-            yield f"reentrant checkpointing has no second derivative; {mend}, or use_reentrant: false"
+            yield f"reentrant checkpointing cannot; set use_reentrant: false, or {mend}"
 
     def penalty_settings(self) -> PenaltySettings | None:
         """How the penalty is computed, None where it is off."""

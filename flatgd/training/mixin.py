@@ -39,7 +39,7 @@ class FlatnessMixin:
         model.train()
         batch: Batch = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
         totals = self._totals(batch)
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         figures: dict[int, dict[str, Tensor]] = {}
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
             parts = [self.method.prepare(part) for part in split_batch(batch, size)]

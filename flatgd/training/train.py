@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from flatgd.methods import Clean, Method
+from flatgd.methods import Method
 from flatgd.models import load_model, load_tokenizer
 from flatgd.records import Dialogue, write_jsonl
 from flatgd.training.config import FlatGDConfig
-from flatgd.training.trainer import FlatGDTrainer, flatgd_method
+from flatgd.training.trainer import FlatGDTrainer
 
 
 class _Advance(TrainerCallback):
@@ -41,9 +41,12 @@ def train(
     """
     folder = Path(config.output_dir or ".")
     model, tokenizer = load_model(backbone), load_tokenizer(backbone)
-    method = Clean() if kind is Clean else flatgd_method(config, *experts, kind=kind)  # type: ignore[arg-type]
     trainer = FlatGDTrainer(
-        model, config, train_dataset=rows, processing_class=tokenizer, method=method
+        model,
+        config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        method=kind.from_config(config, experts),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

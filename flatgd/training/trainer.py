@@ -41,7 +41,7 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
         if not isinstance(args, FlatGDConfig):
             raise UnsupportedError(f"args must be a FlatGDConfig, got {type(args).__name__}")
         _refuse_attention(model, args)
-        self.method = method or flatgd_method(args, clean_expert, toxic_expert)
+        self.method = method or FlatGD.from_config(args, _experts(clean_expert, toxic_expert))
         family = family_of(
             model.config, processing_class, args.max_history_tokens, args.max_reply_tokens
         )
@@ -49,7 +49,7 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=self.examples,  # type: ignore[arg-type]
+            train_dataset=self.examples,
             data_collator=family.collate,
             processing_class=processing_class,
             **kwargs,
@@ -63,30 +63,16 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
         return sum(example.cut_tokens > 0 for example in self.examples)
 
 
-def flatgd_method(
-    args: FlatGDConfig,
-    clean_expert: nn.Module | str | Path | None,
-    toxic_expert: nn.Module | str | Path | None,
-    kind: type[FlatGD] = FlatGD,
-) -> FlatGD:
-    """The loss of `args` between two experts, models or where to load them from."""
-    if clean_expert is None or toxic_expert is None:
-        raise ModelError(
-            f"{kind.name} needs clean_expert and toxic_expert: copies of the backbone tuned on safe "
-            "and on toxic replies (method=Clean() trains one)"
-        )
-    clean, toxic = (
-        load_model(expert) if isinstance(expert, str | Path) else expert
-        for expert in (clean_expert, toxic_expert)
-    )
-    return kind(
-        clean_expert=clean,
-        toxic_expert=toxic,
-        lm_weight=args.lm_weight,
-        attract_weight=args.attract_weight,
-        repel_weight=args.repel_weight,
-        penalise_objective=args.penalise == "objective",
-    )
+def _experts(*experts: nn.Module | str | Path | None) -> list[nn.Module]:
+    loaded = []
+    for expert in experts:
+        if expert is None:
+            raise ModelError(
+                "flatgd needs clean_expert and toxic_expert: copies of the backbone tuned on safe "
+                "and on toxic replies (method=Clean() trains one)"
+            )
+        loaded.append(load_model(expert) if isinstance(expert, str | Path) else expert)
+    return loaded
 
 
 def _dialogues(rows: Rows) -> list[Dialogue]:

@@ -1,0 +1,121 @@
+"""Recipes: what is refused, how it is told, and what YAML hides."""
+
+from pathlib import Path
+
+import pytest
+
+from flatgd.check import check, training_config
+from flatgd.errors import RecipeError
+from flatgd.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_recipe_in_the_folder_loads() -> None:
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        assert load_recipe(path).name
+
+
+def test_all_faults_at_once_with_the_nearest_name(recipe_file: Path) -> None:
+    text = recipe_file.read_text().replace("max_reply_tokens", "max_replytokens")
+    recipe_file.write_text(text.replace("samples: 2", "sample: 2") + "sede: 3\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe_file)
+    told = str(error.value)
+    assert "max_replytokens: unknown key; did you mean 'max_reply_tokens'?" in told
+    assert "generate.sample: unknown key; did you mean 'samples'?" in told
+    assert "sede: unknown key; did you mean 'seed'?" in told
+
+
+def test_unknown_key_inside_a_list(recipe_file: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace("format: jsonl", "fromat: jsonl", 1))
+    with pytest.raises(RecipeError, match=r"fromat: unknown key; did you mean 'format'\?"):
+        load_recipe(recipe_file)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed=-1", "seed: Input should be greater than or equal to 0"),
+        ("generate.top_p=2", "generate.top_p"),
+        ("data.policy=[]", "data.policy"),
+        ("name=a/b", "name"),
+        ("seed.x=1", "'seed' is not a section"),
+        ("seed", "--set wants section.key=value"),
+        ("seed=[1", "is not valid YAML"),
+    ],
+)
+def test_values_out_of_place(recipe_file: Path, override: str, told: str) -> None:
+    recipe_file.write_text(recipe_file.read_text() + "seed: 0\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe_file, [override])
+    assert told in str(error.value)
+
+
+def test_unreadable_recipes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "a.yaml")
+    with pytest.raises(RecipeError, match="is a folder"):
+        load_recipe(tmp_path)
+    (tmp_path / "a.yaml").write_text("a: [1")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("just text")
+    with pytest.raises(RecipeError, match="expected `key: value`"):
+        load_recipe(tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\xe9")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(tmp_path / "c.yaml")
+
+
+def test_numbers_that_yaml_reads_as_text(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["train.learning_rate=5e-6", "train.rho=1E-3"])
+    assert recipe.train["learning_rate"] == 5e-6
+    assert recipe.train["rho"] == 1e-3
+
+
+def test_relative_paths_start_at_the_recipe(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    assert recipe.output == recipe_file.parent / "run"
+    assert recipe.data.policy[0].path == recipe_file.parent / "policy.jsonl"
+    assert load_recipe(recipe_file, ["backbone=demo:backbone"]).backbone.endswith("demo/backbone")
+    assert load_recipe(recipe_file, ["backbone=facebook/x"]).backbone == "facebook/x"
+
+
+def test_training_keys_are_checked_against_the_config(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file, ["train.learning_rat=1"])
+    with pytest.raises(RecipeError, match="did you mean 'learning_rate'"):
+        training_config(recipe, {}, tmp_path)
+    with pytest.raises(RecipeError, match="train: "):
+        training_config(load_recipe(recipe_file, ["train.bf16=[1]", "train.optim=x"]), {}, tmp_path)
+
+
+def test_a_method_overrides_how_lambda_is_set(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file, ["train.penalty_share=0.3"])
+    config = training_config(recipe, {"flatness_weight": 0.01}, tmp_path)
+    assert config.flatness_weight == 0.01
+    assert config.penalty_share is None
+
+
+def test_check_tells_all_faults_together(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        [
+            "methods={flatgdd: {}, backbone: {}, flatgd: {fp16: true}}",
+            "backbone=./nowhere",
+            "data.test=[{name: t, format: jsonl, path: nowhere.jsonl}]",
+        ],
+    )
+    with pytest.raises(RecipeError) as error:
+        check(recipe)
+    told = str(error.value)
+    assert "no such method; did you mean 'flatgd'?" in told
+    assert "methods.backbone: this name is taken" in told
+    assert "fp16 scales the gradient" in told
+    assert "backbone: no model at" in told
+    assert "nowhere.jsonl: no such file" in told
+
+
+def test_check_passes_and_describes(recipe_file: Path) -> None:
+    lines = dict(check(load_recipe(recipe_file)).described())
+    assert lines["data: policy"] == "24 replies, 12 toxic, 12 conversations"
