@@ -195,6 +195,7 @@ def load_config(name: str) -> Any:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at a folder or hub name. Raises ModelError when there is none."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, trust_remote_code=False

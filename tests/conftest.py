@@ -22,7 +22,13 @@ torch.set_num_threads(1)
 
 SAFE = ["thanks, that is kind.", "i like tea too.", "have a nice day!", "sure, tell me more."]
 TOXIC = ["you are a silly goose.", "nobody likes your hat.", "what a daft idea.", "go away, goose."]
-OPENERS = ["hello there", "how is the weather?", "do you like tea?", "i lost my keys", "what is up?"]
+OPENERS = [
+    "hello there",
+    "how is the weather?",
+    "do you like tea?",
+    "i lost my keys",
+    "what is up?",
+]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -273,7 +273,9 @@ def test_shares_of_conversations_are_complementary(tmp_path: Path) -> None:
 
 def test_histories_are_drawn_one_a_conversation_first() -> None:
     rows = [
-        Dialogue((f"{talk}-{n}",), "x", True, "t", f"c{talk}") for talk in range(5) for n in range(4)
+        Dialogue((f"{talk}-{n}",), "x", True, "t", f"c{talk}")
+        for talk in range(5)
+        for n in range(4)
     ]
     rows.append(Dialogue((), "no history", True, "t", "c9"))
     rows.append(Dialogue(("human",), "x", True, "t", "c8", "human"))

@@ -45,7 +45,7 @@ def test_families_are_told_by_their_config() -> None:
 
 
 def test_blenderbot_layout() -> None:
-    """Turns joined by two spaces and closed by </s>; the decoder starts with <s> and sees no </s>."""
+    """Turns joined by two spaces and closed by </s>; the decoder starts with <s>."""
     _, family = both_families()[0]
     batch = family.collate([family.encode(ROWS[0])])
     text = family.tokenizer.decode(batch["input_ids"][0])

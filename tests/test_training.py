@@ -77,7 +77,9 @@ class PlainSafetyLoss(Trainer):
         logits = model(**feed).logits
         log_p = logits[real].log_softmax(-1)
         safety = 3 * js_by_autograd(log_p, clean).mean() - 2 * js_by_autograd(log_p, toxic).mean()
-        return safety + cross_entropy(logits[is_safe][real[is_safe]], targets[is_safe][real[is_safe]])
+        return safety + cross_entropy(
+            logits[is_safe][real[is_safe]], targets[is_safe][real[is_safe]]
+        )
 
 
 def test_lambda_zero_is_safety_loss_bit_for_bit(tmp_path: Path) -> None:
@@ -158,7 +160,9 @@ def test_gradient_of_a_step_on_the_real_model(
         part.set_attn_implementation("eager")
     real, safe = batch["targets"] != IGNORE, batch["is_safe"]
     feed = {k: v for k, v in batch.items() if k not in ("targets", "is_safe")}
-    clean, toxic = (expert(**feed).logits[real].log_softmax(-1).detach() for expert in pair.values())
+    clean, toxic = (
+        expert(**feed).logits[real].log_softmax(-1).detach() for expert in pair.values()
+    )
 
     def safety() -> torch.Tensor:
         log_p = model(**feed).logits[real].log_softmax(-1)
@@ -251,7 +255,7 @@ def test_nan_stops_the_step_before_anything_is_updated(tmp_path: Path) -> None:
     subject = trainer(tmp_path)
     subject.method.toxic_expert.model.shared.weight.data[5] = math.nan
     before = copy.deepcopy(subject.model.state_dict())
-    with pytest.raises(NonFiniteError, match="step 1: .*js_toxic.* is NaN or infinite"):
+    with pytest.raises(NonFiniteError, match=r"step 1: .*js_toxic.* is NaN or infinite"):
         subject.train()
     after = subject.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -328,9 +332,7 @@ def test_missing_experts_are_asked_for(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_mend(
-    tmp_path: Path, fields: dict, told: str
-) -> None:
+def test_what_cannot_work_is_refused_with_the_mend(tmp_path: Path, fields: dict, told: str) -> None:
     with pytest.raises(UnsupportedError, match=told):
         config(tmp_path, **fields)
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 Totals = NDArray[np.float64]
 Statistic = Callable[[Totals], NDArray[np.float64]]
@@ -70,8 +72,19 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(totals), np.full(len(totals), 1 / len(totals)), size=resamples)
     drawn = statistic(counts @ totals)
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])
+    tail = _tail(len(totals))
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
+
+
+def _tail(count: int) -> float:
+    """The tail to cut from the resamples of `count` conversations, a little under 0.025.
+
+    A plain percentile interval is too narrow for few units: by sqrt((n-1)/n), the bias of the
+    resampled variance, and by normal instead of t quantiles. The expanded percentile interval of
+    Hesterberg (2015, section 3.4) undoes both.
+    """
+    return float(norm.cdf(-np.sqrt(count / (count - 1)) * student_t.ppf(0.975, count - 1)))
 
 
 def paired(

@@ -9,6 +9,7 @@ beside every figure that rests on it.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix, hstack
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
+from sklearn.preprocessing import normalize
 
 from flatgd.data.mixture import scorable
 from flatgd.errors import ModelError
 from flatgd.records import Dialogue
 
-FEATURES = 2**18
+FEATURES = 2**18  # a block
+BLOCKS = 3
 Pair = tuple[tuple[str, ...], str]
 
 
@@ -55,28 +58,36 @@ def _vectorizers() -> list[tuple[HashingVectorizer, bool]]:
     ]
 
 
+class _Fitted(NamedTuple):
+    """A logistic regression over the n-grams seen in training; `index` says which those are."""
+
+    index: NDArray[np.int64]
+    idf: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    bias: float
+
+    def predict(self, counts: csr_matrix) -> NDArray[np.float64]:
+        """P(toxic) of each row of n-gram counts."""
+        logits = _weigh(counts, self.index, self.idf) @ self.weights + self.bias
+        return 1.0 / (1.0 + np.exp(-np.asarray(logits, dtype=np.float64)))
+
+
 @dataclass
 class LinearJudge:
     """P(toxic) of a reply given its history. `threshold` marks a reply toxic above it."""
 
-    weights: NDArray[np.float64]
-    bias: float
-    idf: NDArray[np.float64]
+    fitted: _Fitted
     threshold: float
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """P(toxic) of each (history, reply), 0..1."""
-        if not pairs:
-            return np.zeros(0)
-        logits = _weigh(_counts(pairs), self.idf) @ self.weights + self.bias
-        return 1.0 / (1.0 + np.exp(-np.asarray(logits, dtype=np.float64)))
+        return self.fitted.predict(_counts(pairs)) if pairs else np.zeros(0)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        used = np.flatnonzero(self.weights)
-        tensors = {"index": used, "weights": self.weights[used], "idf": self.idf[used]}
-        save_file(tensors, folder / "judge.safetensors")
-        plain = {"bias": self.bias, "threshold": self.threshold, "features": len(self.weights)}
+        index, idf, weights, bias = self.fitted
+        save_file({"index": index, "idf": idf, "weights": weights}, folder / "judge.safetensors")
+        plain = {"bias": bias, "threshold": self.threshold}
         (folder / "judge.json").write_text(json.dumps(plain, indent=2) + "\n")
 
     @classmethod
@@ -86,11 +97,8 @@ class LinearJudge:
             tensors = load_file(folder / "judge.safetensors")
         except (OSError, ValueError) as error:
             raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
-        full: dict[str, Any] = {}
-        for name in ("weights", "idf"):
-            full[name] = np.zeros(plain["features"])
-            full[name][tensors["index"]] = tensors[name]
-        return cls(full["weights"], plain["bias"], full["idf"], plain["threshold"])
+        fitted = _Fitted(tensors["index"], tensors["idf"], tensors["weights"], plain["bias"])
+        return cls(fitted, plain["threshold"])
 
 
 def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> LinearJudge:
@@ -102,16 +110,13 @@ def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> LinearJ
     counts, labels = _counts(_pairs(rows)), _labels(rows)
     groups = [row.conversation for row in rows]
     held_out = np.zeros(len(rows))
-    folds = min(5, len(set(groups)))
-    for fit, rest in GroupKFold(n_splits=folds).split(counts, labels, groups):
-        part = _fit(counts[fit], labels[fit])
-        held_out[rest] = _predict(part, counts[rest])
+    for fit, rest in GroupKFold(n_splits=min(5, len(set(groups)))).split(counts, labels, groups):
+        held_out[rest] = _fit(counts[fit], labels[fit]).predict(counts[rest])
     safe = ~labels
     bots = np.array([row.speaker == "bot" for row in rows])
     chosen = held_out[safe & bots] if (safe & bots).any() else held_out[safe]
     threshold = float(np.quantile(chosen, 1 - false_positive_rate))
-    weights, bias, idf = _fit(counts, labels)
-    return LinearJudge(weights, bias, idf, threshold)
+    return LinearJudge(_fit(counts, labels), threshold)
 
 
 def quality(judge: LinearJudge, rows: Sequence[Dialogue]) -> Quality:
@@ -168,33 +173,20 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().replace("’", "'").split())
 
 
-def _fit(
-    counts: csr_matrix, labels: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
-    transformer = TfidfTransformer(sublinear_tf=True, norm=None).fit(counts)
-    idf = np.asarray(transformer.idf_, dtype=np.float64)
-    seen = np.asarray(counts.getnnz(axis=0)) > 0
-    idf = np.where(seen, idf, 0.0)  # an n-gram never seen in training says nothing
+def _fit(counts: csr_matrix, labels: NDArray[np.bool_]) -> _Fitted:
+    frequency = np.asarray(counts.getnnz(axis=0))
+    index = np.flatnonzero(frequency)
+    idf = np.log((1 + len(labels)) / (1 + frequency[index])) + 1
     model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=300)
-    model.fit(_weigh(counts, idf), labels)
-    return model.coef_[0].astype(np.float64), float(model.intercept_[0]), idf
+    model.fit(_weigh(counts, index, idf), labels)
+    weights = model.coef_[0].astype(np.float64)
+    return _Fitted(index.astype(np.int64), idf, weights, float(model.intercept_[0]))
 
 
-def _predict(
-    fitted: tuple[NDArray[np.float64], float, NDArray[np.float64]], counts: csr_matrix
-) -> NDArray[np.float64]:
-    weights, bias, idf = fitted
-    return np.asarray(1.0 / (1.0 + np.exp(-(_weigh(counts, idf) @ weights + bias))))
-
-
-def _weigh(counts: csr_matrix, idf: NDArray[np.float64]) -> csr_matrix:
-    """(1 + log count) * idf, each row of unit length within each block."""
-    weighed = counts.astype(np.float64)
+def _weigh(counts: csr_matrix, index: NDArray[Any], idf: NDArray[np.float64]) -> csr_matrix:
+    """(1 + log count) * idf over the columns `index`, each block of a row of unit length."""
+    bounds = np.searchsorted(index, FEATURES * np.arange(BLOCKS + 1))
+    weighed = counts[:, index].astype(np.float64)
     weighed.data = (1.0 + np.log(weighed.data)) * idf[weighed.indices]
-    blocks = []
-    for block in range(len(_vectorizers())):
-        part = weighed[:, block * FEATURES : (block + 1) * FEATURES]
-        sizes = np.sqrt(np.asarray(part.multiply(part).sum(axis=1)).ravel())
-        scale = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
-        blocks.append(part.multiply(scale[:, None]))
-    return csr_matrix(hstack(blocks, format="csr"))
+    blocks = [weighed[:, low:high] for low, high in pairwise(bounds)]
+    return csr_matrix(hstack([normalize(b) for b in blocks if b.shape[1]], format="csr"))

@@ -1,0 +1,223 @@
+"""The main job on a tiny model: whole, resumed, killed, changed; and what the report says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import mild_rows, write_rows
+from rich.console import Console
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from flatgd.cli import app, main
+from flatgd.errors import RecipeError
+from flatgd.progress import Display
+from flatgd.recipe import load_recipe
+from flatgd.report.findings import findings
+from flatgd.run import Run
+
+MODELS = ["backbone", "clean_expert", "toxic_expert", "clean", "safety_loss", "flatgd"]
+
+
+def run(recipe_file: Path, *overrides: str) -> tuple[Run, str]:
+    console = Console(record=True, width=200, file=StringIO())
+    job = Run(load_recipe(recipe_file, list(overrides)), Display(console))
+    job.all()
+    return job, console.export_text()
+
+
+def test_the_main_job_leaves_what_it_promises(recipe_file: Path) -> None:
+    job, told = run(recipe_file)
+    root = job.root
+    for name in MODELS:
+        rows = [json.loads(line) for line in (root / f"generations/{name}.jsonl").open()]
+        assert len(rows) == 6
+        assert all(len(row["replies"]) == 2 for row in rows)
+        assert (root / f"scores/{name}.jsonl").exists()
+    for folder in ("experts/clean", "experts/toxic", "methods/flatgd"):
+        model = AutoModelForSeq2SeqLM.from_pretrained(root / folder)
+        prompt = AutoTokenizer.from_pretrained(root / folder)("hello", return_tensors="pt")
+        assert model.generate(**prompt, max_new_tokens=3).shape[0] == 1
+        assert not list((root / folder).glob("*.bin"))
+        assert not list((root / folder).glob("checkpoint-*"))
+    assert "toxic" in json.loads((root / "experts/toxic/config.json").read_text())["flatgd_role"]
+    clean, expert = (root / f"{p}/model.safetensors" for p in ("methods/clean", "experts/clean"))
+    assert clean.read_bytes() == expert.read_bytes()
+    assert "methods/clean              the same work as before, reused" in told
+    summary = json.loads((root / "report/summary.json").read_text())
+    assert set(summary[0]) == {
+        "method",
+        "dataset",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "n",
+        "excluded",
+    }
+    metrics = {row["metric"] for row in summary if row["method"] == "flatgd"}
+    wanted = "toxicity_any2 toxicity_mean perplexity div1 div2 contrast"
+    assert set(wanted.split()) <= metrics
+    page = (root / "report/index.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert (root / "report/tables.md").read_text().startswith("# tiny")
+    steps = [json.loads(line) for line in (root / "methods/flatgd/training.jsonl").open()]
+    assert [step["step"] for step in steps] == [1, 2, 3]
+
+
+def test_a_finished_run_is_kept_and_a_change_redoes_only_what_hangs_on_it(
+    recipe_file: Path,
+) -> None:
+    run(recipe_file)
+    summary = recipe_file.parent / "run/report/summary.json"
+    before = summary.read_bytes()
+    _, told = run(recipe_file)
+    assert "s)" not in told  # nothing was built
+    assert summary.read_bytes() == before
+    _, told = run(recipe_file, "methods.flatgd={penalty_share: 0.5}")
+    built = [line.split()[1] for line in told.splitlines() if line.endswith("s)")]
+    assert built == ["methods/flatgd", "generations/flatgd.jsonl", "scores/flatgd.jsonl"]
+    _, told = run(recipe_file, "generate.samples=1", "methods.flatgd={penalty_share: 0.5}")
+    built = [line.split()[1].split("/")[0] for line in told.splitlines() if line.endswith("s)")]
+    assert set(built) == {"generations", "scores"}
+
+
+def test_two_runs_of_one_seed_agree_and_another_seed_differs(recipe_file: Path) -> None:
+    texts = []
+    for number, seed in enumerate((0, 0, 1)):
+        job, _ = run(recipe_file, f"output=run{number}", f"seed={seed}")
+        texts.append((job.root / "report/summary.json").read_text())
+    assert texts[0] == texts[1] != texts[2]
+
+
+SLOW = ["--set", "train.max_steps=60", "--set", "generate.histories=3"]
+
+
+def command(recipe_file: Path, output: str) -> list[str]:
+    base = [sys.executable, "-m", "flatgd", "run", str(recipe_file), "--set", f"output={output}"]
+    return [*base, *SLOW, "--set", "train.save_strategy=steps", "--set", "train.save_steps=7"]
+
+
+def test_killed_inside_a_method_it_goes_on_to_the_same_end(recipe_file: Path) -> None:
+    """kill -9 once checkpoints of flatgd are there; the second run starts from one of them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(recipe_file, "whole"), check=True, capture_output=True, env=environment)
+    process = subprocess.Popen(
+        command(recipe_file, "killed"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    partial = recipe_file.parent / "killed/methods/flatgd.partial"
+    deadline = time.monotonic() + 120
+    while not list(partial.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (recipe_file.parent / "killed/methods/flatgd").exists()
+    again = subprocess.run(
+        command(recipe_file, "killed"), check=True, capture_output=True, text=True, env=environment
+    )
+    assert "from checkpoint checkpoint-" in again.stdout
+    one, other = (
+        (recipe_file.parent / f"{name}/report/summary.json").read_bytes()
+        for name in ("whole", "killed")
+    )
+    assert one == other
+
+
+def test_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    from flatgd.training.train import last_checkpoint
+
+    for step, text in ((5, "{}"), (10, '{"global'), (20, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if text is not None:
+            (folder / "trainer_state.json").write_text(text)
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert found.name == "checkpoint-5"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-5"]
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_single_stages_by_command(recipe_file: Path) -> None:
+    runner = CliRunner()
+    for arguments in (
+        ["check", str(recipe_file)],
+        ["experts", str(recipe_file)],
+        ["train", str(recipe_file), "--method", "safety_loss"],
+        ["generate", str(recipe_file), "--method", "safety_loss"],
+        ["score", str(recipe_file), "--method", "safety_loss"],
+    ):
+        result = runner.invoke(app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    root = recipe_file.parent / "run"
+    assert sorted(p.name for p in (root / "methods").iterdir()) == ["safety_loss"]
+    with pytest.raises(RecipeError, match=r"no scores yet of backbone.*flatgd run"):
+        runner.invoke(app, ["report", str(recipe_file)], catch_exceptions=False)
+    with pytest.raises(RecipeError, match="it has backbone, clean_expert"):
+        runner.invoke(app, ["train", str(recipe_file), "--method", "nope"], catch_exceptions=False)
+    result = runner.invoke(app, ["run", str(recipe_file)], catch_exceptions=False)
+    assert "Report: " in result.output
+    assert "contrast" in result.output
+    result = runner.invoke(app, ["report", str(recipe_file)], catch_exceptions=False)
+    assert result.exit_code == 0
+
+
+def test_our_errors_have_no_traceback(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["flatgd", "check", "nowhere.yaml"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "flatgd: nowhere.yaml: no such recipe\n"
+
+
+def test_report_escapes_and_hides_what_models_said(recipe_file: Path) -> None:
+    rows = mild_rows(24, 3)
+    for row in rows:
+        row["prompt"] = ["<script>alert(1)</script>", row["prompt"][1]]
+    write_rows(recipe_file.parent / "test.jsonl", rows)
+    job, _ = run(recipe_file)
+    page = (job.root / "report/index.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    before, _, _ = page.partition("&lt;script&gt;")
+    assert before.count("<details") > before.count("</details")
+
+
+def test_no_contrast_is_said(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    row = {"method": "toxic_expert - clean", "dataset": "bad", "metric": "contrast", "value": 0.0}
+    flat = findings([{**row, "low": -0.1, "high": 0.1, "n": 9, "excluded": 0}], recipe)
+    assert flat[0].startswith("bad: no contrast between the experts")
+    clear = findings([{**row, "low": -0.3, "high": -0.1, "n": 9, "excluded": 0}], recipe)
+    assert clear[0].startswith("bad: the experts differ")
+
+
+def test_without_a_scorer_there_is_no_perplexity(recipe_file: Path) -> None:
+    text = recipe_file.read_text()
+    recipe_file.write_text(text.replace("scorer:", "# scorer:"))
+    job, _ = run(recipe_file, "methods={flatgd: {}}")
+    summary = json.loads((job.root / "report/summary.json").read_text())
+    assert "perplexity" not in {row["metric"] for row in summary}
+    assert {row["method"] for row in summary} >= {"flatgd - clean_expert"}
+
+
+def test_training_leaves_the_backbone_as_it_was(recipe_file: Path, backbone_folder: Path) -> None:
+    before = (backbone_folder / "model.safetensors").read_bytes()
+    run(recipe_file, "methods={safety_loss: {}}")
+    assert (backbone_folder / "model.safetensors").read_bytes() == before
+    assert torch.is_grad_enabled()
