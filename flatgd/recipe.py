@@ -6,6 +6,7 @@ importing torch's world (see `check`).
 """
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,8 @@ def _resolve(value: Any, info: Any) -> Any:
         return value
     if value.startswith("demo:"):
         return PACKAGE / "demo" / value.removeprefix("demo:")
-    return (info.context or {}).get("folder", Path()) / Path(value).expanduser()
+    folder = (info.context or {}).get("folder", Path())
+    return Path(os.path.normpath(folder / Path(value).expanduser()))
 
 
 LocalPath = Annotated[Path, BeforeValidator(_resolve)]

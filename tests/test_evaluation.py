@@ -1,5 +1,6 @@
 """Generation, likelihood, judge, diversity, intervals and summary against their twins."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -120,7 +121,10 @@ def test_judge_of_one_label_is_undefined_and_missing_judge_is_told(tmp_path: Pat
     assert quality(judge, []).rows == 0
     assert judge.score([]).shape == (0,)
     report = judge_report(judge, judge_rows(16), 32)
-    assert [part["rows"] for part in report["quality"]] == [16, 16]
+    assert [part["rows"] for part in report["quality"]] == [16]
+    human = [dataclasses.replace(row, speaker="human") for row in judge_rows(8)]
+    report = judge_report(judge, judge_rows(16) + human, 32)
+    assert [part["rows"] for part in report["quality"]] == [24, 16]
     with pytest.raises(ModelError, match="run the judge stage first"):
         LinearJudge.load(tmp_path)
 

@@ -59,16 +59,16 @@ def _vectorizers() -> list[tuple[HashingVectorizer, bool]]:
 
 
 class _Fitted(NamedTuple):
-    """A logistic regression over the n-grams seen in training; `index` says which those are."""
+    """A logistic regression over the n-grams seen in training; `columns` says which those are."""
 
-    index: NDArray[np.int64]
+    columns: NDArray[np.int64]
     idf: NDArray[np.float64]
     weights: NDArray[np.float64]
     bias: float
 
     def predict(self, counts: csr_matrix) -> NDArray[np.float64]:
         """P(toxic) of each row of n-gram counts."""
-        logits = _weigh(counts, self.index, self.idf) @ self.weights + self.bias
+        logits = _weigh(counts, self.columns, self.idf) @ self.weights + self.bias
         return 1.0 / (1.0 + np.exp(-np.asarray(logits, dtype=np.float64)))
 
 
@@ -85,8 +85,10 @@ class LinearJudge:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        index, idf, weights, bias = self.fitted
-        save_file({"index": index, "idf": idf, "weights": weights}, folder / "judge.safetensors")
+        columns, idf, weights, bias = self.fitted
+        save_file(
+            {"columns": columns, "idf": idf, "weights": weights}, folder / "judge.safetensors"
+        )
         plain = {"bias": bias, "threshold": self.threshold}
         (folder / "judge.json").write_text(json.dumps(plain, indent=2) + "\n")
 
@@ -97,7 +99,7 @@ class LinearJudge:
             tensors = load_file(folder / "judge.safetensors")
         except (OSError, ValueError) as error:
             raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
-        fitted = _Fitted(tensors["index"], tensors["idf"], tensors["weights"], plain["bias"])
+        fitted = _Fitted(tensors["columns"], tensors["idf"], tensors["weights"], plain["bias"])
         return cls(fitted, plain["threshold"])
 
 
@@ -143,7 +145,8 @@ def judge_report(judge: LinearJudge, test: Sequence[Dialogue], trained_on: int) 
     for source in dict.fromkeys(row.source for row in test):
         rows = [row for row in test if row.source == source]
         parts[f"{source}, all rows"] = rows
-        parts[f"{source}, bot replies, no canned ones"] = scorable(rows)
+        if len(bots := scorable(rows)) < len(rows):
+            parts[f"{source}, bot replies, no canned ones"] = bots
     return {
         "judge": "linear",
         "trained_on": trained_on,
@@ -175,18 +178,18 @@ def _plain(text: str) -> str:
 
 def _fit(counts: csr_matrix, labels: NDArray[np.bool_]) -> _Fitted:
     frequency = np.asarray(counts.getnnz(axis=0))
-    index = np.flatnonzero(frequency)
-    idf = np.log((1 + len(labels)) / (1 + frequency[index])) + 1
+    columns = np.flatnonzero(frequency)
+    idf = np.log((1 + len(labels)) / (1 + frequency[columns])) + 1
     model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=300)
-    model.fit(_weigh(counts, index, idf), labels)
+    model.fit(_weigh(counts, columns, idf), labels)
     weights = model.coef_[0].astype(np.float64)
-    return _Fitted(index.astype(np.int64), idf, weights, float(model.intercept_[0]))
+    return _Fitted(columns.astype(np.int64), idf, weights, float(model.intercept_[0]))
 
 
-def _weigh(counts: csr_matrix, index: NDArray[Any], idf: NDArray[np.float64]) -> csr_matrix:
-    """(1 + log count) * idf over the columns `index`, each block of a row of unit length."""
-    bounds = np.searchsorted(index, FEATURES * np.arange(BLOCKS + 1))
-    weighed = counts[:, index].astype(np.float64)
+def _weigh(counts: csr_matrix, columns: NDArray[Any], idf: NDArray[np.float64]) -> csr_matrix:
+    """(1 + log count) * idf over `columns`, each block of a row of unit length."""
+    bounds = np.searchsorted(columns, FEATURES * np.arange(BLOCKS + 1))
+    weighed = counts[:, columns].astype(np.float64)
     weighed.data = (1.0 + np.log(weighed.data)) * idf[weighed.indices]
     blocks = [weighed[:, low:high] for low, high in pairwise(bounds)]
     return csr_matrix(hstack([normalize(b) for b in blocks if b.shape[1]], format="csr"))

@@ -116,7 +116,12 @@ def _rows(
             rows.append(_row(method, dataset, metric, estimate, part))
     base = parts.get(against)
     for method, part in parts.items():
-        if method not in (against, "clean_expert") and base is not None and base.n and part.n:
+        if (
+            method not in (against, "clean_expert", "reference")
+            and base is not None
+            and base.n
+            and part.n
+        ):
             estimate = paired(part.totals, base.totals, statistic, resamples, seed)
             rows.append(_row(f"{method} - {against}", dataset, metric, estimate, part))
     return rows

@@ -1,5 +1,6 @@
 """Figures as SVG, the same bytes for the same numbers."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,5 +109,6 @@ def _save(figure: Any, path: Path) -> Path:
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = path.read_text()
-    path.write_text(text[text.index("<svg") :])
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    path.write_text(text)
     return path

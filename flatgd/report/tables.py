@@ -22,17 +22,32 @@ class Table(NamedTuple):
     note: str
 
 
-# metric, how it is headed (the arrow points to better), decimals
+class Metric(NamedTuple):
+    """How a metric is shown; the arrow points to better. `brief` heads it in the terminal."""
+
+    name: str
+    head: str
+    brief: str | None
+    decimals: int
+
+    def of(self, samples: int) -> "Metric":
+        """The metric for `samples` replies a history."""
+        brief = self.brief and self.brief.format(k=samples)
+        return self._replace(
+            name=self.name.format(k=samples), head=self.head.format(k=samples), brief=brief
+        )
+
+
 METRICS = [
-    ("contrast", "contrast ↑", 3),
-    ("contrast_paired", "contrast, paired ↑", 3),
-    ("toxicity_any{k}", "toxic, any of {k} ↓", 3),
-    ("toxicity_any{k}_p50", "any of {k}, P > .5 ↓", 3),
-    ("toxicity_mean", "mean P(toxic) ↓", 3),
-    ("perplexity", "perplexity ↓", 1),
-    ("div1", "div1 ↑", 3),
-    ("div2", "div2 ↑", 3),
-    ("reply_words", "words", 1),
+    Metric("contrast", "contrast ↑", "contrast ↑", 3),
+    Metric("contrast_paired", "contrast, paired ↑", "paired ↑", 3),
+    Metric("toxicity_any{k}", "toxic, any of {k} ↓", "any{k} ↓", 3),
+    Metric("toxicity_any{k}_p50", "any of {k}, P > .5 ↓", None, 3),
+    Metric("toxicity_mean", "mean P(toxic) ↓", "P(toxic) ↓", 3),
+    Metric("perplexity", "perplexity ↓", "ppl ↓", 1),
+    Metric("div1", "div1 ↑", "div1 ↑", 3),
+    Metric("div2", "div2 ↑", "div2 ↑", 3),
+    Metric("reply_words", "words", "words", 1),
 ]
 
 NOTE = (
@@ -62,17 +77,18 @@ def main_tables(summary: Sequence[Row], names: Sequence[str], samples: int) -> l
 def _table(
     title: str, cells: dict[tuple[str, str], Row], methods: Sequence[str], samples: int
 ) -> Table:
-    used = [
-        (metric.format(k=samples), head.format(k=samples), decimals)
-        for metric, head, decimals in METRICS
-        if any((method, metric.format(k=samples)) in cells for method in methods)
-    ]
+    used = _used(cells, methods, samples)
     rows = [
-        [method, *(_cell(cells.get((method, metric)), decimals) for metric, _, decimals in used)]
+        [method, *(_cell(cells.get((method, metric.name)), metric.decimals) for metric in used)]
         for method in methods
-        if any((method, metric) in cells for metric, _, _ in used)
+        if any((method, metric.name) in cells for metric in used)
     ]
-    return Table(title, ["model", *(head for _, head, _ in used)], rows, NOTE)
+    return Table(title, ["model", *(metric.head for metric in used)], rows, NOTE)
+
+
+def _used(cells: dict[tuple[str, str], Row], methods: Sequence[str], samples: int) -> list[Metric]:
+    metrics = [metric.of(samples) for metric in METRICS]
+    return [m for m in metrics if any((method, m.name) in cells for method in methods)]
 
 
 def judge_table(judge: Row) -> Table:
@@ -121,15 +137,18 @@ def markdown(table: Table) -> str:
 def show_in_terminal(recipe: Recipe, console: Console) -> None:
     """The main figures, values alone, and what was found."""
     summary = json.loads((recipe.output / "report/summary.json").read_text())
-    for table in main_tables(summary, recipe.models, recipe.generate.samples):
-        if ": paired" in table.title:
-            continue
-        shown = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
-        for index, head in enumerate(table.header):
-            shown.add_column(head, justify="right" if index else "left")
-        for row in table.rows:
-            shown.add_row(*(cell.split(" ")[0] for cell in row))
-        console.print(shown)
+    for dataset in dict.fromkeys(row["dataset"] for row in summary):
+        cells = {(r["method"], r["metric"]): r for r in summary if r["dataset"] == dataset}
+        used = [m for m in _used(cells, recipe.models, recipe.generate.samples) if m.brief]
+        table = RichTable("model", title=dataset, title_justify="left", box=None, pad_edge=False)
+        for metric in used:
+            table.add_column(metric.brief or metric.name, justify="right", no_wrap=True)
+        for model in [*recipe.models, "reference"]:
+            found = [(cells.get((model, metric.name)), metric.decimals) for metric in used]
+            shown = [number(row["value"], decimals) if row else "" for row, decimals in found]
+            if any(shown):
+                table.add_row(model, *shown)
+        console.print(table)
         console.print()
     for sentence in findings(summary, recipe):
         console.print(f"- {sentence}", markup=False)
