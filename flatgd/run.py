@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from flatgd.check import EXPERTS, check, training_config
@@ -271,7 +272,9 @@ class Run:
         return self._model(self.recipe.scorer)
 
     def _model(self, name: str) -> tuple[Any, Family]:
-        return load_model(name), family_of(load_config(name), load_tokenizer(name), *self._lengths)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        family = family_of(load_config(name), load_tokenizer(name), *self._lengths)
+        return load_model(name).to(device), family  # type: ignore[arg-type]
 
     def report(self) -> Path:
         """Tables, figures and page from the files of the run."""

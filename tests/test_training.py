@@ -306,6 +306,23 @@ def test_missing_experts_are_asked_for(tmp_path: Path) -> None:
         )
 
 
+def test_named_experts_need_the_same_token_map(tmp_path: Path, backbone_folder: Path) -> None:
+    other = byte_tokenizer()
+    other.add_tokens(["goose"])
+    for tokenizer, fits in ((byte_tokenizer(), True), (other, False)):
+        arguments: dict[str, Any] = {
+            "train_dataset": ROWS,
+            "processing_class": tokenizer,
+            "clean_expert": backbone_folder,
+            "toxic_expert": str(backbone_folder),
+        }
+        if fits:
+            FlatGDTrainer(tiny_blenderbot(), config(tmp_path), **arguments)
+        else:
+            with pytest.raises(ModelError, match="do not share one token map"):
+                FlatGDTrainer(tiny_blenderbot(), config(tmp_path), **arguments)
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from flatgd.data.jsonl import dialogue_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.methods import FlatGD, Method
-from flatgd.models import family_of, load_model
+from flatgd.models import check_token_map, family_of, load_model, load_tokenizer
 from flatgd.records import Dialogue
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.mixin import FlatnessMixin
@@ -41,7 +41,9 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
         if not isinstance(args, FlatGDConfig):
             raise UnsupportedError(f"args must be a FlatGDConfig, got {type(args).__name__}")
         _refuse_attention(model, args)
-        self.method = method or FlatGD.from_config(args, _experts(clean_expert, toxic_expert))
+        self.method = method or FlatGD.from_config(
+            args, _experts(processing_class, clean_expert, toxic_expert)
+        )
         family = family_of(
             model.config, processing_class, args.max_history_tokens, args.max_reply_tokens
         )
@@ -63,16 +65,19 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
         return sum(example.cut_tokens > 0 for example in self.examples)
 
 
-def _experts(*experts: nn.Module | str | Path | None) -> list[nn.Module]:
-    loaded = []
-    for expert in experts:
-        if expert is None:
-            raise ModelError(
-                "flatgd needs clean_expert and toxic_expert: copies of the backbone tuned on safe "
-                "and on toxic replies (method=Clean() trains one)"
-            )
-        loaded.append(load_model(expert) if isinstance(expert, str | Path) else expert)
-    return loaded
+def _experts(
+    tokenizer: PreTrainedTokenizerBase, *experts: nn.Module | str | Path | None
+) -> list[nn.Module]:
+    """The experts as models; one that is named must have the policy's token map, checked first."""
+    if None in experts:
+        raise ModelError(
+            "flatgd needs clean_expert and toxic_expert: copies of the backbone tuned on safe "
+            "and on toxic replies (method=Clean() trains one)"
+        )
+    named = [str(expert) for expert in experts if isinstance(expert, str | Path)]
+    for name in named:
+        check_token_map(tokenizer, load_tokenizer(name), ("the policy", name))
+    return [e if isinstance(e, nn.Module) else load_model(str(e)) for e in experts]
 
 
 def _dialogues(rows: Rows) -> list[Dialogue]:
