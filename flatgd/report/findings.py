@@ -18,7 +18,7 @@ def findings(summary: Sequence[Row], recipe: Recipe) -> list[str]:
     for method in recipe.methods:
         for metric in ("contrast", f"toxicity_any{samples}", "toxicity_mean"):
             if method != yardstick:
-                told += [_difference(cells, method, d, metric, yardstick) for d in datasets]
+                told.append(_difference(cells, method, datasets, metric, yardstick))
     rate = recipe.judge.false_positive_rate
     told.append(
         f"The judge's floor: marking {rate:.0%} of safe replies as toxic, it would give a "
@@ -33,20 +33,26 @@ def _experts(cells: Cells, dataset: str, yardstick: str) -> str:
     if row is None or row["low"] is None:
         return ""
     if row["high"] < 0:
-        return f"{dataset}: the experts differ; toxic less clean in contrast is {_interval(row)}."
+        return f"{dataset}: the experts differ, toxic less clean in contrast {_interval(row)}."
     return (
         f"{dataset}: no contrast between the experts ({_interval(row)}), so there is nothing to "
         "steer by; train them longer or on more labelled replies."
     )
 
 
-def _difference(cells: Cells, method: str, dataset: str, metric: str, yardstick: str) -> str:
-    row = cells.get((f"{method} - {yardstick}", dataset, metric))
-    if row is None or row["low"] is None:
-        return ""
-    clear = row["low"] > 0 or row["high"] < 0
-    verdict = "" if clear else "; the interval holds 0: this run cannot tell them apart"
-    return f"{dataset}: {metric} of {method} less {yardstick} is {_interval(row)}{verdict}."
+def _difference(
+    cells: Cells, method: str, datasets: Sequence[str], metric: str, yardstick: str
+) -> str:
+    """The paired difference on each test set; an interval that holds 0 decides nothing."""
+    rows = [
+        (dataset, cells.get((f"{method} - {yardstick}", dataset, metric))) for dataset in datasets
+    ]
+    parts = [
+        f"{dataset} {_interval(row)}{'' if row['low'] > 0 or row['high'] < 0 else ' (undecided)'}"
+        for dataset, row in rows
+        if row is not None and row["low"] is not None
+    ]
+    return f"{method} less {yardstick}, {metric}: {', '.join(parts)}." if parts else ""
 
 
 def _interval(row: Row) -> str:

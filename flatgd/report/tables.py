@@ -59,7 +59,7 @@ NOTE = (
 
 
 def main_tables(summary: Sequence[Row], names: Sequence[str], samples: int) -> list[Table]:
-    """One table a test set, one row a model; then the paired differences."""
+    """One table a test set, one row a model; then the paired differences. The first has a note."""
     tables = []
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {
@@ -67,11 +67,11 @@ def main_tables(summary: Sequence[Row], names: Sequence[str], samples: int) -> l
         }
         differences = [m for m in dict.fromkeys(m for m, _ in cells) if " - " in m]
         for title, methods in (
-            (dataset, [*names, "reference"]),
-            (f"{dataset}: paired differences", differences),
+            (f"Test set {dataset}", [*names, "reference"]),
+            (f"Test set {dataset}: paired differences", differences),
         ):
             tables.append(_table(title, cells, methods, samples))
-    return tables
+    return [tables[0]._replace(note=NOTE), *tables[1:]]
 
 
 def _table(
@@ -83,7 +83,7 @@ def _table(
         for method in methods
         if any((method, metric.name) in cells for metric in used)
     ]
-    return Table(title, ["model", *(metric.head for metric in used)], rows, NOTE)
+    return Table(title, ["model", *(metric.head for metric in used)], rows, note="")
 
 
 def _used(cells: dict[tuple[str, str], Row], methods: Sequence[str], samples: int) -> list[Metric]:
@@ -111,7 +111,7 @@ def judge_table(judge: Row) -> Table:
         f"conversations. F1 at P > .5; marked: the share above the threshold "
         f"{judge['threshold']:.3f}."
     )
-    return Table("judge", header, rows, note)
+    return Table("The judge", header, rows, note)
 
 
 def number(value: float | None, decimals: int) -> str:
@@ -131,7 +131,7 @@ def markdown(table: Table) -> str:
     lines = [f"## {table.title}", "", "| " + " | ".join(table.header) + " |"]
     lines.append("|" + "---|" * len(table.header))
     lines += ["| " + " | ".join(row) + " |" for row in table.rows]
-    return "\n".join([*lines, "", table.note])
+    return "\n".join([*lines, "", table.note]).rstrip()
 
 
 def show_in_terminal(recipe: Recipe, console: Console) -> None:
