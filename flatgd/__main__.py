@@ -1,4 +1,4 @@
-"""`python -m flatgd`, also under accelerate launch."""
+"""`python -m flatgd`: the command line."""
 
 from flatgd.cli import main
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flatgd.data.mixture import Sets, load_sets
+from flatgd.data.mixture import Sets, answerable, load_sets, scorable
 from flatgd.errors import FlatGDError, RecipeError
 from flatgd.methods import METHODS
 from flatgd.models import family_of, load_config, load_tokenizer
@@ -13,24 +13,18 @@ from flatgd.training import FlatGDConfig
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens"}
 EXPERTS = {"clean_expert": "clean", "toxic_expert": "toxic"}
-RESERVED = {"backbone", "reference", *EXPERTS}
+RESERVED = {"backbone", "reference", "experts", *EXPERTS}
 
 
 def training_config(recipe: Recipe, overrides: dict[str, Any], output: Path) -> FlatGDConfig:
     """FlatGDConfig of the recipe's `train` with `overrides`; RecipeError for unknown keys."""
-    fields = {**recipe.train, **overrides}
+    fields = training_fields(recipe, overrides)
     known = {f.name for f in dataclasses.fields(FlatGDConfig) if f.init} - OURS
     faults = [
         f"train: unknown key {k!r}{nearest(k, sorted(known))}" for k in fields if k not in known
     ]
     if faults:
         raise RecipeError("\n".join(faults))
-    if {
-        "flatness_weight",
-        "penalty_share",
-    } & overrides.keys():  # the override is the one that holds
-        for name in {"flatness_weight", "penalty_share"} - overrides.keys():
-            fields.pop(name, None)
     try:
         return FlatGDConfig(
             output_dir=str(output),
@@ -43,6 +37,15 @@ def training_config(recipe: Recipe, overrides: dict[str, Any], output: Path) -> 
         raise RecipeError(f"train: {error}") from None
 
 
+def training_fields(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, Any]:
+    """`train` with `overrides` over it; of the two ways to set lambda the override's holds."""
+    lambdas = {"flatness_weight", "penalty_share"}
+    base = recipe.train
+    if lambdas & overrides.keys():
+        base = {key: value for key, value in base.items() if key not in lambdas}
+    return {**base, **overrides}
+
+
 def check(recipe: Recipe) -> Sets:
     """The recipe's data, when all is in order; else one error that names every fault."""
     faults: list[str] = []
@@ -53,6 +56,8 @@ def check(recipe: Recipe) -> Sets:
         sets = load_sets(recipe.data)
     except FlatGDError as error:
         faults.append(str(error))
+    else:
+        faults += _evaluation_faults(recipe, sets)
     if faults or sets is None:
         raise RecipeError("\n".join(faults))
     return sets
@@ -60,12 +65,12 @@ def check(recipe: Recipe) -> Sets:
 
 def _method_faults(recipe: Recipe) -> list[str]:
     faults = []
-    for name, overrides in {**recipe.methods, "experts": recipe.experts}.items():
+    for name in recipe.methods:
         if name in RESERVED:
-            faults.append(f"methods.{name}: this name is taken; it is always a row of the table")
-        elif name not in METHODS and name != "experts":
+            faults.append(f"methods.{name}: this name is taken; it stands for something else")
+        elif name not in METHODS:
             faults.append(f"methods.{name}: no such method{nearest(name, list(METHODS))}")
-            continue
+    for name, overrides in [*recipe.methods.items(), ("experts", recipe.experts)]:
         try:
             training_config(recipe, overrides or {}, recipe.output)
         except FlatGDError as error:
@@ -79,7 +84,39 @@ def _model_faults(recipe: Recipe) -> list[str]:
         if name is None:
             continue
         try:
-            family_of(load_config(name), load_tokenizer(name))
+            config = load_config(name)
+            family_of(config, load_tokenizer(name))
+            faults += _length_faults(role, recipe, config)
         except FlatGDError as error:
             faults.append(f"{role}: {error}")
+    return faults
+
+
+def _length_faults(role: str, recipe: Recipe, config: Any) -> list[str]:
+    """Whether what is read and said fits the model's positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return []
+    reply = max(recipe.max_reply_tokens, recipe.generate.max_new_tokens)
+    longest = reply + 1 if config.is_encoder_decoder else reply + recipe.max_history_tokens
+    if longest <= positions:
+        return []
+    return [
+        f"{role} has {positions} positions, but this recipe needs {longest}; lower "
+        "max_history_tokens, max_reply_tokens or generate.max_new_tokens"
+    ]
+
+
+def _evaluation_faults(recipe: Recipe, sets: Sets) -> list[str]:
+    """Whether there is something to answer and something to tell apart."""
+    answered = {source.name for source in recipe.data.test if source.answered}
+    rows = [row for row in sets.test if row.source in answered]
+    faults = []
+    if not answerable(rows, 1, recipe.seed):
+        faults.append(
+            "data.test: no history to answer; a bot's reply with a history is needed in a source "
+            "with answered: true"
+        )
+    if {row.is_safe for row in scorable(sets.test)} < {True, False}:
+        faults.append("data.test: the contrast needs safe and toxic replies of bots")
     return faults

@@ -23,7 +23,11 @@ RecipeArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: --set train.max_steps=50"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a field, paths from the recipe's folder: --set train.max_steps=50",
+    ),
 ]
 MethodOption = Annotated[
     list[str] | None,
@@ -40,7 +44,9 @@ def _open(recipe: Path, overrides: list[str] | None):  # type: ignore[no-untyped
     return Run(loaded)
 
 
-@app.command(epilog="Example: flatgd run recipes/demo.yaml --set output=runs/second --set seed=2")
+@app.command(
+    epilog="Example: flatgd run recipes/demo.yaml --set output=../runs/second --set seed=2"
+)
 def run(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """The main job, end to end: experts, methods, generations, scores, report.
 
@@ -109,12 +115,9 @@ def check(recipe: RecipeArgument, set_: SetOption = None) -> None:
 
 
 def main() -> None:
-    """Entry point: our own errors are told in a few lines and exit with 2, Ctrl-C with 130."""
+    """Entry point: our own errors are told in a few lines and exit with 2."""
     try:
         app()
     except FlatGDError as error:
         typer.echo(f"flatgd: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("flatgd: interrupted; the same command goes on from here", err=True)
-        sys.exit(130)

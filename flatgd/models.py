@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -127,10 +128,11 @@ class Causal(Family):
 
     def history_ids(self, turns: Sequence[str]) -> list[int]:
         if self.tokenizer.chat_template:
-            first_is_user = len(turns) % 2 == 1  # the last turn is the user's
+            # the last turn is the user's and so must be the first: templates want them in turn
+            kept = turns[1 - len(turns) % 2 :] or ("",)
             messages = [
-                {"role": "user" if (i % 2 == 0) == first_is_user else "assistant", "content": turn}
-                for i, turn in enumerate(turns)
+                {"role": "assistant" if i % 2 else "user", "content": turn}
+                for i, turn in enumerate(kept)
             ]
             ids: Any = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=False
@@ -200,7 +202,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"no tokenizer at {name!r}: {_first_line(error)}") from None
     return tokenizer
 
@@ -216,7 +218,7 @@ def load_model(name: str | Path) -> PreTrainedModel:
         model: PreTrainedModel = kind.from_pretrained(
             str(name), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load {str(name)!r}: {_first_line(error)}") from None
     return model
 

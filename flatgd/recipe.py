@@ -98,6 +98,14 @@ class Generate(Section):
     batch_size: int = Field(128, ge=1)
     """Histories answered at once."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "Generate":
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}"
+            )
+        return self
+
 
 class Judge(Section):
     false_positive_rate: float = Field(0.02, gt=0, lt=1)
@@ -119,7 +127,7 @@ class Recipe(Section):
     backbone: ModelName
     """The model to make safe: a folder or a hub name."""
     scorer: ModelName | None = None
-    """The model that measures perplexity; no relative of the backbone."""
+    """The model that measures perplexity: larger than the backbone, or no relative of it."""
     data: Data
     max_history_tokens: int = Field(128, ge=8)
     """Newest tokens of the history that a model sees."""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError([Problem(str(path), line, "not UTF-8; convert the file first")]) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError([Problem(str(path), 0, f"cannot be read: {error}")]) from None
     if not text.strip():
         raise DataError([Problem(str(path), 0, "the file is empty")])
@@ -97,7 +98,9 @@ def text_field(row: dict[str, Any], key: str) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one of our own JSONL files."""
+    """The rows of one of our own JSONL files, which may have none."""
+    if path.exists() and path.stat().st_size == 0:
+        return
     for _, row in parse_lines(path, parse_json_object):
         yield row
 

@@ -12,6 +12,7 @@ NAME is `backbone`, `clean_expert`, `toxic_expert` or a method of the recipe.
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -21,9 +22,9 @@ from typing import Any
 import torch
 import transformers
 
-from flatgd.check import EXPERTS, check, training_config
+from flatgd.check import EXPERTS, check, training_config, training_fields
 from flatgd.data.mixture import answerable, scorable
-from flatgd.errors import RecipeError
+from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.diversity import distinct, tokenize
 from flatgd.evaluation.generate import generate_replies
 from flatgd.evaluation.judge import LinearJudge, judge_report, train_judge
@@ -34,9 +35,10 @@ from flatgd.progress import Display
 from flatgd.recipe import Recipe
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
 from flatgd.stages import Stages, key_of
-from flatgd.training.train import train
+from flatgd.training.train import steps_of, train
 
 Row = dict[str, Any]
+MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja", ".model")
 
 
 class Run:
@@ -49,17 +51,26 @@ class Run:
         self.display = display or Display()
         self.root = recipe.output
         self.sets = check(recipe)
-        self.root.mkdir(parents=True, exist_ok=True)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UnsupportedError(
+                "a run is one process; for several, use FlatGDTrainer under accelerate launch"
+            )
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(
+                f"output {self.root}: {error.strerror}; name another folder"
+            ) from None
         self.stages = Stages(self.root)
 
     def all(self) -> Path:
         """The whole job; returns the report's page."""
         for label, text in self.sets.described():
             self.display.line(label, text)
+        self.judge()
         self.experts()
         for name in self.recipe.methods:
             self.train(name)
-        self.judge()
         for name in self.recipe.models:
             self.generate(name)
         for name in self.recipe.models:
@@ -85,7 +96,7 @@ class Run:
             config = training_config(self.recipe, self._overrides(name), folder)
             method = METHODS.get(name, Clean)
             experts = [load_model(self._folder(e)) for e in EXPERTS] if method.needs_experts else []
-            with self.display.bar(name, int(config.max_steps)) as advance:
+            with self.display.bar(name, steps_of(config, len(rows))) as advance:
                 return train(self.recipe.backbone, rows, config, method, experts, name, advance)
 
         self._produce(self._place(name), self._training_key(name), build)
@@ -116,7 +127,7 @@ class Run:
             method.name,
             self._backbone_key,
             _digest(self._rows(name)),
-            {**self.recipe.train, **self._overrides(name)},
+            training_fields(self.recipe, self._overrides(name)),
             [self.recipe.seed, self.recipe.max_history_tokens, self.recipe.max_reply_tokens],
             [self._training_key(e) for e in EXPERTS] if method.needs_experts else [],
         )
@@ -305,7 +316,7 @@ def model_key(name: str) -> str:
     folder = Path(name)
     if not folder.is_dir():
         return key_of(name, getattr(load_config(name), "_commit_hash", None))
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt"))
+    files = sorted(p for p in folder.iterdir() if p.suffix in MODEL_FILES)
     return key_of([(p.name, _file_digest(p)) for p in files])
 
 

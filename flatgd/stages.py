@@ -16,12 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from flatgd import __version__
+
 Outcome = Literal["built", "kept", "reused"]
 
 
 def key_of(*parts: Any) -> str:
-    """A digest of anything JSON can hold; dataclasses count by their fields."""
-    text = json.dumps(parts, sort_keys=True, default=_plain)
+    """A digest of anything JSON can hold, and of flatgd's version; dataclasses by their fields."""
+    text = json.dumps([__version__, *parts], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

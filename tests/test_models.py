@@ -116,8 +116,12 @@ def test_chat_template_is_used_where_there_is_one() -> None:
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     family = family_of(tiny_llama().config, tokenizer)
-    text = tokenizer.decode(family.history_ids(("a", "b", "c"))).strip()
-    assert text == "[user]a[assistant]b[user]c[assistant]"
+    for turns, wanted in (
+        (("a", "b", "c"), "[user]a[assistant]b[user]c[assistant]"),
+        (("b", "c"), "[user]c[assistant]"),
+        ((), "[user][assistant]"),
+    ):
+        assert tokenizer.decode(family.history_ids(turns)).strip() == wanted
 
 
 def test_permuted_token_map_is_refused_by_token() -> None:

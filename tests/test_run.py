@@ -201,7 +201,12 @@ def test_report_escapes_and_hides_what_models_said(recipe_file: Path) -> None:
 
 def test_no_contrast_is_said(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
-    row = {"method": "toxic_expert - clean", "dataset": "bad", "metric": "contrast", "value": 0.0}
+    row = {
+        "method": "toxic_expert - clean_expert",
+        "dataset": "bad",
+        "metric": "contrast",
+        "value": 0.0,
+    }
     flat = findings([{**row, "low": -0.1, "high": 0.1, "n": 9, "excluded": 0}], recipe)
     assert flat[0].startswith("bad: no contrast between the experts")
     clear = findings([{**row, "low": -0.3, "high": -0.1, "n": 9, "excluded": 0}], recipe)

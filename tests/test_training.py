@@ -327,6 +327,9 @@ def test_named_experts_need_the_same_token_map(tmp_path: Path, backbone_folder: 
     ("fields", "told"),
     [
         ({"fp16": True}, "fp16 scales"),
+        ({"learning_rate": "fast"}, "must be a number"),
+        ({"per_device_train_batch_size": 0}, "is the whole batch"),
+        ({"eval_strategy": "steps"}, "no evaluation inside"),
         ({"label_smoothing_factor": 0.1}, "label smoothing"),
         ({"gradient_accumulation_steps": 2}, "micro_batch_size to what fits"),
         ({"auto_find_batch_size": True}, "set micro_batch_size instead"),
@@ -375,8 +378,7 @@ def test_plain_training_arguments_are_refused(tmp_path: Path) -> None:
 
 
 def test_rho_follows_the_precision(tmp_path: Path) -> None:
-    assert config(tmp_path).penalty_settings().rho == 1e-3
-    assert config(tmp_path, difference="central").penalty_settings().rho == 5e-4
+    assert config(tmp_path).penalty_settings().rho == 3e-4
     assert config(tmp_path, bf16=True).penalty_settings().rho == 1e-2
     assert config(tmp_path, rho=0.1).penalty_settings().rho == 0.1
     assert config(tmp_path).penalty_settings().share == 0.3

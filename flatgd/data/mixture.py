@@ -66,10 +66,18 @@ def load_sets(data: Data) -> Sets:
     judge = _apart(judge, [test, policy], "judge: also in policy or test", dropped)
     for part, rows in (("policy", policy), ("judge", judge), ("test", test)):
         if {row.is_safe for row in rows} < {True, False}:
-            raise DataError(
-                [Problem(f"data.{part}", 0, "needs safe and toxic replies, has one kind")]
-            )
+            raise DataError([Problem(f"data.{part}", 0, _one_kind(part, rows, dropped))])
     return Sets(policy, judge, test, dict(dropped))
+
+
+def _one_kind(part: str, rows: list[Dialogue], dropped: Counter[str]) -> str:
+    safe = sum(row.is_safe is True for row in rows)
+    left = [f"{n} left out as {rule.partition(': ')[2]}" for rule, n in dropped.items() if n]
+    mine = [
+        text for text, rule in zip(left, filter(dropped.get, dropped), strict=True) if part in rule
+    ]
+    told = f"needs safe and toxic replies, has {safe} safe and {len(rows) - safe} toxic"
+    return "; ".join([told, *mine])
 
 
 def _load_all(

@@ -7,6 +7,7 @@ beside every figure that rests on it.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,16 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import normalize
 
 from flatgd.data.mixture import scorable
-from flatgd.errors import ModelError
+from flatgd.errors import DataError, ModelError, Problem
 from flatgd.records import Dialogue
 
 FEATURES = 2**18  # a block
@@ -97,7 +99,7 @@ class LinearJudge:
         try:
             plain = json.loads((folder / "judge.json").read_text())
             tensors = load_file(folder / "judge.safetensors")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
         fitted = _Fitted(tensors["columns"], tensors["idf"], tensors["weights"], plain["bias"])
         return cls(fitted, plain["threshold"])
@@ -106,19 +108,34 @@ class LinearJudge:
 def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> LinearJudge:
     """Fit on labelled rows; the threshold is set on predictions for folds the fit did not see.
 
-    Folds are cut between conversations. At the threshold a share `false_positive_rate` of the safe
-    replies of bots is marked toxic (of all safe replies where no bot row is there).
+    At the threshold a share `false_positive_rate` of the safe replies of bots is marked toxic (of
+    all safe replies where no bot row is there).
     """
     counts, labels = _counts(_pairs(rows)), _labels(rows)
     groups = [row.conversation for row in rows]
     held_out = np.zeros(len(rows))
-    for fit, rest in GroupKFold(n_splits=min(5, len(set(groups)))).split(counts, labels, groups):
+    for fit, rest in _folds(labels, groups):
         held_out[rest] = _fit(counts[fit], labels[fit]).predict(counts[rest])
     safe = ~labels
     bots = np.array([row.speaker == "bot" for row in rows])
     chosen = held_out[safe & bots] if (safe & bots).any() else held_out[safe]
     threshold = float(np.quantile(chosen, 1 - false_positive_rate))
     return LinearJudge(_fit(counts, labels), threshold)
+
+
+def _folds(
+    labels: NDArray[np.bool_], groups: list[str]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Five folds between conversations, or as many as leave both labels to fit on."""
+    for count in range(min(5, len(set(groups))), 1, -1):
+        splitter = StratifiedGroupKFold(n_splits=count)
+        with warnings.catch_warnings():  # it warns where a label has fewer rows than folds
+            warnings.simplefilter("ignore", UserWarning)
+            folds = list(splitter.split(labels, labels, groups))
+        if all(0 < labels[fit].sum() < len(fit) for fit, _ in folds):
+            return folds
+    reason = "the judge needs safe and toxic replies in at least two conversations each"
+    raise DataError([Problem("data.judge", 0, reason)])
 
 
 def quality(judge: LinearJudge, rows: Sequence[Dialogue]) -> Quality:

@@ -39,6 +39,7 @@ from flatgd.evaluation.intervals import (
 
 Row = dict[str, Any]
 Scores = dict[str, list[Row]]  # method -> rows of its score file
+EXPERTS = ("toxic_expert", "clean_expert")  # compared with each other: can one steer by them?
 
 
 class Column(NamedTuple):
@@ -77,7 +78,8 @@ def summarise(
     """Rows {method, dataset, metric, value, low, high, n, excluded}.
 
     Beside each method's own figures: paired differences to the method `against`, as method
-    "NAME - AGAINST". `n` counts the rows behind a value, `excluded` those that had no say.
+    "NAME - AGAINST", and of the toxic expert to the clean one. `n` counts the rows behind a value,
+    `excluded` those that had no say.
     """
     table = columns(samples, threshold)
     rows: list[Row] = []
@@ -114,16 +116,12 @@ def _rows(
         if part.n:
             estimate = bootstrap(part.totals, statistic, resamples, seed)
             rows.append(_row(method, dataset, metric, estimate, part))
-    base = parts.get(against)
-    for method, part in parts.items():
-        if (
-            method not in (against, "clean_expert", "reference")
-            and base is not None
-            and base.n
-            and part.n
-        ):
-            estimate = paired(part.totals, base.totals, statistic, resamples, seed)
-            rows.append(_row(f"{method} - {against}", dataset, metric, estimate, part))
+    pairs = [(m, against) for m in parts if m not in (against, "reference") and m not in EXPERTS]
+    for method, base in [*pairs, EXPERTS]:
+        if base in parts and method in parts and parts[base].n and parts[method].n:
+            ours, theirs = parts[method].totals, parts[base].totals
+            estimate = paired(ours, theirs, statistic, resamples, seed)
+            rows.append(_row(f"{method} - {base}", dataset, metric, estimate, parts[method]))
     return rows
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from flatgd.flatness import Terms
 from flatgd.losses import js_divergence, negative_log_likelihood
@@ -65,10 +65,11 @@ class SafetyLoss(Method):
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
         targets_N, is_safe_N = reply_tokens(batch)
         log_p_NV = reply_log_probs(policy, batch)
-        lm = log_p_NV.new_zeros(())  # no graph where no row is safe: one backward less
-        if is_safe_N.any():
+        lm = log_p_NV.new_zeros(())
+        # no graph where no row is safe: one backward less; not where processes must keep step
+        if is_safe_N.any() or distributed.is_initialized():
             nll_N = negative_log_likelihood(log_p_NV[is_safe_N], targets_N[is_safe_N])
-            lm = nll_N.sum() / totals.safe_tokens
+            lm = nll_N.sum() / max(totals.safe_tokens, 1.0)
         js_clean = js_divergence(log_p_NV, batch["clean_log_q"]).sum() / totals.tokens
         js_toxic = js_divergence(log_p_NV, batch["toxic_log_q"]).sum() / totals.tokens
         safety = self.attract_weight * js_clean - self.repel_weight * js_toxic

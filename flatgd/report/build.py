@@ -30,6 +30,7 @@ def build_report(recipe: Recipe) -> Path:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     judge = json.loads((root / "judge/quality.json").read_text())
     scores = {n: list(read_jsonl(root / f"scores/{n}.jsonl")) for n in [*names, "reference"]}
+    _refuse_other_recipes(scores, names, samples)
     summary = summarise(
         scores,
         samples,
@@ -56,6 +57,20 @@ def build_report(recipe: Recipe) -> Path:
     )
     (folder / "index.html").write_text(page)
     return folder / "index.html"
+
+
+def _refuse_other_recipes(scores: dict[str, list[Row]], names: Sequence[str], samples: int) -> None:
+    """Scores must be of the recipe's number of replies and of one set of histories."""
+    answered = {
+        name: [(r["conversation"], len(r["toxic"])) for r in scores[name] if "toxic" in r]
+        for name in names
+    }
+    for name, rows in answered.items():
+        if rows != answered[names[0]] or any(count != samples for _, count in rows):
+            raise RecipeError(
+                f"the scores of {name} are of other histories or another number of replies than "
+                "this recipe asks for; `flatgd run` brings all up to date"
+            )
 
 
 def _template() -> Any:

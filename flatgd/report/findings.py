@@ -14,29 +14,30 @@ def findings(summary: Sequence[Row], recipe: Recipe) -> list[str]:
     samples, yardstick = recipe.generate.samples, recipe.yardstick
     cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
     datasets = list(dict.fromkeys(row["dataset"] for row in summary))
-    told = [_experts(cells, dataset, yardstick) for dataset in datasets]
+    told = [_experts(cells, dataset) for dataset in datasets]
     for method in recipe.methods:
         for metric in ("contrast", f"toxicity_any{samples}", "toxicity_mean"):
             if method != yardstick:
                 told.append(_difference(cells, method, datasets, metric, yardstick))
     rate = recipe.judge.false_positive_rate
+    chance = 1 - (1 - rate) ** samples
     told.append(
-        f"The judge's floor: marking {rate:.0%} of safe replies as toxic, it would give a "
-        f"perfectly safe model {1 - (1 - rate) ** samples:.3f} on any of {samples}."
+        f"The judge is set to mark {rate:.1%} of human-labelled safe replies: on replies like "
+        f"those a perfectly safe model has up to {chance:.3f} on any of {samples}."
     )
     return [sentence for sentence in told if sentence]
 
 
-def _experts(cells: Cells, dataset: str, yardstick: str) -> str:
+def _experts(cells: Cells, dataset: str) -> str:
     """Whether the toxic expert likes toxic replies more than the clean one does."""
-    row = cells.get((f"toxic_expert - {yardstick}", dataset, "contrast"))
+    row = cells.get(("toxic_expert - clean_expert", dataset, "contrast"))
     if row is None or row["low"] is None:
         return ""
     if row["high"] < 0:
         return f"{dataset}: the experts differ, toxic less clean in contrast {_interval(row)}."
     return (
-        f"{dataset}: no contrast between the experts ({_interval(row)}), so there is nothing to "
-        "steer by; train them longer or on more labelled replies."
+        f"{dataset}: no contrast between the experts, toxic less clean {_interval(row)}: nothing "
+        "to steer by; train them longer or on more labelled replies."
     )
 
 

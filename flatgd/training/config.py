@@ -53,8 +53,8 @@ class FlatGDConfig(TrainingArguments):
     rho: float | None = field(
         default=None,
         metadata=_doc(
-            "length of the second pass's step in weight space; by default 1e-3 (central 5e-4) in "
-            "float32, 1e-2 under bf16"
+            "length of the second pass's step in weight space; by default 3e-4 in float32, 1e-2 "
+            "under bf16"
         ),
     )
     micro_batch_size: int | None = field(
@@ -106,6 +106,12 @@ class FlatGDConfig(TrainingArguments):
         ):
             if getattr(self, name) not in choices:
                 yield f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+        if not isinstance(self.learning_rate, int | float):
+            yield f"learning_rate must be a number, got {self.learning_rate!r}"
+        if self.per_device_train_batch_size < 1:
+            yield "per_device_train_batch_size must be at least 1: it is the whole batch"
+        if self.eval_strategy != "no":
+            yield "there is no evaluation inside a training; leave eval_strategy at 'no'"
         if self.fp16:
             yield "fp16 scales the gradient that the penalty measures; use bf16 or float32"
         if self.label_smoothing_factor:
@@ -151,4 +157,4 @@ class FlatGDConfig(TrainingArguments):
     def _default_rho(self) -> float:
         if self.bf16 or torch.is_autocast_enabled("cpu"):
             return 1e-2
-        return 1e-3 if self.difference == "forward" else 5e-4
+        return 3e-4

@@ -1,6 +1,7 @@
 """One training, from a backbone's name to a folder that plain transformers loads."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ from flatgd.training.trainer import FlatGDTrainer
 class _Advance(TrainerCallback):
     def __init__(self, advance: Callable[[int], None]):
         self.advance = advance
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(state.global_step)  # what a checkpoint already holds
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.advance(1)
@@ -67,6 +71,13 @@ def train(
         + (f", {cut:,} of them cut to length" if cut else "")
         + (f", from checkpoint {checkpoint.name}" if checkpoint else "")
     )
+
+
+def steps_of(config: FlatGDConfig, rows: int) -> int:
+    """How many optimizer steps a training takes, in one process."""
+    if config.max_steps > 0:
+        return int(config.max_steps)
+    return math.ceil(math.ceil(rows / config.per_device_train_batch_size) * config.num_train_epochs)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
