@@ -12,7 +12,7 @@ from conftest import SAFE, TOXIC, byte_tokenizer, tiny_blenderbot, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatgd.errors import ModelError
+from flatgd.errors import DataError, ModelError
 from flatgd.evaluation.diversity import distinct, tokenize
 from flatgd.evaluation.generate import generate_replies
 from flatgd.evaluation.intervals import (
@@ -112,6 +112,23 @@ def test_judge_threshold_lets_the_stated_share_through() -> None:
     judge = train_judge(rows[:600], false_positive_rate=0.1)
     fresh = judge.score([(row.history, row.reply) for row in rows[600:]])
     assert 0.04 <= float((fresh > judge.threshold).mean()) <= 0.2
+
+
+def test_judge_of_too_few_conversations_is_told() -> None:
+    one = [dataclasses.replace(row, conversation="c") for row in judge_rows(16)]
+    toxic_in_one = [row for row in judge_rows(32) if row.is_safe or row.conversation == "c4"]
+    for rows in (one, toxic_in_one):
+        with pytest.raises(DataError, match="at least two conversations each"):
+            train_judge(rows, 0.1)
+    two = [
+        dataclasses.replace(row, conversation=f"c{n % 2}") for n, row in enumerate(judge_rows(16))
+    ]
+    mixed = [
+        dataclasses.replace(r, conversation=f"c{n // 8}") for n, r in enumerate(judge_rows(16))
+    ]
+    assert train_judge(mixed, 0.1).threshold > 0
+    with pytest.raises(DataError, match="at least two conversations each"):
+        train_judge([r for r in two if r.is_safe or r.conversation == "c1"], 0.1)
 
 
 def test_judge_of_one_label_is_undefined_and_missing_judge_is_told(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from conftest import mild_rows, write_rows
 
-from flatgd.check import check, training_config
+from flatgd.check import check, training_config, training_fields
 from flatgd.errors import RecipeError
 from flatgd.recipe import load_recipe
 
@@ -95,6 +96,44 @@ def test_a_method_overrides_how_lambda_is_set(recipe_file: Path, tmp_path: Path)
     config = training_config(recipe, {"flatness_weight": 0.01}, tmp_path)
     assert config.flatness_weight == 0.01
     assert config.penalty_share is None
+
+
+def test_which_side_sets_lambda_makes_another_training(recipe_file: Path) -> None:
+    """Both recipes hold the same fields, but another one of them rules."""
+    one = load_recipe(recipe_file, ["train.penalty_share=0.3"])
+    other = load_recipe(recipe_file, ["train.flatness_weight=0.01"])
+    fields = [
+        training_fields(one, {"flatness_weight": 0.01}),
+        training_fields(other, {"penalty_share": 0.3}),
+    ]
+    assert "penalty_share" not in fields[0]
+    assert "flatness_weight" not in fields[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("generate.max_new_tokens=400", "backbone has 128 positions, but this recipe needs 401"),
+        ("max_reply_tokens=128", "lower max_history_tokens, max_reply_tokens"),
+        ("data.test=[{name: t, format: jsonl, path: test.jsonl, answered: false}]", "no history"),
+        ("data.test=[{name: t, format: jsonl, path: human.jsonl, speaker: all}]", "of bots"),
+        ("data.judge=[{name: t, format: jsonl, path: policy.jsonl}]", "24 left out as also in"),
+        ("methods.experts={}", "methods.experts: this name is taken"),
+    ],
+)
+def test_check_finds_it_before_training(recipe_file: Path, override: str, told: str) -> None:
+    rows = [{**row, "speaker": "human"} for row in mild_rows(8, 9)]
+    write_rows(recipe_file.parent / "human.jsonl", rows)
+    text = recipe_file.read_text() + "methods: {flatgd: {}}\n"
+    recipe_file.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        check(load_recipe(recipe_file, [override]))
+    assert told in str(error.value)
+
+
+def test_lengths_must_not_cross(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match="min_new_tokens 9 exceeds max_new_tokens 8"):
+        load_recipe(recipe_file, ["generate.min_new_tokens=9"])
 
 
 def test_check_tells_all_faults_together(recipe_file: Path) -> None:

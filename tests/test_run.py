@@ -17,10 +17,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from flatgd.cli import app, main
-from flatgd.errors import RecipeError
+from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.progress import Display
 from flatgd.recipe import load_recipe
 from flatgd.records import read_jsonl
+from flatgd.report.build import build_report
 from flatgd.report.findings import findings
 from flatgd.run import Run
 
@@ -184,6 +185,25 @@ def test_our_errors_have_no_traceback(
         main()
     assert stop.value.code == 2
     assert capsys.readouterr().err == "flatgd: nowhere.yaml: no such recipe\n"
+
+
+def test_a_run_without_a_training_log_has_a_report(recipe_file: Path) -> None:
+    job, _ = run(recipe_file, "train.logging_steps=500", "methods={flatgd: {}}")
+    assert (job.root / "methods/flatgd/training.jsonl").read_text() == ""
+    assert (job.root / "report/index.html").exists()
+    with pytest.raises(RecipeError, match="another number of replies"):
+        build_report(load_recipe(recipe_file, ["methods={flatgd: {}}", "generate.samples=1"]))
+
+
+def test_several_processes_and_a_file_in_the_way_are_refused(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (recipe_file.parent / "taken").write_text("")
+    with pytest.raises(RecipeError, match="name another folder"):
+        Run(load_recipe(recipe_file, ["output=taken"]))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnsupportedError, match="a run is one process"):
+        Run(load_recipe(recipe_file))
 
 
 def test_report_escapes_and_hides_what_models_said(recipe_file: Path) -> None:
