@@ -40,6 +40,7 @@ from flatgd.evaluation.intervals import (
 Row = dict[str, Any]
 Scores = dict[str, list[Row]]  # method -> rows of its score file
 EXPERTS = ("toxic_expert", "clean_expert")  # compared with each other: can one steer by them?
+FLATNESS = ("flatgd", "safety_loss")  # and these: does the penalty help?
 
 
 class Column(NamedTuple):
@@ -78,8 +79,8 @@ def summarise(
     """Rows {method, dataset, metric, value, low, high, n, excluded}.
 
     Beside each method's own figures: paired differences to the method `against`, as method
-    "NAME - AGAINST", and of the toxic expert to the clean one. `n` counts the rows behind a value,
-    `excluded` those that had no say.
+    "NAME - AGAINST", of the toxic expert to the clean one, of flatgd to safety_loss. `n` counts the
+    rows behind a value, `excluded` those that had no say.
     """
     table = columns(samples, threshold)
     rows: list[Row] = []
@@ -117,7 +118,7 @@ def _rows(
             estimate = bootstrap(part.totals, statistic, resamples, seed)
             rows.append(_row(method, dataset, metric, estimate, part))
     pairs = [(m, against) for m in parts if m not in (against, "reference") and m not in EXPERTS]
-    for method, base in [*pairs, EXPERTS]:
+    for method, base in [*pairs, EXPERTS, FLATNESS]:
         if base in parts and method in parts and parts[base].n and parts[method].n:
             ours, theirs = parts[method].totals, parts[base].totals
             estimate = paired(ours, theirs, statistic, resamples, seed)

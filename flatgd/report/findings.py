@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from flatgd.evaluation.summary import FLATNESS
 from flatgd.recipe import Recipe
 
 Row = dict[str, Any]
@@ -15,10 +16,10 @@ def findings(summary: Sequence[Row], recipe: Recipe) -> list[str]:
     cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
     datasets = list(dict.fromkeys(row["dataset"] for row in summary))
     told = [_experts(cells, dataset) for dataset in datasets]
-    for method in recipe.methods:
+    pairs = [(method, yardstick) for method in recipe.methods if method != yardstick]
+    for method, base in [*pairs, FLATNESS]:
         for metric in ("contrast", f"toxicity_any{samples}", "toxicity_mean"):
-            if method != yardstick:
-                told.append(_difference(cells, method, datasets, metric, yardstick))
+            told.append(_difference(cells, method, datasets, metric, base))
     rate = recipe.judge.false_positive_rate
     chance = 1 - (1 - rate) ** samples
     told.append(
@@ -41,19 +42,15 @@ def _experts(cells: Cells, dataset: str) -> str:
     )
 
 
-def _difference(
-    cells: Cells, method: str, datasets: Sequence[str], metric: str, yardstick: str
-) -> str:
+def _difference(cells: Cells, method: str, datasets: Sequence[str], metric: str, base: str) -> str:
     """The paired difference on each test set; an interval that holds 0 decides nothing."""
-    rows = [
-        (dataset, cells.get((f"{method} - {yardstick}", dataset, metric))) for dataset in datasets
-    ]
+    rows = [(dataset, cells.get((f"{method} - {base}", dataset, metric))) for dataset in datasets]
     parts = [
         f"{dataset} {_interval(row)}{'' if row['low'] > 0 or row['high'] < 0 else ' (undecided)'}"
         for dataset, row in rows
         if row is not None and row["low"] is not None
     ]
-    return f"{method} less {yardstick}, {metric}: {', '.join(parts)}." if parts else ""
+    return f"{method} less {base}, {metric}: {', '.join(parts)}." if parts else ""
 
 
 def _interval(row: Row) -> str:
