@@ -28,7 +28,7 @@ from flatgd.records import Dialogue
 
 DEMO = Path(__file__).parent.parent / "flatgd/demo"
 ROWS, STEPS = 8, 5
-RHOS = (1e-3, 3e-4, 1e-4)
+RHOS = (1e-3, 5e-4, 3e-4, 1e-4)
 
 
 def expert(backbone: nn.Module, batch: Batch, is_safe: bool) -> nn.Module:
@@ -37,7 +37,7 @@ def expert(backbone: nn.Module, batch: Batch, is_safe: bool) -> nn.Module:
     optimizer = torch.optim.AdamW(copied.parameters(), lr=3e-4)
     rows = batch["is_safe"] == is_safe
     part = {key: value[rows] for key, value in batch.items()}
-    for _ in range(10):
+    for _ in range(40):
         labels = part["targets"]
         feed = {k: v for k, v in part.items() if k not in ("targets", "is_safe")}
         copied(**feed, labels=labels).loss.backward()
@@ -142,18 +142,20 @@ def main() -> int:
         for label, values in found.items():
             print(f"    {label:<20}" + "".join(f"  {value:<11.2e}" for value in values))
     print(f"{STEPS} steps of 1 x {ROWS} against {ROWS} x 1: largest difference of a weight")
-    apart = {}
+    apart, moved = {}, {}
     for optim, rate in (("sgd", 0.1), ("adamw_torch", 3e-4)):
         whole, single = (trained(rows, experts, size, optim, rate) for size in (ROWS, 1))
         apart[optim] = max(float((whole[name] - single[name]).abs().max()) for name in whole)
         start = dict(backbone.named_parameters())
-        gone = max(float((whole[name] - start[name]).abs().max()) for name in whole)
-        print(f"    {optim:<20}  {apart[optim]:.2e} of {gone:.2e} gone")
+        moved[optim] = max(
+            float((whole[name] - start[name]).detach().abs().max()) for name in whole
+        )
+        print(f"    {optim:<20}  {apart[optim]:.2e} of {moved[optim]:.2e} gone")
     targets = [
         min(found["float64 central"]) <= 1e-4,
         found["float32 exact"][0] <= 1e-4,
         min(found["float32 central"]) <= 1e-3,
-        apart["sgd"] <= 1e-5,
+        apart["sgd"] <= 1e-3 * moved["sgd"],
     ]
     print("targets met" if all(targets) else f"TARGETS MISSED: {targets}")
     return 0 if all(targets) else 1
