@@ -71,7 +71,7 @@ def errors(policy: nn.Module, experts: list[nn.Module], batch: Batch) -> dict[st
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         for dtype in (torch.float64, torch.float32):
             model, *pair = (copy.deepcopy(m).to(dtype).eval() for m in (policy, *experts))
-            method = FlatGD(*pair)
+            method = FlatGD(pair[0], pair[1])
             for way in ("exact", "forward", "central"):
                 for rho in RHOS if way != "exact" else RHOS[:1]:
                     # a weight of 1e3 lifts the penalty out of the rounding of the subtraction
@@ -104,10 +104,15 @@ def trainer_of(
         ),
         train_dataset=rows,
         processing_class=load_tokenizer(str(DEMO / "backbone")),
-        method=FlatGD(*experts),
+        method=FlatGD(experts[0], experts[1]),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def model_of(trainer: FlatGDTrainer) -> nn.Module:
+    assert isinstance(trainer.model, nn.Module)
+    return trainer.model
 
 
 def trained(
@@ -118,7 +123,7 @@ def trained(
             folder, rows, experts, size, max_steps=STEPS, optim=optim, learning_rate=rate
         )
         trainer.train()
-        return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        return {n: p.detach().clone() for n, p in model_of(trainer).named_parameters()}
 
 
 def main() -> int:
@@ -136,7 +141,7 @@ def main() -> int:
 
     print("penalty's gradient 2 H g against float64 double backward, relative error")
     found = {}
-    for place, policy in (("backbone as shipped", backbone), ("after 30 steps", tuned.model)):
+    for place, policy in (("backbone as shipped", backbone), ("after 30 steps", model_of(tuned))):
         found = errors(policy, experts, batch)
         print(f"  {place:<22}" + "".join(f"  rho {rho:<7g}" for rho in RHOS))
         for label, values in found.items():

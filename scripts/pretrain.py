@@ -18,6 +18,7 @@ import hashlib
 import json
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def encode_pairs(
     return pairs
 
 
-def batches(pairs: list, size: int, rng: random.Random):
+def batches(pairs: list, size: int, rng: random.Random) -> Iterator[list]:
     """Shuffled, endless; sorted by length within windows of 64 batches: little padding."""
     while True:
         rng.shuffle(pairs)

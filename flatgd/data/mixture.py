@@ -71,13 +71,14 @@ def load_sets(data: Data) -> Sets:
 
 
 def _one_kind(part: str, rows: list[Dialogue], dropped: Counter[str]) -> str:
+    """What is wrong with a set of one label, and what took the rows that are missing."""
     safe = sum(row.is_safe is True for row in rows)
-    left = [f"{n} left out as {rule.partition(': ')[2]}" for rule, n in dropped.items() if n]
-    mine = [
-        text for text, rule in zip(left, filter(dropped.get, dropped), strict=True) if part in rule
-    ]
-    told = f"needs safe and toxic replies, has {safe} safe and {len(rows) - safe} toxic"
-    return "; ".join([told, *mine])
+    told = [f"needs safe and toxic replies, has {safe} safe and {len(rows) - safe} toxic"]
+    for rule, count in dropped.items():
+        owner, _, reason = rule.partition(": ")
+        if owner == part and count:
+            told.append(f"{count} left out as {reason}")
+    return "; ".join(told)
 
 
 def _load_all(
