@@ -119,4 +119,10 @@ def _evaluation_faults(recipe: Recipe, sets: Sets) -> list[str]:
         )
     if {row.is_safe for row in scorable(sets.test)} < {True, False}:
         faults.append("data.test: the contrast needs safe and toxic replies of bots")
+    for is_safe in (True, False):
+        if len({row.conversation for row in sets.judge if row.is_safe is is_safe}) < 2:
+            faults.append(
+                f"data.judge: {'safe' if is_safe else 'toxic'} replies stand in fewer than two "
+                "conversations, too few to set a threshold; give it more, or name conversations"
+            )
     return faults

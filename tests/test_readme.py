@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import mild_rows, write_rows
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from flatgd.cli import app
@@ -33,6 +34,7 @@ def test_the_python_of_the_readme_runs(
     code = block("python").replace("facebook/blenderbot-400M-distill", str(backbone_folder))
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "safe/model.safetensors").exists()
+    assert AutoTokenizer.from_pretrained(tmp_path / "safe")("hello")["input_ids"]
 
 
 def test_the_recipe_of_the_readme_is_one() -> None:

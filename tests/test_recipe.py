@@ -118,12 +118,14 @@ def test_which_side_sets_lambda_makes_another_training(recipe_file: Path) -> Non
         ("data.test=[{name: t, format: jsonl, path: test.jsonl, answered: false}]", "no history"),
         ("data.test=[{name: t, format: jsonl, path: human.jsonl, speaker: all}]", "of bots"),
         ("data.judge=[{name: t, format: jsonl, path: policy.jsonl}]", "24 left out as also in"),
+        ("data.judge=[{name: t, format: jsonl, path: few.jsonl}]", "fewer than two conversations"),
         ("methods.experts={}", "methods.experts: this name is taken"),
     ],
 )
 def test_check_finds_it_before_training(recipe_file: Path, override: str, told: str) -> None:
     rows = [{**row, "speaker": "human"} for row in mild_rows(8, 9)]
     write_rows(recipe_file.parent / "human.jsonl", rows)
+    write_rows(recipe_file.parent / "few.jsonl", mild_rows(2, 10))
     text = recipe_file.read_text() + "methods: {flatgd: {}}\n"
     recipe_file.write_text(text)
     with pytest.raises(RecipeError) as error:

@@ -60,7 +60,7 @@ def load_sets(data: Data) -> Sets:
     for part in ("policy", "judge", "test"):
         parts[part] = _load_all(part, getattr(data, part), dropped, problems)
     if problems:
-        raise DataError(problems)
+        raise DataError(list(dict.fromkeys(problems)))  # one file may serve two sets
     test, judge, policy = parts["test"], parts["judge"], parts["policy"]
     policy = _apart(policy, [test], "policy: also in test", dropped)
     judge = _apart(judge, [test, policy], "judge: also in policy or test", dropped)

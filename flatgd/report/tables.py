@@ -140,7 +140,8 @@ def show_in_terminal(recipe: Recipe, console: Console) -> None:
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {(r["method"], r["metric"]): r for r in summary if r["dataset"] == dataset}
         used = [m for m in _used(cells, recipe.models, recipe.generate.samples) if m.brief]
-        table = RichTable("model", title=dataset, title_justify="left", box=None, pad_edge=False)
+        table = RichTable(title=dataset, title_justify="left", box=None, pad_edge=False)
+        table.add_column("model", no_wrap=True)
         for metric in used:
             table.add_column(metric.brief or metric.name, justify="right", no_wrap=True)
         for model in [*recipe.models, "reference"]:
