@@ -109,7 +109,7 @@ def _length_faults(role: str, recipe: Recipe, config: Any) -> list[str]:
 
 def _evaluation_faults(recipe: Recipe, sets: Sets) -> list[str]:
     """Whether there is something to answer and something to tell apart."""
-    answered = {source.name for source in recipe.data.test if source.answered}
+    answered = recipe.data.answered
     rows = [row for row in sets.test if row.source in answered]
     faults = []
     if not answerable(rows, 1, recipe.seed):

@@ -83,6 +83,11 @@ class Data(Section):
     test: list[Source] = Field(min_length=1)
     """Labelled replies to score, and their histories to answer; trains nothing."""
 
+    @property
+    def answered(self) -> set[str]:
+        """The test sources whose histories the models answer."""
+        return {source.name for source in self.test if source.answered}
+
 
 class Generate(Section):
     """Sampling, the same for every model."""

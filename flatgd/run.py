@@ -140,7 +140,7 @@ class Run:
 
     @cached_property
     def histories(self) -> list[Dialogue]:
-        answered = {source.name for source in self.recipe.data.test if source.answered}
+        answered = self.recipe.data.answered
         rows = [row for row in self.sets.test if row.source in answered]
         return answerable(rows, self.recipe.generate.histories, self.recipe.seed)
 
