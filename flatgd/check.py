@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flatgd.data.mixture import Sets, answerable, load_sets, scorable
+from flatgd.data.mixture import Sets, answerable, load_sets, scorable, to_answer
 from flatgd.errors import FlatGDError, RecipeError
 from flatgd.methods import METHODS
 from flatgd.models import family_of, load_config, load_tokenizer
@@ -53,7 +53,7 @@ def check(recipe: Recipe) -> Sets:
     faults += _model_faults(recipe)
     sets = None
     try:
-        sets = load_sets(recipe.data)
+        sets = load_sets(recipe.data, recipe.seed)
     except FlatGDError as error:
         faults.append(str(error))
     else:
@@ -109,15 +109,13 @@ def _length_faults(role: str, recipe: Recipe, config: Any) -> list[str]:
 
 def _evaluation_faults(recipe: Recipe, sets: Sets) -> list[str]:
     """Whether there is something to answer and something to tell apart."""
-    answered = recipe.data.answered
-    rows = [row for row in sets.test if row.source in answered]
     faults = []
-    if not answerable(rows, 1, recipe.seed):
+    if not answerable(to_answer(sets.test, recipe.data.test), 1, recipe.seed):
         faults.append(
             "data.test: no history to answer; a bot's reply with a history is needed in a source "
             "with answered: true"
         )
-    if {row.is_safe for row in scorable(sets.test)} < {True, False}:
+    if len({row.is_safe for row in scorable(sets.test)}) < 2:
         faults.append("data.test: the contrast needs safe and toxic replies of bots")
     for is_safe in (True, False):
         if len({row.conversation for row in sets.judge if row.is_safe is is_safe}) < 2:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flatgd.cli_data import app as data_app
 from flatgd.errors import FlatGDError
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[
     Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)

@@ -5,7 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Display:
@@ -24,15 +32,24 @@ class Display:
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """Yields `advance(count)`."""
-        progress = Progress(
+        with self._progress(MofNCompleteColumn()) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda count: progress.update(task, advance=count)
+
+    @contextmanager
+    def download(self, label: str) -> Iterator[Callable[[int, int | None], None]]:
+        """Yields `progress(bytes so far, bytes in all or None)`."""
+        with self._progress(DownloadColumn()) as progress:
+            task = progress.add_task(label, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    def _progress(self, count: ProgressColumn) -> Progress:
+        return Progress(
             TextColumn("        {task.description:<26}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+            count,
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
-        with progress:
-            task = progress.add_task(label, total=total)
-            yield lambda count: progress.update(task, advance=count)

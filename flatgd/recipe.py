@@ -9,14 +9,27 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from flatgd.errors import RecipeError
 
 PACKAGE = Path(__file__).parent
+Format = Literal["bad", "bbf", "convabuse", "diasafety", "hh", "jsonl", "prosocial", "toxichat"]
+COLUMNS = (
+    *("prompt", "completion", "messages", "conversations", "turns", "chosen", "rejected"),
+    *("label", "conversation", "speaker", "source"),
+)
 
 
 def _resolve(value: Any, info: Any) -> Any:
@@ -52,11 +65,12 @@ class Source(Section):
 
     name: str
     """The name in tables and files."""
-    format: Literal["bad", "diasafety", "jsonl"]
+    format: Format
+    """How the file is written; jsonl also reads a JSON array, CSV and TSV."""
     path: LocalPath
-    """A file; for diasafety the folder with train, val and test."""
+    """A file, or a folder with the data set's published files; of those, `split` is read."""
     split: Literal["train", "val", "test"] = "train"
-    """diasafety only."""
+    """Of a folder, or of a file that holds all splits (bbf)."""
     speaker: Literal["bot", "human", "all"] = "bot"
     """Whose turns count as replies. Human turns may train a judge, never a policy."""
     share: tuple[float, float] = (0.0, 1.0)
@@ -67,9 +81,27 @@ class Source(Section):
     """Test sets only: whether the models answer its histories, beside scoring its replies."""
     keep_canned: bool = False
     """Keep canned replies ("do you want to talk about something else?")."""
+    weight: float = Field(1.0, gt=0, le=100)
+    """Not of test sets: 1 = each row once, 2 = twice, 0.25 = a quarter, drawn by the seed."""
+    columns: dict[str, str] = {}
+    """jsonl: which key or column holds what of ours, as {completion: tweet}; others are ignored."""
+    toxic_values: tuple[str, ...] = ()
+    """jsonl: the labels that mean toxic; without it, a label is true (safe) or false (toxic)."""
+    label: Literal["safe", "toxic", "none"] | None = None
+    """jsonl: the label of rows that carry none."""
+
+    @field_validator("toxic_values", mode="before")
+    @classmethod
+    def _as_text(cls, values: Any) -> Any:
+        return [str(value) for value in values] if isinstance(values, list) else values
 
     @model_validator(mode="after")
     def _check(self) -> "Source":
+        given = {"columns", "toxic_values", "label"} & self.model_fields_set
+        if given and self.format != "jsonl":
+            raise ValueError(f"{sorted(given)[0]} is for format jsonl, not {self.format}")
+        if wrong := [name for name in self.columns if name not in COLUMNS]:
+            raise ValueError(f"columns: unknown {wrong[0]!r}{nearest(wrong[0], list(COLUMNS))}")
         if not 0 <= self.share[0] < self.share[1] <= 1:
             raise ValueError(f"share must be two rising numbers in 0..1, got {list(self.share)}")
         return self
@@ -83,10 +115,22 @@ class Data(Section):
     test: list[Source] = Field(min_length=1)
     """Labelled replies to score, and their histories to answer; trains nothing."""
 
-    @property
-    def answered(self) -> set[str]:
-        """The test sources whose histories the models answer."""
-        return {source.name for source in self.test if source.answered}
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        for source in self.test:
+            if source.weight != 1:
+                raise ValueError(f"test: {source.name!r} has a weight; test sets are taken whole")
+        for part in (self.policy, self.judge):
+            weights = {source.name: source.weight for source in part}
+            if other := [s.name for s in part if s.weight != weights[s.name]]:
+                raise ValueError(f"two sources named {other[0]!r} differ in weight; rename one")
+        for source in self.policy:
+            if source.speaker != "bot":
+                raise ValueError(
+                    f"policy: {source.name!r} takes speaker {source.speaker!r}; a policy learns "
+                    "replies, so use speaker: bot (human turns may train the judge)"
+                )
+        return self
 
 
 class Generate(Section):
@@ -159,6 +203,7 @@ class Recipe(Section):
         return "clean" if "clean" in self.methods else "clean_expert"
 
 
+Checked = TypeVar("Checked", bound=Section)
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
 
@@ -187,15 +232,21 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
     for override in overrides or []:
-        _set(raw, override)
+        set_field(raw, override)
+    return validated(Recipe, raw, path.parent, f"{path} cannot be run")
+
+
+def validated(kind: type[Checked], raw: dict[str, Any], folder: Path, heading: str) -> Checked:
+    """`raw` as a section, paths from `folder`; one RecipeError names every fault."""
     try:
-        return Recipe.model_validate(_numbers(raw), context={"folder": path.parent})
+        return kind.model_validate(_numbers(raw), context={"folder": folder})
     except ValidationError as error:
-        lines = [f"  {_explain(fault)}" for fault in error.errors()]
-        raise RecipeError("\n".join([f"{path} cannot be run:", *lines])) from None
+        lines = [f"  {_explain(fault, kind)}" for fault in error.errors()]
+        raise RecipeError("\n".join([f"{heading}:", *lines])) from None
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
+def set_field(raw: dict[str, Any], override: str) -> None:
+    """Put one "section.key=value" into `raw`."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set wants section.key=value, got {override!r}")
@@ -213,19 +264,19 @@ def _set(raw: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {key}: {text!r} is not valid YAML") from None
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any, kind: type[Section]) -> str:
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         *_, wrong = fault["loc"]
-        return f"{place}: unknown key{nearest(str(wrong), _fields(fault['loc'][:-1]))}"
+        return f"{place}: unknown key{nearest(str(wrong), _fields(kind, fault['loc'][:-1]))}"
     if fault["type"] == "missing":
         return f"{place}: missing"
     return f"{place}: {fault['msg']}, got {str(fault['input'])[:60]!r}"
 
 
-def _fields(place: tuple[Any, ...]) -> list[str]:
-    """The keys allowed at one place of a recipe."""
-    model: Any = Recipe
+def _fields(kind: type[Section], place: tuple[Any, ...]) -> list[str]:
+    """The keys allowed at one place of a section."""
+    model: Any = kind
     for part in place:
         if isinstance(part, str):
             model = model.model_fields[part].annotation

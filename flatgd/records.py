@@ -1,6 +1,7 @@
 """The one record that flows through the project, and how files of records are read and written."""
 
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,8 @@ class Dialogue:
     """A history and one reply to it.
 
     `history` is oldest line first. `is_safe` is the human label of the reply, None where there is
-    none. `conversation` names what rows belong together: a split never cuts through one.
+    none. `conversation` names what rows belong together: a split never cuts through one. `system`
+    is the system message of a chat, "" where there is none.
     """
 
     history: tuple[str, ...]
@@ -28,6 +30,7 @@ class Dialogue:
     source: str
     conversation: str
     speaker: Speaker = "bot"
+    system: str = ""
 
 
 def clean_text(text: str) -> str:
@@ -37,6 +40,11 @@ def clean_text(text: str) -> str:
     'a b'
     """
     return " ".join(text.split())
+
+
+def digest(text: str) -> str:
+    """A short name for a text, the same everywhere."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read_text(path: Path) -> str:
@@ -83,6 +91,48 @@ def parse_json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, element) of a JSON array, so that a fault can be told by its line."""
+    text, decoder = read_text(path), json.JSONDecoder()
+    position, line = text.find("[") + 1, 1
+    if text[:position].strip() != "[":
+        raise DataError([Problem(str(path), 1, "expected a JSON array")])
+    line += text.count("\n", 0, position)
+    while True:
+        start = position
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+        line += text.count("\n", start, position)
+        if position < len(text) and text[position] == "]":
+            return
+        try:
+            record, end = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            problem = Problem(str(path), error.lineno, f"not valid JSON ({error.msg})")
+            raise DataError([problem]) from None
+        yield line, record
+        line += text.count("\n", position, end)
+        position = end
+
+
+def parse_rows(
+    path: Path, rows: Iterable[tuple[int, Any]], parse: Callable[[dict[str, Any]], list[Record]]
+) -> list[Record]:
+    """What `parse` makes of each (line number, JSON object); all reasons in one DataError."""
+    records: list[Record] = []
+    problems = []
+    for line, row in rows:
+        try:
+            if not isinstance(row, dict):
+                raise ValueError(f"expected a JSON object, got {type(row).__name__}")
+            records += parse(row)
+        except ValueError as error:
+            problems.append(Problem(str(path), line, str(error)))
+    if problems:
+        raise DataError(problems)
+    return records
 
 
 def text_field(row: dict[str, Any], key: str) -> str:

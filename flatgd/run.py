@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from flatgd.check import EXPERTS, check, training_config, training_fields
-from flatgd.data.mixture import answerable, scorable
+from flatgd.data.mixture import answerable, scorable, to_answer
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.diversity import distinct, tokenize
 from flatgd.evaluation.generate import generate_replies
@@ -140,8 +140,7 @@ class Run:
 
     @cached_property
     def histories(self) -> list[Dialogue]:
-        answered = self.recipe.data.answered
-        rows = [row for row in self.sets.test if row.source in answered]
+        rows = to_answer(self.sets.test, self.recipe.data.test)
         return answerable(rows, self.recipe.generate.histories, self.recipe.seed)
 
     def generate(self, name: str) -> None:

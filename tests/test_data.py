@@ -2,16 +2,28 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from flatgd.data.bad import load_bad
+from flatgd.data.browse import Mask, load_splits
 from flatgd.data.canned import is_canned
 from flatgd.data.diasafety import load_diasafety
 from flatgd.data.jsonl import load_jsonl
-from flatgd.data.mixture import answerable, load_sets, load_source, place, scorable
-from flatgd.errors import DataError, RecipeError
+from flatgd.data.mixture import (
+    answerable,
+    load_sets,
+    load_source,
+    place,
+    scorable,
+    to_answer,
+    weigh,
+)
+from flatgd.data.stats import count, overlaps
+from flatgd.errors import DataError
 from flatgd.recipe import Data, Source
 from flatgd.records import Dialogue
 
@@ -35,6 +47,8 @@ def test_shipped_bad_test_is_table_4() -> None:
     assert len(rows) == 2598
     assert sum(row.is_safe is True for row in rows) == 1654
     assert len({row.conversation for row in rows}) == 191
+    (counts,) = [count(*part) for part in load_splits("bad", ["demo:data/bad_test.txt.gz"]).items()]
+    assert (counts.rows, counts.safe, counts.toxic, counts.conversations) == (2598, 1654, 944, 191)
     assert sum(row.speaker == "bot" for row in rows) == 1299
     assert sum(is_canned(row.reply) for row in rows) == 293
 
@@ -144,7 +158,7 @@ GOOD = '{"prompt": "hi", "completion": "hello", "label": true}'
     [
         ('{"prompt": "hi"', "not valid JSON"),
         ("[1]", "expected a JSON object, got list"),
-        ('{"prompt": "hi", "label": true}', "no 'completion'"),
+        ('{"prompt": "hi", "label": true}', "no reply: expected 'messages'"),
         ('{"prompt": "hi", "completion": " ", "label": true}', "'completion' is empty"),
         ('{"prompt": "hi", "completion": null, "label": true}', "must be text, got NoneType"),
         ('{"prompt": "hi", "completion": "x", "label": "safe"}', "must be true (safe) or false"),
@@ -235,8 +249,8 @@ def test_one_label_only_and_human_policy_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs safe and toxic replies"):
         load_sets(Data(policy=[safe], judge=[safe], test=[safe]))
     human = safe.model_copy(update={"speaker": "all"})
-    with pytest.raises(RecipeError, match="use speaker: bot"):
-        load_sets(Data(policy=[human], judge=[safe], test=[safe]))
+    with pytest.raises(ValidationError, match="use speaker: bot"):
+        Data(policy=[human], judge=[safe], test=[safe])
 
 
 def test_canned_replies_leave_targets_and_histories(tmp_path: Path) -> None:
@@ -285,3 +299,88 @@ def test_histories_are_drawn_one_a_conversation_first() -> None:
     assert drawn == answerable(rows, 7, seed=1)
     assert drawn != answerable(rows, 7, seed=2)
     assert len(answerable(rows, None, seed=1)) == 20
+
+
+def test_weights_repeat_and_thin_by_the_seed(tmp_path: Path) -> None:
+    rows = [turn(f"a{n}", f"b{n}", n % 2 == 0, str(n)) for n in range(40)]
+    source = jsonl_source(tmp_path / "a.jsonl", rows)
+    loaded = load_source(source).rows
+
+    def weighed(weight: float, seed: int) -> list[str]:
+        sources = [source.model_copy(update={"weight": weight})]
+        return [row.reply for row in weigh(loaded, sources, seed)]
+
+    assert weighed(1, 0) == [row.reply for row in loaded]
+    assert len(weighed(0.25, 0)) == 10
+    assert weighed(0.25, 0) == weighed(0.25, 0) != weighed(0.25, 1)
+    assert Counter(Counter(weighed(2.25, 0)).values()) == {2: 30, 3: 10}
+
+
+def test_weights_of_test_sets_and_of_twins_are_refused(tmp_path: Path) -> None:
+    source = jsonl_source(tmp_path / "a.jsonl", [turn("a", "b", True, "1")])
+    heavy = source.model_copy(update={"weight": 2.0})
+    with pytest.raises(ValidationError, match="test sets are taken whole"):
+        Data(policy=[source], judge=[source], test=[heavy])
+    with pytest.raises(ValidationError, match="differ in weight"):
+        Data(policy=[source, heavy], judge=[source], test=[source])
+
+
+def test_rows_without_a_label_train_nothing_and_are_counted(tmp_path: Path) -> None:
+    def file(name: str, kept: int) -> Source:
+        rows = [turn(f"{name}{n}", f"b{n}", n % 2 == 0, f"{name}{n}") for n in range(kept)]
+        bare = [{k: v for k, v in row.items() if k != "label"} for row in rows]
+        mixed = [
+            {**b, "label": row["label"]} if i > 1 else b
+            for i, (b, row) in enumerate(zip(bare, rows, strict=True))
+        ]
+        source = jsonl_source(tmp_path / f"{name}.jsonl", mixed)
+        return source.model_copy(update={"label": "none", "name": name})
+
+    sets = load_sets(Data(policy=[file("p", 6)], judge=[file("j", 6)], test=[file("t", 6)]))
+    assert (len(sets.policy), len(sets.judge), len(sets.test)) == (4, 4, 6)
+    assert sets.dropped["policy: without a label"] == 2
+    assert len(scorable(sets.test)) == 4
+
+
+def test_human_turns_are_answered_where_a_source_has_only_those(tmp_path: Path) -> None:
+    row = {**turn("hi", "how is the weather?", False, "1"), "speaker": "human"}
+    source = jsonl_source(tmp_path / "a.jsonl", [row])
+    human = source.model_copy(update={"speaker": "human"})
+    rows = load_source(human, drop_replies=False).rows
+    (answered,) = answerable(to_answer(rows, [human]), None, 0)
+    assert answered.history == ("hi", "how is the weather?")
+    assert answerable(to_answer(rows, [source]), None, 0) == []
+    assert to_answer(rows, [human.model_copy(update={"answered": False})]) == []
+
+
+def test_counts_and_overlaps() -> None:
+    def row(history: str, reply: str, is_safe: bool | None, name: str) -> Dialogue:
+        return Dialogue((history,), reply, is_safe, "a", name)
+
+    one = [
+        row("a", "b c", True, "1"),
+        row("a", "b c", True, "1"),
+        row("a", "b c", False, "1"),
+        row("x", "do you want to talk about something else?", None, "2"),
+    ]
+    counts = count("train", one)
+    assert counts.rows == 4
+    assert (counts.safe, counts.toxic, counts.unlabelled) == (2, 1, 1)
+    assert (counts.duplicates, counts.contradictions, counts.canned) == (2, 1, 1)
+    assert (counts.conversations, counts.words_median, counts.lines_max) == (2, 2, 1)
+    other = [row("A", "B c", True, "3"), row("a", "z", True, "4"), row("q", "q", True, "2")]
+    (shared,) = overlaps({"train": one, "test": other})
+    assert shared == ("train", "test", 1, 1, 1)
+    assert count("empty", []).rows == 0
+    assert overlaps({"a": [], "b": []})[0][2:] == (0, 0, 0)
+
+
+def test_the_mask_shows_only_what_is_labelled_safe() -> None:
+    rows = [
+        Dialogue(("hi", "you goose"), "that is unkind", True, "a", "1"),
+        Dialogue(("hi",), "you goose", False, "a", "1"),
+        Dialogue(("hello",), "you goose", True, "a", "2"),
+    ]
+    mask = Mask(rows)
+    assert mask.shown(rows[0]) == ("[masked: 1 words]", "[masked: 2 words]", "that is unkind")
+    assert mask.shown(rows[2])[-1] == "[masked: 2 words]"  # it is toxic elsewhere

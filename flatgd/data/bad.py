@@ -15,13 +15,21 @@ The JSON form is for files whose contexts were cut: there the rows of one conver
 the lines they share. Personas are dropped.
 """
 
-import hashlib
 from collections.abc import Hashable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flatgd.records import Dialogue, Speaker, clean_text, parse_json_object, parse_lines, text_field
+from flatgd.data.splits import Split, find_split
+from flatgd.records import (
+    Dialogue,
+    Speaker,
+    clean_text,
+    digest,
+    parse_json_object,
+    parse_lines,
+    text_field,
+)
 
 LABELS = {"__ok__": True, "__notok__": False}
 SPEAKERS: dict[str, Speaker] = {"bot": "bot", "human": "human"}
@@ -29,8 +37,9 @@ SPEAKERS: dict[str, Speaker] = {"bot": "bot", "human": "human"}
 Row = tuple[list[str], bool, Speaker]
 
 
-def load_bad(path: Path) -> list[Dialogue]:
-    """Every row of one BAD file, human and bot turns, in file order."""
+def load_bad(path: Path, split: Split = "train") -> list[Dialogue]:
+    """Every row of one file, or of one split of a folder: human and bot turns, in file order."""
+    path = find_split(path, split)
     cut = ".jsonl" in path.suffixes
     rows = [row for _, row in parse_lines(path, _parse_json if cut else _parse_parlai)]
     turns = [lines for lines, _, _ in rows]
@@ -77,7 +86,7 @@ def _names_by_order(rows: list[list[str]]) -> list[str]:
     opener = ""
     for number, lines in enumerate(rows):
         if lines[:-1] != previous or not previous:
-            opener = _digest((number, lines))
+            opener = digest(repr((number, lines)))
         names.append(opener)
         previous = lines
     return names
@@ -98,8 +107,4 @@ def _names_by_shared_lines(rows: list[list[str]]) -> list[str]:
         opener = lines[0]
         for pair in pairwise(lines):
             parents[root(pair)] = root(opener)
-    return [_digest(root(lines[0])) for lines in rows]
-
-
-def _digest(key: Hashable | tuple[int, list[str]]) -> str:
-    return hashlib.sha256(repr(key).encode()).hexdigest()[:12]
+    return [digest(repr(root(lines[0]))) for lines in rows]

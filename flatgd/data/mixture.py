@@ -1,25 +1,39 @@
 """From sources to three sets that share no conversation: policy, judge, test."""
 
-import dataclasses
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
 
 from flatgd.data.bad import load_bad
+from flatgd.data.bbf import load_bbf
 from flatgd.data.canned import is_canned, strip_canned
+from flatgd.data.convabuse import load_convabuse
 from flatgd.data.diasafety import load_diasafety
-from flatgd.data.jsonl import load_jsonl
-from flatgd.errors import DataError, Problem, RecipeError
-from flatgd.recipe import Data, Source
+from flatgd.data.hh import load_hh
+from flatgd.data.jsonl import Layout, load_jsonl
+from flatgd.data.prosocial import load_prosocial
+from flatgd.data.splits import find_split
+from flatgd.data.toxichat import load_toxichat
+from flatgd.errors import DataError, Problem
+from flatgd.recipe import Data, Format, Source
 from flatgd.records import Dialogue
 
-LOADERS: dict[str, Callable[[Source], list[Dialogue]]] = {
-    "bad": lambda source: load_bad(source.path),
+LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
+    "bad": lambda source: load_bad(source.path, source.split),
+    "bbf": lambda source: load_bbf(source.path, source.split),
+    "convabuse": lambda source: load_convabuse(source.path, source.split),
     "diasafety": lambda source: load_diasafety(source.path, source.split),
-    "jsonl": lambda source: load_jsonl(source.path),
+    "hh": lambda source: load_hh(source.path, source.split),
+    "jsonl": lambda source: load_jsonl(
+        find_split(source.path, source.split),
+        Layout(source.columns, source.toxic_values, source.label),
+    ),
+    "prosocial": lambda source: load_prosocial(source.path, source.split),
+    "toxichat": lambda source: load_toxichat(source.path, source.split),
 }
 
 
@@ -46,14 +60,11 @@ class Sets(NamedTuple):
         ]
 
 
-def load_sets(data: Data) -> Sets:
-    """Load every source and keep the three sets apart. Raises DataError with all faults at once."""
-    for source in data.policy:
-        if source.speaker != "bot":
-            raise RecipeError(
-                f"data.policy: {source.name!r} takes speaker {source.speaker!r}; a policy learns "
-                "replies, so use speaker: bot (human turns may train the judge)"
-            )
+def load_sets(data: Data, seed: int = 0) -> Sets:
+    """Load every source, keep the three sets apart, weigh the sources of the training sets.
+
+    Raises DataError with all faults at once.
+    """
     dropped: Counter[str] = Counter()
     problems: list[Problem] = []
     parts = {}
@@ -64,16 +75,17 @@ def load_sets(data: Data) -> Sets:
     test, judge, policy = parts["test"], parts["judge"], parts["policy"]
     policy = _apart(policy, [test], "policy: also in test", dropped)
     judge = _apart(judge, [test, policy], "judge: also in policy or test", dropped)
+    policy, judge = weigh(policy, data.policy, seed), weigh(judge, data.judge, seed)
     for part, rows in (("policy", policy), ("judge", judge), ("test", test)):
-        if {row.is_safe for row in rows} < {True, False}:
+        if not {True, False} <= {row.is_safe for row in rows}:
             raise DataError([Problem(f"data.{part}", 0, _one_kind(part, rows, dropped))])
     return Sets(policy, judge, test, dict(dropped))
 
 
 def _one_kind(part: str, rows: list[Dialogue], dropped: Counter[str]) -> str:
     """What is wrong with a set of one label, and what took the rows that are missing."""
-    safe = sum(row.is_safe is True for row in rows)
-    told = [f"needs safe and toxic replies, has {safe} safe and {len(rows) - safe} toxic"]
+    safe, toxic = (sum(row.is_safe is label for row in rows) for label in (True, False))
+    told = [f"needs safe and toxic replies, has {safe} safe and {toxic} toxic"]
     for rule, count in dropped.items():
         owner, _, reason = rule.partition(": ")
         if owner == part and count:
@@ -91,9 +103,22 @@ def _load_all(
         except DataError as error:
             problems += error.problems
             continue
+        labelled = [row for row in loaded.rows if part == "test" or row.is_safe is not None]
         dropped[f"{part}: canned reply"] += loaded.canned
-        rows += loaded.rows
+        dropped[f"{part}: without a label"] += len(loaded.rows) - len(labelled)
+        rows += labelled
     return rows
+
+
+def weigh(rows: list[Dialogue], sources: Iterable[Source], seed: int) -> list[Dialogue]:
+    """The rows of each source as often as its weight says; what is left over of it, by the seed."""
+    weighed = []
+    for name, weight in {source.name: source.weight for source in sources}.items():
+        mine = [row for row in rows if row.source == name]
+        whole, rest = divmod(round(weight * len(mine)), max(1, len(mine)))
+        drawn = sorted(random.Random(f"{seed}:{name}").sample(range(len(mine)), rest))
+        weighed += mine * whole + [mine[place] for place in drawn]
+    return weighed
 
 
 class Loaded(NamedTuple):
@@ -114,8 +139,27 @@ def load_source(source: Source, drop_replies: bool = True) -> Loaded:
 
 
 def scorable(rows: Iterable[Dialogue]) -> list[Dialogue]:
-    """A bot's own replies: no human turns, no canned ones."""
-    return [row for row in rows if row.speaker == "bot" and not is_canned(row.reply)]
+    """A bot's own labelled replies: no human turns, no canned ones."""
+    return [
+        row
+        for row in rows
+        if row.speaker == "bot" and row.is_safe is not None and not is_canned(row.reply)
+    ]
+
+
+def to_answer(rows: Iterable[Dialogue], sources: Sequence[Source]) -> list[Dialogue]:
+    """Test rows whose histories the models answer, as `answered` asks: bots' rows, and of a source
+    of human turns alone each turn, as the last line of its history."""
+    speakers = {source.name: source.speaker for source in sources if source.answered}
+    lines = {source.name: source.history_lines for source in sources}
+    answered = []
+    for row in rows:
+        if speakers.get(row.source) == "human":
+            history = (*row.history, row.reply)[-lines[row.source] :]
+            answered.append(replace(row, history=history, is_safe=None, speaker="bot"))
+        elif row.source in speakers:
+            answered.append(row)
+    return answered
 
 
 def answerable(rows: Iterable[Dialogue], limit: int | None, seed: int) -> list[Dialogue]:
@@ -150,7 +194,7 @@ def place(conversation: str) -> float:
 
 def _cut_history(row: Dialogue, source: Source) -> Dialogue:
     lines = source.history_lines if row.speaker == "bot" else max(1, source.history_lines - 1)
-    return dataclasses.replace(row, history=row.history[-lines:], source=source.name)
+    return replace(row, history=row.history[-lines:], source=source.name)
 
 
 def _apart(

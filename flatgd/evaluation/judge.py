@@ -160,7 +160,7 @@ def judge_report(judge: LinearJudge, test: Sequence[Dialogue], trained_on: int) 
     safe and of toxic replies above the threshold; as plain numbers for judge/quality.json."""
     parts: dict[str, list[Dialogue]] = {}
     for source in dict.fromkeys(row.source for row in test):
-        rows = [row for row in test if row.source == source]
+        rows = [row for row in test if row.source == source and row.is_safe is not None]
         parts[f"{source}, all rows"] = rows
         if len(bots := scorable(rows)) < len(rows):
             parts[f"{source}, bot replies, no canned ones"] = bots

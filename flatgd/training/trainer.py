@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from flatgd.data.jsonl import dialogue_from_row
+from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.methods import FlatGD, Method
 from flatgd.models import check_token_map, family_of, load_model, load_tokenizer
@@ -81,10 +81,11 @@ def _experts(
 
 
 def _dialogues(rows: Rows) -> list[Dialogue]:
-    dialogues, problems = [], []
+    dialogues: list[Dialogue] = []
+    problems = []
     for number, row in enumerate(rows, start=1):
         try:
-            dialogues.append(row if isinstance(row, Dialogue) else dialogue_from_row(dict(row)))
+            dialogues += [row] if isinstance(row, Dialogue) else dialogues_from_row(dict(row))
         except ValueError as error:
             problems.append(Problem("train_dataset", number, str(error)))
     if not dialogues and not problems:

@@ -1,0 +1,49 @@
+"""Which file of a folder is a data set's train, val or test split."""
+
+from pathlib import Path
+from typing import Literal
+
+from flatgd.errors import DataError, Problem
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test",),
+}
+SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
+
+
+def find_split(path: Path, split: Split) -> Path:
+    """`path` where it is a file; in a folder the one data file whose name ends in the split's.
+
+    train.json, valid.jsonl.gz and ConvAbuseEMNLPtest.csv are such names. DataError when there is
+    none or more than one.
+    """
+    if not path.is_dir():
+        return path
+    files = sorted(path.iterdir(), reverse=True)  # of a file packed and unpacked, the unpacked
+    by_name = {file.name.removesuffix(".gz"): file for file in files}
+    found = [file for file in by_name.values() if _stem(file).endswith(NAMES[split])]
+    if len(found) == 1:
+        return found[0]
+    told = ", ".join(file.name for file in found) or ", ".join(f.name for f in path.iterdir())
+    count = "more than one" if found else "no"
+    reason = (
+        f"{count} file of split {split!r} in this folder ({told or 'it is empty'}); name a file"
+    )
+    raise DataError([Problem(str(path), 0, reason)])
+
+
+def _stem(path: Path) -> str:
+    """The name without .gz and the data suffix; "" for other files.
+
+    >>> _stem(Path("ConvAbuseEMNLPtest.csv.gz"))
+    'convabuseemnlptest'
+    """
+    name = path.name.lower().removesuffix(".gz")
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return ""

@@ -1,0 +1,98 @@
+"""What is in a data set: counts by split, and what two splits share."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import median
+from typing import NamedTuple
+
+from flatgd.data.canned import is_canned
+from flatgd.records import Dialogue
+
+
+class Counts(NamedTuple):
+    """One split in numbers. Lines are of the history, words of the reply.
+
+    `duplicates` are rows whose history and reply stand in an earlier row; `contradictions` are
+    those of them with the other label.
+    """
+
+    split: str
+    rows: int
+    safe: int
+    toxic: int
+    unlabelled: int
+    conversations: int
+    bot: int
+    human: int
+    lines_median: float
+    lines_max: int
+    words_median: float
+    words_p95: int
+    canned: int
+    duplicates: int
+    contradictions: int
+
+
+class Overlap(NamedTuple):
+    """What stands in both of two splits, as rows of the second: same conversation; same history
+    (of rows that have one); same last line and reply."""
+
+    first: str
+    second: str
+    conversations: int
+    histories: int
+    replies: int
+
+
+def count(split: str, rows: Sequence[Dialogue]) -> Counts:
+    """The numbers of one split; zeros where it is empty."""
+    labels = Counter(row.is_safe for row in rows)
+    speakers = Counter(row.speaker for row in rows)
+    lines = [len(row.history) for row in rows] or [0]
+    words = sorted(len(row.reply.split()) for row in rows) or [0]
+    first: dict[tuple[tuple[str, ...], str], bool | None] = {}
+    other_label = sum(
+        first.setdefault((row.history, row.reply), row.is_safe) != row.is_safe for row in rows
+    )
+    return Counts(
+        split,
+        len(rows),
+        labels[True],
+        labels[False],
+        labels[None],
+        len({row.conversation for row in rows}),
+        speakers["bot"],
+        speakers["human"],
+        median(lines),
+        max(lines),
+        median(words),
+        words[int(0.95 * (len(words) - 1))],
+        sum(is_canned(row.reply) for row in rows),
+        len(rows) - len(first),
+        other_label,
+    )
+
+
+def overlaps(splits: Mapping[str, Sequence[Dialogue]]) -> list[Overlap]:
+    """What each pair of splits shares."""
+    found = []
+    for one, other in combinations(splits, 2):
+        keys = [_keys(row) for row in splits[one]]
+        conversations, histories, replies = map(set, zip(*keys, strict=True)) if keys else ((),) * 3
+        others = [_keys(row) for row in splits[other]]
+        found.append(
+            Overlap(
+                one,
+                other,
+                sum(conversation in conversations for conversation, _, _ in others),
+                sum(bool(history) and history in histories for _, history, _ in others),
+                sum(reply in replies for _, _, reply in others),
+            )
+        )
+    return found
+
+
+def _keys(row: Dialogue) -> tuple[str, tuple[str, ...], tuple[str, str]]:
+    last = row.history[-1] if row.history else ""
+    return row.conversation, row.history, (last.lower(), row.reply.lower())

@@ -1,0 +1,113 @@
+"""`flatgd data` as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import mild_rows, write_rows
+from typer.testing import CliRunner
+
+from flatgd.cli import app
+from flatgd.data import fetch as fetch_module
+from flatgd.errors import DataError, FlatGDError, RecipeError
+from flatgd.records import read_jsonl
+
+
+def typed(*words: str) -> str:
+    shown = CliRunner().invoke(app, ["data", *words])
+    if shown.exception and not isinstance(shown.exception, SystemExit):
+        raise shown.exception
+    assert shown.exit_code == 0, shown.output
+    return shown.output
+
+
+def test_stats_of_a_file_and_of_splits(tmp_path: Path) -> None:
+    one = str(write_rows(tmp_path / "one.jsonl", mild_rows(8, 1)))
+    two = str(write_rows(tmp_path / "two.jsonl", mild_rows(8, 1) + mild_rows(4, 2)))
+    told = typed("stats", "jsonl", one)
+    assert told.splitlines()[1].split() == ["rows", "8"]
+    told = typed("stats", "jsonl", one, two)
+    assert told.splitlines()[0].split() == ["one.jsonl", "two.jsonl"]
+    assert told.splitlines()[-1].split() == ["two.jsonl", "one.jsonl", "8", "8", "8"]
+    plain = json.loads(typed("stats", "jsonl", one, two, "--json"))
+    assert plain["splits"][1]["toxic"] == 6
+    assert plain["overlap"][0]["replies"] == 8
+
+
+def test_stats_find_the_splits_of_a_folder(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_rows(tmp_path / f"{name}.jsonl", mild_rows(4, 1))
+    assert typed("stats", "jsonl", str(tmp_path)).splitlines()[0].split() == ["train", "test"]
+    with pytest.raises(DataError, match="no file of split 'val'"):
+        typed("show", "jsonl", str(tmp_path), "--split", "val")
+    write_rows(tmp_path / "val.jsonl", [{"prompt": "a"}])
+    with pytest.raises(DataError, match=r"val.jsonl:1: no reply"):
+        typed("stats", "jsonl", str(tmp_path))
+
+
+def test_show_masks_unless_asked_and_prints_no_control_characters(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "do you like hats?", "completion": "a daft \x1b[31mhat", "label": False},
+        {"prompt": "do you like tea?", "completion": "yes, I do", "label": True},
+    ]
+    path = str(write_rows(tmp_path / "a.jsonl", rows))
+    told = typed("show", "jsonl", path)
+    assert "yes, I do" in told
+    assert "daft" not in told
+    assert "like tea" not in told
+    assert "--unmask" in told
+    told = typed("show", "jsonl", path, "--unmask", "--label", "toxic")
+    assert "daft" in told
+    assert "\x1b" not in told
+    assert "yes, I do" not in told
+    with pytest.raises(RecipeError, match="--label is safe, toxic or none"):
+        typed("show", "jsonl", path, "--label", "rude")
+
+
+def test_convert_and_read_again(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("text,class\nhello,0\ngoose!,1\n")
+    fields = ["--set", "columns={completion: text, label: class}", "--set", "toxic_values=[1]"]
+    told = typed("convert", "jsonl", str(table), "--to", str(tmp_path / "b.jsonl"), *fields)
+    assert "2 rows" in told
+    rows = list(read_jsonl(tmp_path / "b.jsonl"))
+    assert [(row["completion"], row["label"]) for row in rows] == [
+        ("hello", True),
+        ("goose!", False),
+    ]
+    assert typed("stats", "jsonl", str(tmp_path / "b.jsonl")).splitlines()[3].split() == [
+        "toxic",
+        "1",
+    ]
+    with pytest.raises(RecipeError, match="exists"):
+        typed("convert", "jsonl", str(table), "--to", str(tmp_path / "b.jsonl"), *fields)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["fetch", "bda"], "no data set 'bda' to fetch; did you mean 'bad'"),
+        (["stats", "jsno", "a"], "format: Input should be 'bad'"),
+        (["stats", "bad", "a.txt"], "a.txt: no such file"),
+        (["stats", "bad", "a.txt", "--set", "toxic_values=[1]"], "is for format jsonl, not bad"),
+        (["stats", "jsonl", "a", "--set", "toxic_valeus=[1]"], "did you mean 'toxic_values'"),
+        (["stats", "jsonl", "a", "--set", "columns={tweet: completion}"], "unknown 'tweet'"),
+    ],
+)
+def test_what_is_wrong_is_told(words: list[str], reason: str) -> None:
+    with pytest.raises(FlatGDError, match=reason):
+        typed(*words)
+
+
+def test_fetch_tells_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(download, folder, progress):
+        asked.append(download.file)
+        progress(1, 2)
+        return [folder / download.file]
+
+    monkeypatch.setattr(fetch_module, "fetch", fetch)
+    told = typed("fetch", "bbf", "--to", str(tmp_path))
+    assert asked == ["single_turn_safety.json", "multi_turn_safety.json"]
+    assert "single_turn_safety.json" in told.replace("\n", "")

@@ -1,0 +1,413 @@
+"""Every published format, on small invented files and on the real ones that ship."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from flatgd.data.bbf import load_bbf
+from flatgd.data.convabuse import load_convabuse
+from flatgd.data.hh import load_hh
+from flatgd.data.jsonl import COMMON, KEYS, Layout, dialogues_from_row, load_jsonl
+from flatgd.data.prosocial import load_prosocial
+from flatgd.data.splits import find_split
+from flatgd.data.toxichat import load_toxichat
+from flatgd.errors import DataError
+from flatgd.recipe import COLUMNS
+
+
+def faults(load, *args) -> list[str]:
+    """The reasons of the DataError that `load` raises, with their line."""
+    with pytest.raises(DataError) as raised:
+        load(*args)
+    return [f"{problem.line}: {problem.reason}" for problem in raised.value.problems]
+
+
+# BBF
+
+
+def utterance(text: str, label: str = "__ok__") -> dict:
+    return {"text": text, "labels": [label], "episode_done": True}
+
+
+def single_turn(**lists: list) -> dict:
+    """A whole single_turn_safety.json; `standard_train_1_good=[...]` fills a list."""
+    data: dict = {}
+    for task in ("standard", "adversarial"):
+        for split in ("train", "valid", "test"):
+            for number in "123":
+                for kind in ("good", "bad"):
+                    rounds = data.setdefault(task, {}).setdefault(split, {}).setdefault(number, {})
+                    rounds[kind] = lists.get(f"{task}_{split}_{number}_{kind}", [])
+    return data
+
+
+def test_bbf_single_turn(tmp_path: Path) -> None:
+    path = tmp_path / "single_turn_safety.json"
+    data = single_turn(
+        standard_train_1_good=[utterance("nice hat!")],
+        adversarial_train_3_bad=[utterance("silly goose", "__notok__")],
+        standard_valid_2_good=[utterance("hello")],
+    )
+    path.write_text(json.dumps(data))
+    rows = load_bbf(path, "train")
+    assert [(r.history, r.reply, r.is_safe) for r in rows] == [
+        ((), "nice hat!", True),
+        ((), "silly goose", False),
+    ]
+    assert [r.reply for r in load_bbf(path, "val")] == ["hello"]
+    assert load_bbf(path, "test") == []
+
+
+def test_bbf_multi_turn(tmp_path: Path) -> None:
+    path = tmp_path / "multi_turn_safety.json"
+    turns = [utterance("hi!\nhow are you?\nlike a goose", "__notok__"), utterance("hi!\nfine")]
+    path.write_text(json.dumps({"train": turns, "valid": [], "test": turns[:1]}))
+    rows = load_bbf(path, "train")
+    assert rows[0].history == ("hi!", "how are you?")
+    assert rows[0].reply == "like a goose"
+    assert rows[0].is_safe is False
+    assert rows[0].conversation == rows[1].conversation  # both open with hi!
+    assert len(load_bbf(path, "test")) == 1
+
+
+def test_bbf_faults(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    data = single_turn(standard_train_1_good=[utterance("a", "__maybe__"), utterance(" ")])
+    path.write_text(json.dumps(data))
+    told = faults(load_bbf, path, "train")
+    assert "standard/train/1/good[0]: 'labels' must be" in told[0]
+    assert "standard/train/1/good[1]: the judged utterance" in told[1]
+    del data["adversarial"]["train"]["2"]
+    path.write_text(json.dumps(data))
+    assert "no list at adversarial/train/2/good" in faults(load_bbf, path, "train")[0]
+    path.write_text("{}")
+    assert "expected the keys standard" in faults(load_bbf, path, "train")[0]
+    path.write_text("{\n,")
+    assert faults(load_bbf, path, "train")[0].startswith("2: not valid JSON")
+    assert "name one of its files" in faults(load_bbf, tmp_path, "train")[0]
+
+
+# ProsocialDialog
+
+
+def turn(text: str, reply: str, label: str = "__needs_caution__") -> dict:
+    return {
+        "text": text,
+        "labels": [reply],
+        "rots": ["Keep your word."],
+        "safety_label": label,
+        "safety_annotations": ["casual", "needs caution", "casual"],
+        "safety_annotation_reasons": ["a", "b", "c"],
+        "source": "socialchemistry",
+        "etc": None,
+        "episode_done": False,
+    }
+
+
+TALK = [turn("I'll skip work.", "Would they miss you?"), turn("No.", "Sure?", "__casual__")]
+
+
+def hub_form(dialogues: list[list[dict]]) -> str:
+    lines = []
+    for number, dialogue in enumerate(dialogues):
+        for place, row in enumerate(dialogue):
+            hub = {key: row[key] for key in row if key not in ("text", "labels")}
+            hub |= {"context": row["text"], "response": row["labels"][0]}
+            lines.append(json.dumps(hub | {"dialogue_id": number, "response_id": place}))
+    return "\n".join(lines) + "\n"
+
+
+def test_prosocial_forms_agree(tmp_path: Path) -> None:
+    talks = [TALK, [turn("hi", "hello", "__possibly_needs_caution__")]]
+    (tmp_path / "train.json").write_text(json.dumps(talks))
+    (tmp_path / "valid.json").write_text(hub_form(talks))
+    rows = load_prosocial(tmp_path, "train")
+    assert rows == load_prosocial(tmp_path, "val")
+    replies = [row for row in rows if row.speaker == "bot"]
+    assert all(row.is_safe for row in replies)
+    assert replies[1].history == ("I'll skip work.", "Would they miss you?", "No.")
+    assert [row.is_safe for row in rows if row.speaker == "human"] == [False, True, False]
+    assert len({row.conversation for row in rows}) == 2
+
+
+def test_prosocial_faults(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    bad = [[turn("a", "b", "__fine__")], {"text": "a"}, [{**turn("a", "b"), "labels": []}]]
+    path.write_text("[\n" + ",\n".join(map(json.dumps, bad)) + "]")
+    told = faults(load_prosocial, path, "train")
+    assert [reason.partition(" ")[0] for reason in told] == ["2:", "3:", "4:"]
+    assert "'safety_label' must be __casual__ or one of" in told[0]
+    assert "expected a dialogue, an array of turns" in told[1]
+    assert "must hold one reply" in told[2]
+
+
+# ConvAbuse
+
+
+def convabuse(*rows: dict) -> str:
+    marks = [f"Annotator{n}_is_abuse.{mark}" for n in (1, 2, 3) for mark in (1, 0, -1, -2, -3)]
+    head = ["example_id", "conv_id", "prev_agent", "prev_user", "agent", "user", "bot", *marks]
+    lines = [",".join(head)]
+    for number, row in enumerate(rows):
+        plain = {"example_id": f"{number}.0", "conv_id": "1.0", "bot": "CarbonBot"}
+        cells = {"prev_agent": "Hello.", "prev_user": "Hi", "agent": "How are you?", "user": "Fine"}
+        full = plain | cells | row
+        lines.append(",".join(f'"{full.get(name, "0")}"' for name in head))
+    return "\n".join(lines) + "\n"
+
+
+def test_convabuse_takes_the_majority(tmp_path: Path) -> None:
+    path = tmp_path / "ConvAbuseEMNLPtest.csv"
+    abuse = {"Annotator1_is_abuse.-1": "1, 1", "Annotator2_is_abuse.1": "1"}
+    tie = {"Annotator1_is_abuse.-3": "1", "Annotator2_is_abuse.1": "1"}
+    unsure = {"Annotator1_is_abuse.0": "1", "Annotator2_is_abuse.0": "1"}
+    fine = {"Annotator3_is_abuse.1": "1"}
+    path.write_text(convabuse(abuse, tie, unsure, fine, {"user": "Fi\nne"} | fine))
+    rows = load_convabuse(tmp_path, "test")
+    assert [row.is_safe for row in rows] == [False, None, None, True, True]
+    assert {row.speaker for row in rows} == {"human"}
+    assert rows[0].history == ("Hello.", "Hi", "How are you?")
+    assert rows[4].reply == "Fi ne"
+
+
+def test_convabuse_faults(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("conv_id,user\n1,a\n")
+    assert "no column agent, prev_agent, prev_user" in faults(load_convabuse, path, "train")[0]
+    path.write_text(convabuse({"user": ""}) + "1.0,2.0\n")
+    told = faults(load_convabuse, path, "train")
+    assert told == ["2: 'user' is empty", "3: fewer cells than the header has columns"]
+
+
+# ToxiChat
+
+
+def thread(**columns) -> dict:
+    def post(text: str, label: str = "Safe") -> dict:
+        return {"turn_id": 1, "text": text, "offense_label": label, "offense_targets": []}
+
+    return {
+        "reddit_thread": [post("Title: my bike"), post("an ugly bike", "Offensive")],
+        "final_dgpt_response": post("nice colour!"),
+        "final_gpt3_response": post("a goose's bike", "Offensive"),
+    } | columns
+
+
+def test_toxichat_objects_and_their_text(tmp_path: Path) -> None:
+    as_text = {key: json.dumps(value) for key, value in thread().items()}
+    empty = thread(final_dgpt_response={"turn_id": 3, "text": " ", "offense_label": "Safe"})
+    lines = "".join(json.dumps(row) + "\n" for row in (thread(), as_text, empty))
+    with gzip.open(tmp_path / "dev.jsonl.gz", "wt") as file:
+        file.write(lines)
+    rows = load_toxichat(tmp_path, "val")
+    assert rows[:4] == rows[4:8]
+    bots = [(row.reply, row.is_safe) for row in rows[:4] if row.speaker == "bot"]
+    assert bots == [("nice colour!", True), ("a goose's bike", False)]
+    assert rows[1].history == ("Title: my bike",)
+    assert len(rows) == 4 + 4 + 3  # the empty reply is left out
+
+
+def test_toxichat_faults(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    bad = [
+        thread(reddit_thread={}),
+        thread(final_gpt3_response="{"),
+        thread(reddit_thread=[{"text": "a", "offense_label": "Rude"}]),
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in bad))
+    told = faults(load_toxichat, path, "train")
+    assert "1: 'reddit_thread' must be an array, got dict" in told[0]
+    assert "2: 'final_gpt3_response' is text but not JSON" in told[1]
+    assert "3: 'offense_label' must be Safe or Offensive, got 'Rude'" in told[2]
+
+
+# HH-RLHF
+
+
+def test_hh_pairs(tmp_path: Path) -> None:
+    start = "\n\nHuman: hello\n\nAssistant: Hi!\n\nHuman: how\nare you?\n\nAssistant:"
+    rows = [
+        {"chosen": f"{start} Fine.", "rejected": f"{start} Go away."},
+        {"chosen": f"{start} Fine.", "rejected": f"{start}"},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_hh(tmp_path, "train")
+    assert [(row.reply, row.is_safe) for row in loaded] == [
+        ("Fine.", True),
+        ("Go away.", False),
+        ("Fine.", True),
+    ]
+    assert loaded[0].history == ("hello", "Hi!", "how are you?")
+
+
+def test_hh_faults(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    good = "\n\nHuman: a\n\nAssistant: b"
+    bad = [
+        {"chosen": good},
+        {"chosen": "hello", "rejected": good},
+        {"chosen": good, "rejected": "\n\nHuman: a"},
+        {"chosen": "\n\nHuman: a\n\nAssistant:", "rejected": "\n\nHuman: a\n\nAssistant:"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in bad))
+    told = faults(load_hh, path, "train")
+    assert [reason.split(":")[0] for reason in told] == ["1", "2", "3", "4"]
+    assert "no 'rejected'" in told[0]
+    assert "both replies are empty" in told[3]
+
+
+# The user's own
+
+
+MESSAGES = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "hello!"},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "how are"}, {"type": "text", "text": "you?"}],
+    },
+    {"role": "assistant", "content": "fine."},
+]
+HISTORY = ("hi", "hello!", "how are you?")
+PLAIN = {"prompt": list(HISTORY), "completion": "fine.", "label": True}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PLAIN,
+        {"turns": [*HISTORY, "fine."], "label": True},
+        {"messages": MESSAGES, "label": True},
+        {"prompt": MESSAGES[:-1], "completion": MESSAGES[-1:], "label": True},
+        {"prompt": MESSAGES[:-1], "completion": "fine.", "label": True},
+        {
+            "conversations": [
+                {"from": who, "value": text}
+                for who, text in zip(
+                    ("human", "gpt", "human", "gpt"), (*HISTORY, "fine."), strict=True
+                )
+            ],
+            "label": True,
+        },
+    ],
+)
+def test_forms_that_say_the_same(row: dict) -> None:
+    (dialogue,) = dialogues_from_row(row)
+    assert dialogue.history == HISTORY
+    assert (dialogue.reply, dialogue.is_safe, dialogue.speaker) == ("fine.", True, "bot")
+    has_system = "messages" in row or isinstance(row.get("prompt", [""])[0], dict)
+    assert dialogue.system == ("be brief" if has_system else "")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": list(HISTORY), "chosen": "fine.", "rejected": "go away."},
+        {
+            "chosen": MESSAGES,
+            "rejected": [*MESSAGES[:-1], {"role": "assistant", "content": "go away."}],
+        },
+        {"prompt": MESSAGES[:-1], "chosen": MESSAGES[-1:], "rejected": "go away."},
+    ],
+)
+def test_pairs_give_two_rows(row: dict) -> None:
+    safe, toxic = dialogues_from_row(row)
+    assert (safe.reply, safe.is_safe) == ("fine.", True)
+    assert (toxic.reply, toxic.is_safe) == ("go away.", False)
+    assert safe.history == toxic.history == HISTORY
+    assert safe.conversation == toxic.conversation
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "hi", "label": True}, "no reply: expected 'messages'"),
+        ({}, "no reply"),
+        ({**PLAIN, "lable": False}, "unknown key 'lable'"),
+        ({"prompt": "a", "completion": "b"}, "no 'label'"),
+        ({"prompt": "a", "completion": "b", "label": 1}, "must be true .safe. or false"),
+        ({"prompt": "a", "completion": "b", "label": None}, "got None"),
+        ({"prompt": 3, "completion": "b", "label": True}, "'prompt' must be text or a list"),
+        ({"prompt": [3], "completion": "b", "label": True}, "a turn of 'prompt' must be text"),
+        ({"prompt": "a", "completion": " ", "label": True}, "'completion' is empty"),
+        ({"prompt": "a", "completion": None, "label": True}, "'completion' must be text"),
+        ({"prompt": "a", "completion": [], "label": True}, "must hold one message, got 0"),
+        ({"messages": [], "label": True}, "'messages' must be a list of turns"),
+        (
+            {"messages": MESSAGES[:-1], "label": True},
+            "must be the assistant's reply, is of the user",
+        ),
+        ({"messages": MESSAGES, "prompt": "a", "label": True}, "drop the other form"),
+        ({"messages": [{"role": "tool", "content": "a"}], "label": True}, "role 'tool'"),
+        ({"messages": [{"role": "user"}], "label": True}, "has no text 'content'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}], "label": True},
+            "more than text",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "label": True}, "a pair has its labels"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "format: hh"),
+        ({**PLAIN, "speaker": "cat"}, "'speaker' must be bot or human"),
+    ],
+)
+def test_rows_that_are_refused(row: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        dialogues_from_row(row)
+
+
+def test_other_names_and_labels(tmp_path: Path) -> None:
+    layout = Layout({"completion": "tweet", "label": "class"}, ("hate", "2"))
+    path = tmp_path / "tweets.csv"
+    path.write_text('id,tweet,class\n1,"hi, all",fine\n2,goose!,hate\n3,daft,2\n')
+    rows = load_jsonl(path, layout)
+    assert [(row.reply, row.is_safe) for row in rows] == [
+        ("hi, all", True),
+        ("goose!", False),
+        ("daft", False),
+    ]
+    path = tmp_path / "tweets.json"
+    path.write_text('[{"tweet": "hi", "class": 2, "extra": [1]}]')
+    assert load_jsonl(path, layout)[0].is_safe is False
+    path.write_text('[{"tweet": "hi"}]')
+    assert "no 'class'; the keys are 'tweet'" in faults(load_jsonl, path, layout)[0]
+
+
+def test_rows_without_a_label(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_text("prompt\tcompletion\nhi\thello\n")
+    assert "no 'label'" in faults(load_jsonl, path)[0]
+    for label, wanted in (("safe", True), ("toxic", False), ("none", None)):
+        assert load_jsonl(path, Layout(label=label))[0].is_safe is wanted
+
+
+def test_tables(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,completion,label\nhi,hello,TRUE\nhi,goose,false\n")
+    assert [row.is_safe for row in load_jsonl(path)] == [True, False]
+    path.write_text("prompt,completion,label\nhi,hello\n")
+    assert "2: expected 3 cells" in faults(load_jsonl, path)[0]
+    path.write_text("prompt,completion,label\nhi,hello,maybe\n")
+    assert "2: 'label' must be true" in faults(load_jsonl, path)[0]
+
+
+def test_the_recipe_knows_every_column() -> None:
+    assert set(COLUMNS) == set(KEYS)
+    assert set(COMMON) <= set(COLUMNS)
+
+
+def test_which_file_is_a_split(tmp_path: Path) -> None:
+    for name in (
+        "a_train.csv.gz",
+        "README.md",
+        "valid.json",
+        "valid.json.gz",
+        "test.txt",
+        "my-test.txt",
+    ):
+        (tmp_path / name).touch()
+    assert find_split(tmp_path, "train").name == "a_train.csv.gz"
+    assert find_split(tmp_path, "val").name == "valid.json"
+    assert "more than one file of split 'test'" in faults(find_split, tmp_path, "test")[0]
+    assert find_split(tmp_path / "other", "test") == tmp_path / "other"
