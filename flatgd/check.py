@@ -1,17 +1,18 @@
 """Everything that can be wrong with a recipe, found before any weights are loaded."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flatgd.data.mixture import Sets, answerable, load_sets, scorable, to_answer
 from flatgd.errors import FlatGDError, RecipeError
 from flatgd.methods import METHODS
-from flatgd.models import family_of, load_config, load_tokenizer
+from flatgd.models import Family, check_token_map, family_of, load_config, load_tokenizer
 from flatgd.recipe import Recipe, nearest
 from flatgd.training import FlatGDConfig
 
-OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens"}
+OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
 EXPERTS = {"clean_expert": "clean", "toxic_expert": "toxic"}
 RESERVED = {"backbone", "reference", "experts", *EXPERTS}
 
@@ -31,6 +32,7 @@ def training_config(recipe: Recipe, overrides: dict[str, Any], output: Path) -> 
             seed=recipe.seed,
             max_history_tokens=recipe.max_history_tokens,
             max_reply_tokens=recipe.max_reply_tokens,
+            turn_separator=recipe.turn_separator,
             **{"disable_tqdm": True, **fields},
         )
     except (TypeError, ValueError) as error:
@@ -80,16 +82,31 @@ def _method_faults(recipe: Recipe) -> list[str]:
 
 def _model_faults(recipe: Recipe) -> list[str]:
     faults = []
-    for role, name in (("backbone", recipe.backbone), ("scorer", recipe.scorer)):
+    families = {}
+    for role in ("backbone", "expert_backbone", "scorer"):
+        name = getattr(recipe, role)
         if name is None:
             continue
         try:
             config = load_config(name)
-            family_of(config, load_tokenizer(name))
+            families[role] = family_of(config, load_tokenizer(name))
             faults += _length_faults(role, recipe, config)
         except FlatGDError as error:
             faults.append(f"{role}: {error}")
+    if {"backbone", "expert_backbone"} <= families.keys():
+        faults += _expert_faults(families["backbone"], families["expert_backbone"])
     return faults
+
+
+def _expert_faults(backbone: Family, expert: Family) -> list[str]:
+    """Whether experts of another size can steer the backbone: one token map, one layout."""
+    try:
+        check_token_map(backbone.tokenizer, expert.tokenizer, ("backbone", "expert_backbone"))
+    except FlatGDError as error:
+        return [str(error)]
+    if replace(backbone, tokenizer=expert.tokenizer) != expert:
+        return ["expert_backbone lays out a dialogue in another way; use the backbone's family"]
+    return []
 
 
 def _length_faults(role: str, recipe: Recipe, config: Any) -> list[str]:

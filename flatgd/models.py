@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,8 +35,24 @@ IGNORE = -100
 FORWARD_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
 Batch = dict[str, Tensor]
 
-ENCODER_DECODER = ("blenderbot",)
-CAUSAL = ("llama", "qwen2", "qwen3", "gpt2")
+
+class Layout(NamedTuple):
+    """How an encoder-decoder was pretrained to see text: what stands between two turns (None: the
+    end-of-sequence token), whether <s> opens encoder and decoder texts, whether </s> closes the
+    encoder's. Told here, as transformers 5's BlenderbotTokenizer leaves its </s> out."""
+
+    separator: str | None
+    opened: bool
+    closed: bool
+
+
+ENCODER_DECODER = {
+    "blenderbot": Layout("  ", opened=False, closed=True),  # words hold their leading space
+    "blenderbot-small": Layout("\n", opened=False, closed=False),
+    "bart": Layout("\n", opened=True, closed=True),
+    "t5": Layout(None, opened=False, closed=True),  # its vocabulary has no line break
+}
+CAUSAL = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 
 
 class Example(NamedTuple):
@@ -48,26 +66,27 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """Encoding shared by both families; `tokenizer` needs an end-of-sequence token."""
+    """Encoding shared by both kinds of model; `tokenizer` needs an end-of-sequence token.
+
+    `prefix` and `suffix` stand around a history, `separator` between its turns.
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    separator: str
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
     max_history_tokens: int = 128
     max_reply_tokens: int = 64
 
     def encode(self, dialogue: Dialogue) -> Example:
         """Token ids: the newest end of the history, the beginning of the reply."""
-        history = self.history_ids(dialogue.history)
+        history, cut = self.history(dialogue.history, dialogue.system)
         reply = [*self._ids(dialogue.reply), self.end]
-        cut = max(0, len(reply) - self.max_reply_tokens)
-        kept = history[-self.max_history_tokens :]
-        return Example(
-            kept,
-            reply[: self.max_reply_tokens],
-            bool(dialogue.is_safe),
-            cut + len(history) - len(kept),
-        )
+        kept = reply[: self.max_reply_tokens]
+        return Example(history, kept, bool(dialogue.is_safe), cut + len(reply) - len(kept))
 
-    def history_ids(self, turns: Sequence[str]) -> list[int]:
+    def history(self, turns: Sequence[str], system: str = "") -> tuple[list[int], int]:
+        """(token ids of the newest end, how many older tokens were cut)."""
         raise NotImplementedError
 
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -92,29 +111,40 @@ class Family:
         ids: list[int] = encoded["input_ids"]
         return ids
 
+    def _newest(self, ids: list[int], suffix: Sequence[int] = ()) -> tuple[list[int], int]:
+        """`ids` cut at their old end to what fits between prefix and suffix."""
+        room = max(0, self.max_history_tokens - len(self.prefix) - len(suffix))
+        kept = ids[max(0, len(ids) - room) :]
+        return [*self.prefix, *kept, *suffix], len(ids) - len(kept)
+
 
 @dataclass(frozen=True)
 class EncoderDecoder(Family):
-    """BlenderBot: turns joined by two spaces, the encoder's text closed by </s>; the decoder starts
-    with `start` and predicts text + </s>."""
+    """The encoder reads the turns, a system message first; the decoder starts with `start` and
+    predicts reply + end."""
 
-    start: int = 1
+    start: tuple[int, ...] = (1,)
 
-    def history_ids(self, turns: Sequence[str]) -> list[int]:
-        # BlenderBot's vocabulary holds words with their leading space
-        return [*self._ids("  ".join(turns)), self.end] if turns else [self.end]
+    def history(self, turns: Sequence[str], system: str = "") -> tuple[list[int], int]:
+        lines = [system, *turns] if system else turns
+        ids = self._ids(self.separator.join(lines)) if lines else []
+        return self._newest(ids or ([] if self.suffix else [self.end]), self.suffix)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        targets = _pad([e.reply_ids for e in examples], IGNORE)
-        shifted = _pad([[self.start, *e.reply_ids[:-1]] for e in examples], self.pad)
+        quiet = [IGNORE] * (len(self.start) - 1)  # nothing is predicted inside `start`
+        shifted = [[*self.start, *e.reply_ids[:-1]] for e in examples]
         return {
-            **self.prompt(examples),
-            "decoder_input_ids": shifted,
-            "targets": targets,
+            **self._encoder(examples),
+            "decoder_input_ids": _pad(shifted, self.pad),
+            "targets": _pad([[*quiet, *e.reply_ids] for e in examples], IGNORE),
             "is_safe": torch.tensor([e.is_safe for e in examples]),
         }
 
     def prompt(self, examples: Sequence[Example]) -> Batch:
+        start = torch.tensor([self.start]).repeat(len(examples), 1)
+        return {**self._encoder(examples), "decoder_input_ids": start}
+
+    def _encoder(self, examples: Sequence[Example]) -> Batch:
         histories = [e.history_ids for e in examples]
         return {
             "input_ids": _pad(histories, self.pad),
@@ -124,21 +154,42 @@ class EncoderDecoder(Family):
 
 @dataclass(frozen=True)
 class Causal(Family):
-    """Decoder-only: the chat template where the tokenizer has one, else one turn a line."""
+    """Decoder-only: the tokenizer's chat template, or each turn closed by `separator`."""
 
-    def history_ids(self, turns: Sequence[str]) -> list[int]:
-        if self.tokenizer.chat_template:
-            # the last turn is the user's and so must be the first: templates want them in turn
-            kept = turns[1 - len(turns) % 2 :] or ("",)
-            messages = [
-                {"role": "assistant" if i % 2 else "user", "content": turn}
-                for i, turn in enumerate(kept)
-            ]
+    chat: bool = False
+
+    def history(self, turns: Sequence[str], system: str = "") -> tuple[list[int], int]:
+        if not self.chat:
+            lines = [system, *turns] if system else turns
+            text = "".join(f"{line}{self.separator}" for line in lines)
+            return self._newest(self._ids(text or self.separator))
+        # the last turn is the user's and so must be the first: templates want them in turn
+        kept = list(turns[1 - len(turns) % 2 :]) or [""]
+        whole = ids = self._templated(kept, system)
+        while len(ids) > self.max_history_tokens and len(kept) > 2:
+            kept = kept[2:]
+            ids = self._templated(kept, system)
+        ids = ids[-self.max_history_tokens :]
+        return ids, len(whole) - len(ids)
+
+    def _templated(self, turns: Sequence[str], system: str) -> list[int]:
+        messages = [{"role": "system", "content": system}] if system else []
+        for place, turn in enumerate(turns):
+            messages.append({"role": "assistant" if place % 2 else "user", "content": turn})
+        try:
             ids: Any = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+                messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                enable_thinking=False,  # the replies learned from hold no thoughts
             )
-            return list(ids)
-        return self._ids("".join(f"{turn}\n" for turn in turns) or "\n")
+        except TemplateError as error:
+            raise ModelError(
+                f'the chat template refuses this dialogue: {error}; turn_separator: "\\n" does '
+                "without the template"
+            ) from None
+        return list(ids)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         rows = [e.history_ids + e.reply_ids for e in examples]
@@ -169,23 +220,49 @@ def family_of(
     tokenizer: PreTrainedTokenizerBase,
     max_history_tokens: int = 128,
     max_reply_tokens: int = 64,
+    turn_separator: str | None = None,
 ) -> Family:
-    """The adapter for a model's config. Raises ModelError for a family that is not supported."""
+    """The adapter for a model's config. Raises ModelError for a family that is not supported.
+
+    `turn_separator` is put between turns instead of the family's own, and instead of a chat
+    template.
+    """
     kind = config.model_type
+    if kind not in ENCODER_DECODER and kind not in CAUSAL:
+        supported = ", ".join([*ENCODER_DECODER, *CAUSAL])
+        raise ModelError(f"model type {kind!r} is not supported; supported are {supported}")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of this {kind} has no eos_token; set one and save it")
-    if kind in ENCODER_DECODER:
-        positions = getattr(config, "max_position_embeddings", max_history_tokens)
-        return EncoderDecoder(
-            tokenizer,
-            min(max_history_tokens, positions),
-            min(max_reply_tokens, positions),
-            start=config.decoder_start_token_id,
-        )
     if kind in CAUSAL:
-        return Causal(tokenizer, max_history_tokens, max_reply_tokens)
-    supported = ", ".join(ENCODER_DECODER + CAUSAL)
-    raise ModelError(f"model type {kind!r} is not supported; supported are {supported}")
+        return Causal(
+            tokenizer,
+            turn_separator or "\n",
+            _beginning(tokenizer),
+            max_history_tokens=max_history_tokens,
+            max_reply_tokens=max_reply_tokens,
+            chat=turn_separator is None and bool(tokenizer.chat_template),
+        )
+    layout = ENCODER_DECODER[kind]
+    positions = getattr(config, "max_position_embeddings", None) or max_history_tokens
+    first = config.decoder_start_token_id
+    opening = (int(tokenizer.bos_token_id),) if layout.opened else ()
+    return EncoderDecoder(
+        tokenizer,
+        turn_separator or layout.separator or tokenizer.eos_token,
+        opening,
+        (int(tokenizer.eos_token_id),) if layout.closed else (),
+        min(max_history_tokens, positions),
+        max_reply_tokens,
+        start=(int(tokenizer.pad_token_id if first is None else first), *opening),
+    )
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer puts before a text, as Llama's <s>."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    places = range(len(whole) - len(plain) + 1)
+    return next((tuple(whole[:i]) for i in places if whole[i : i + len(plain)] == plain), ())
 
 
 def load_config(name: str) -> Any:
@@ -252,6 +329,18 @@ def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     with _only_positions(output_head(model), real_BT):
         logits_NV: Tensor = model(**inputs, use_cache=False).logits
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+
+
+def in_vocabulary(log_q_NV: Tensor, size: int) -> Tensor:
+    """Log-probabilities over `size` tokens, [N, size].
+
+    Models of one token map may pad their vocabulary to different sizes. What is cut off is padding,
+    and the rest is normalised again; what is added has probability 0.
+    """
+    width = log_q_NV.shape[-1]
+    if width > size:
+        return log_q_NV[:, :size].log_softmax(-1)
+    return log_q_NV if width == size else pad(log_q_NV, (0, size - width), value=-torch.inf)
 
 
 def output_head(model: nn.Module) -> nn.Module:

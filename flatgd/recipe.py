@@ -175,6 +175,8 @@ class Recipe(Section):
     seed: int = Field(0, ge=0)
     backbone: ModelName
     """The model to make safe: a folder or a hub name."""
+    expert_backbone: ModelName | None = None
+    """What the experts are tuned from; none = the backbone. Another size, the same token map."""
     scorer: ModelName | None = None
     """The model that measures perplexity: larger than the backbone, or no relative of it."""
     data: Data
@@ -182,6 +184,8 @@ class Recipe(Section):
     """Newest tokens of the history that a model sees."""
     max_reply_tokens: int = Field(64, ge=4)
     """Tokens of a reply that are trained and scored."""
+    turn_separator: str | None = None
+    """Between turns, instead of the family's own and of a chat template; not for the scorer."""
     experts: dict[str, Any] = {}
     """FlatGDConfig fields for the two experts, over those of `train`."""
     train: dict[str, Any] = {}
@@ -196,6 +200,11 @@ class Recipe(Section):
     def models(self) -> list[str]:
         """Every row of the tables: the backbone, both experts, the methods."""
         return ["backbone", "clean_expert", "toxic_expert", *self.methods]
+
+    def base_of(self, name: str) -> str:
+        """The model that a row of the tables is tuned from."""
+        is_expert = name in ("clean_expert", "toxic_expert")
+        return (is_expert and self.expert_backbone) or self.backbone
 
     @property
     def yardstick(self) -> str:

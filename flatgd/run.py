@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Run:
                 f"output {self.root}: {error.strerror}; name another folder"
             ) from None
         self.stages = Stages(self.root)
+        self._key_of_model = cache(model_key)
 
     def all(self) -> Path:
         """The whole job; returns the report's page."""
@@ -97,7 +98,8 @@ class Run:
             method = METHODS.get(name, Clean)
             experts = [load_model(self._folder(e)) for e in EXPERTS] if method.needs_experts else []
             with self.display.bar(name, steps_of(config, len(rows))) as advance:
-                return train(self.recipe.backbone, rows, config, method, experts, name, advance)
+                base = self.recipe.base_of(name)
+                return train(base, rows, config, method, experts, name, advance)
 
         self._produce(self._place(name), self._training_key(name), build)
 
@@ -120,21 +122,17 @@ class Run:
     def _training_key(self, name: str) -> str:
         """What the checkpoint depends on; `clean` and the clean expert can be one piece of work."""
         if name == "backbone":
-            return self._backbone_key
+            return self._key_of_model(self.recipe.backbone)
         method = METHODS.get(name, Clean)
         return key_of(
             "train",
             method.name,
-            self._backbone_key,
+            self._key_of_model(self.recipe.base_of(name)),
             _digest(self._rows(name)),
             training_fields(self.recipe, self._overrides(name)),
-            [self.recipe.seed, self.recipe.max_history_tokens, self.recipe.max_reply_tokens],
+            [self.recipe.seed, *self._layout],
             [self._training_key(e) for e in EXPERTS] if method.needs_experts else [],
         )
-
-    @cached_property
-    def _backbone_key(self) -> str:
-        return model_key(self.recipe.backbone)
 
     # Evaluation
 
@@ -150,14 +148,13 @@ class Run:
 
         def build(path: Path) -> str:
             model, family = self._model(self._folder(name))
-            turns = [row.history for row in self.histories]
-            with self.display.bar(f"{name}: generate", len(turns)) as advance:
+            with self.display.bar(f"{name}: generate", len(self.histories)) as advance:
                 replies = generate_replies(
-                    model, family, turns, settings, self.recipe.seed, advance
+                    model, family, self.histories, settings, self.recipe.seed, advance
                 )
             rows = zip(self.histories, replies, strict=True)
             write_jsonl(path, (_generation(row, answers) for row, answers in rows))
-            return f"{len(turns):,} histories x {settings.samples} replies"
+            return f"{len(self.histories):,} histories x {settings.samples} replies"
 
         key = key_of("generate", self._training_key(name), self._generation_key)
         self._produce(f"generations/{name}.jsonl", key, build)
@@ -165,11 +162,13 @@ class Run:
     @cached_property
     def _generation_key(self) -> str:
         settings = self.recipe.generate.model_dump()
-        return key_of(settings, self.recipe.seed, self._lengths, _digest(self.histories))
+        return key_of(settings, self.recipe.seed, self._layout, _digest(self.histories))
 
     @property
-    def _lengths(self) -> tuple[int, int]:
-        return self.recipe.max_history_tokens, self.recipe.max_reply_tokens
+    def _layout(self) -> tuple[int, int, str | None]:
+        """How a dialogue becomes the models' input."""
+        recipe = self.recipe
+        return recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator
 
     def judge(self) -> None:
         """The reporting judge, and how it agrees with the human labels of the test sets."""
@@ -237,15 +236,22 @@ class Run:
 
     @cached_property
     def _scoring_key(self) -> str:
-        scorer = self.recipe.scorer and model_key(self.recipe.scorer)
-        return key_of("score", self._judge_key, scorer, self._lengths, _digest(self.sets.test))
+        scorer = self.recipe.scorer and self._key_of_model(self.recipe.scorer)
+        return key_of("score", self._judge_key, scorer, self._layout, _digest(self.sets.test))
 
     def _score_replies(
         self, kind: str, generations: Sequence[Row], advance: Callable[[int], None]
     ) -> list[Row]:
         """One score row a history: each reply's P(toxic), length, likelihood under the scorer."""
         flat = [
-            Dialogue(tuple(row["history"]), reply, None, row["dataset"], row["conversation"])
+            Dialogue(
+                tuple(row["history"]),
+                reply,
+                None,
+                row["dataset"],
+                row["conversation"],
+                system=row["system"],
+            )
             for row in generations
             for reply in row["replies"]
         ]
@@ -279,11 +285,11 @@ class Run:
     @cached_property
     def _scorer(self) -> tuple[Any, Family]:
         assert self.recipe.scorer is not None
-        return self._model(self.recipe.scorer)
+        return self._model(self.recipe.scorer, self._layout[:2])
 
-    def _model(self, name: str) -> tuple[Any, Family]:
+    def _model(self, name: str, layout: tuple[Any, ...] | None = None) -> tuple[Any, Family]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        family = family_of(load_config(name), load_tokenizer(name), *self._lengths)
+        family = family_of(load_config(name), load_tokenizer(name), *(layout or self._layout))
         return load_model(name).to(device), family  # type: ignore[arg-type]
 
     def report(self) -> Path:
@@ -332,6 +338,7 @@ def _generation(row: Dialogue, replies: list[str]) -> Row:
     return {
         "dataset": row.source,
         "conversation": row.conversation,
+        "system": row.system,
         "history": list(row.history),
         "replies": replies,
     }

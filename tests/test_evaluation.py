@@ -31,7 +31,10 @@ from flatgd.models import family_of
 from flatgd.recipe import Generate
 from flatgd.records import Dialogue
 
-HISTORIES = [("hello there",), ("do you like tea?", "yes"), ("what is up with the weather?",)]
+HISTORIES = [
+    Dialogue(turns, "-", None, "t", "t")
+    for turns in (("hello there",), ("do you like tea?", "yes"), ("what is up with the weather?",))
+]
 
 
 @pytest.mark.parametrize("model", [tiny_blenderbot(), tiny_llama()])

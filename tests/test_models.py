@@ -1,10 +1,13 @@
 """Encoding for both families, the head on real positions only, token maps, loading."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_blenderbot, tiny_llama
+from families import FAMILIES, save_family
+from transformers import GenerationConfig
 
 from flatgd.errors import ModelError
 from flatgd.evaluation.likelihood import score_replies
@@ -14,6 +17,8 @@ from flatgd.models import (
     EncoderDecoder,
     check_token_map,
     family_of,
+    in_vocabulary,
+    load_config,
     load_model,
     load_tokenizer,
     reply_log_probs,
@@ -22,6 +27,9 @@ from flatgd.models import (
 )
 from flatgd.records import Dialogue
 
+ANSWER = (
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"  # what the chat template opens a reply with
+)
 ROWS = [
     Dialogue(("hi", "hello, how are you?"), "fine!", True, "t", "a"),
     Dialogue(("what is this?",), "a long reply to it", False, "t", "b"),
@@ -71,7 +79,7 @@ def test_history_is_cut_at_the_old_end_and_reply_at_its_end() -> None:
         assert len(example.history_ids) == 8
         assert len(example.reply_ids) == 4
         assert example.cut_tokens > 0
-        whole = family.history_ids(ROWS[1].history)
+        whole, _ = replace(family, max_history_tokens=64).history(ROWS[1].history)
         assert example.history_ids == whole[-8:]
 
 
@@ -121,7 +129,7 @@ def test_chat_template_is_used_where_there_is_one() -> None:
         (("b", "c"), "[user]c[assistant]"),
         ((), "[user][assistant]"),
     ):
-        assert tokenizer.decode(family.history_ids(turns)).strip() == wanted
+        assert tokenizer.decode(family.history(turns)[0]).strip() == wanted
 
 
 def test_permuted_token_map_is_refused_by_token() -> None:
@@ -154,3 +162,109 @@ def test_no_model_and_other_family(tmp_path: Path) -> None:
     config.model_type = "bert"
     with pytest.raises(ModelError, match="'bert' is not supported"):
         family_of(config, byte_tokenizer())
+
+
+# Layouts of the families, as their tokenizers decode them
+
+
+@pytest.mark.parametrize(
+    ("name", "history", "reply"),
+    [
+        ("blenderbot", " Hi  hello!</s>", "<s>| fine.</s>"),
+        ("blenderbot-small", "hi __newln__ hello !", "__start__|fine . __end__"),
+        ("bart", "<s>Hi\nhello!</s>", "</s><s>|fine.</s>"),
+        ("t5", "Hi</s> hello!</s>", "<pad>|fine.</s>"),
+        ("gpt2", "Hi\nhello!\n", "|fine.<|endoftext|>"),
+        ("llama", "<s> Hi\nhello!\n", "| fine.</s>"),
+        ("mistral", "<s> Hi\nhello!\n", "| fine.</s>"),
+        ("qwen2", "<|im_start|>user\nhello!<|im_end|>\n" + ANSWER, "|fine.<|im_end|>"),
+        ("qwen3", "<|im_start|>user\nhello!<|im_end|>\n" + ANSWER, "|fine.<|im_end|>"),
+    ],
+)
+def test_what_each_family_reads_and_says(
+    tmp_path: Path, name: str, history: str, reply: str
+) -> None:
+    folder = save_family(name, tmp_path / name)
+    tokenizer = load_tokenizer(str(folder))
+    family = family_of(load_config(str(folder)), tokenizer)
+    example = family.encode(Dialogue(("Hi", "hello!"), "fine.", True, "a", "a"))
+    assert tokenizer.decode(example.history_ids) == history
+    start = getattr(family, "start", ())
+    said = "|".join(tokenizer.decode(list(ids)) for ids in (start, example.reply_ids))
+    assert said == reply
+    batch = family.collate([example])
+    predicted = batch["targets"][batch["targets"] != IGNORE].tolist()
+    assert predicted == example.reply_ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_batches_prompts_and_the_model_agree(tmp_path: Path, name: str) -> None:
+    """Greedy generation from `prompt` says what the teacher-forced argmax of `collate` says, row by
+    row in one padded batch: positions, shifts and masks of both fit."""
+    folder = save_family(name, tmp_path / name)
+    family = family_of(load_config(str(folder)), load_tokenizer(str(folder)))
+    model = load_model(folder).eval()
+    asked = [family.encode(row)._replace(reply_ids=[]) for row in ROWS]
+    prompt = family.prompt(asked)
+    config = GenerationConfig(
+        max_new_tokens=4,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=family.pad,
+        decoder_start_token_id=getattr(family, "start", (None,))[0],
+    )
+    model.generation_config = GenerationConfig()
+    output = model.generate(**prompt, generation_config=config)
+    begin = prompt.get("decoder_input_ids", prompt["input_ids"]).shape[1]
+    said = output[:, begin:].tolist()
+    batch = family.collate([e._replace(reply_ids=r) for e, r in zip(asked, said, strict=True)])
+    with torch.no_grad():
+        most_likely = reply_log_probs(model, batch).argmax(-1)
+    assert most_likely.reshape(len(ROWS), 4).tolist() == said
+
+
+def test_what_stands_around_a_history_is_never_cut(tmp_path: Path) -> None:
+    for name, first, last in (("bart", "<s>", "</s>"), ("llama", "<s>", "\n")):
+        folder = save_family(name, tmp_path / name)
+        tokenizer = load_tokenizer(str(folder))
+        family = family_of(load_config(str(folder)), tokenizer, max_history_tokens=8)
+        ids, cut = family.history(("a long line of history",))
+        assert len(ids) == 8
+        assert cut > 0
+        text = tokenizer.decode(ids)
+        assert text.startswith(first)
+        assert text.endswith(last)
+
+
+def test_a_chat_is_cut_by_whole_turns_and_keeps_its_system_message(tmp_path: Path) -> None:
+    folder = save_family("qwen2", tmp_path / "qwen2")
+    tokenizer = load_tokenizer(str(folder))
+    turns = ("old question", "old answer", "new question")
+    whole, none = family_of(load_config(str(folder)), tokenizer, 400).history(turns, "be brief")
+    assert none == 0
+    assert tokenizer.decode(whole).startswith("<|im_start|>system\nbe brief<|im_end|>\n")
+    family = family_of(load_config(str(folder)), tokenizer, len(whole) - 1)
+    ids, cut = family.history(turns, "be brief")
+    assert "be brief" in tokenizer.decode(ids)
+    assert "old" not in tokenizer.decode(ids)
+    assert cut == len(whole) - len(ids)
+
+
+def test_a_template_that_refuses_says_what_to_do(tmp_path: Path) -> None:
+    folder = save_family("qwen2", tmp_path / "qwen2")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.chat_template = "{{ raise_exception('no system here') }}"
+    with pytest.raises(ModelError, match=r"no system here; turn_separator"):
+        family_of(load_config(str(folder)), tokenizer).history(("a",), "be brief")
+    plain = family_of(load_config(str(folder)), tokenizer, turn_separator="<|endoftext|>")
+    assert tokenizer.decode(plain.history(("a", "b"))[0]) == "a<|endoftext|>b<|endoftext|>"
+
+
+def test_vocabularies_padded_to_other_sizes() -> None:
+    log_q = torch.randn(3, 5).log_softmax(-1)
+    assert in_vocabulary(log_q, 5) is log_q
+    wider = in_vocabulary(log_q, 7)
+    assert torch.equal(wider[:, :5], log_q)
+    assert torch.isneginf(wider[:, 5:]).all()
+    narrower = in_vocabulary(log_q, 4)
+    assert torch.allclose(narrower.exp(), log_q[:, :4].exp() / log_q[:, :4].exp().sum(-1, True))

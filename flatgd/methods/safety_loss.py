@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from flatgd.flatness import Terms
 from flatgd.losses import js_divergence, negative_log_likelihood
 from flatgd.methods.base import Method, Scored, Totals
-from flatgd.models import Batch, reply_log_probs, reply_tokens
+from flatgd.models import Batch, in_vocabulary, reply_log_probs, reply_tokens
 
 
 @dataclass
@@ -70,8 +70,11 @@ class SafetyLoss(Method):
         if is_safe_N.any() or distributed.is_initialized():
             nll_N = negative_log_likelihood(log_p_NV[is_safe_N], targets_N[is_safe_N])
             lm = nll_N.sum() / max(totals.safe_tokens, 1.0)
-        js_clean = js_divergence(log_p_NV, batch["clean_log_q"]).sum() / totals.tokens
-        js_toxic = js_divergence(log_p_NV, batch["toxic_log_q"]).sum() / totals.tokens
+        js_clean, js_toxic = (
+            js_divergence(log_p_NV, in_vocabulary(batch[key], log_p_NV.shape[-1])).sum()
+            / totals.tokens
+            for key in ("clean_log_q", "toxic_log_q")
+        )
         safety = self.attract_weight * js_clean - self.repel_weight * js_toxic
         return Scored(
             self._split(safety, self.lm_weight * lm),

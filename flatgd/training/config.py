@@ -63,6 +63,10 @@ class FlatGDConfig(TrainingArguments):
     )
     max_history_tokens: int = field(default=128, metadata=_doc("newest tokens of the history kept"))
     max_reply_tokens: int = field(default=64, metadata=_doc("tokens of the reply kept"))
+    turn_separator: str | None = field(
+        default=None,
+        metadata=_doc("between turns, instead of the family's own and of a chat template"),
+    )
 
     learning_rate: float = field(default=5e-6, metadata=_doc("Table 5: 5e-6, for 400M parameters"))
     per_device_train_batch_size: int = field(default=64, metadata=_doc("Table 5: 64"))

@@ -45,7 +45,11 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
             args, _experts(processing_class, clean_expert, toxic_expert)
         )
         family = family_of(
-            model.config, processing_class, args.max_history_tokens, args.max_reply_tokens
+            model.config,
+            processing_class,
+            args.max_history_tokens,
+            args.max_reply_tokens,
+            args.turn_separator,
         )
         self.examples = [family.encode(row) for row in _dialogues(train_dataset)]
         super().__init__(
