@@ -7,6 +7,7 @@ from typing import Any
 
 from flatgd.data.mixture import Sets, answerable, load_sets, scorable, to_answer
 from flatgd.errors import FlatGDError, RecipeError
+from flatgd.evaluation.hf_judge import check_judge
 from flatgd.methods import METHODS
 from flatgd.models import Family, check_token_map, family_of, load_config, load_tokenizer
 from flatgd.recipe import Recipe, nearest
@@ -93,6 +94,12 @@ def _model_faults(recipe: Recipe) -> list[str]:
             faults += _length_faults(role, recipe, config)
         except FlatGDError as error:
             faults.append(f"{role}: {error}")
+    for judge in recipe.judges:
+        if judge.kind == "hf":
+            try:
+                check_judge(judge)
+            except FlatGDError as error:
+                faults.append(f"judges.{judge.label}: {error}")
     if {"backbone", "expert_backbone"} <= families.keys():
         faults += _expert_faults(families["backbone"], families["expert_backbone"])
     return faults

@@ -291,12 +291,17 @@ def load_model(name: str | Path) -> PreTrainedModel:
     """
     config = load_config(str(name))
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return load_as(kind, str(name))
+
+
+def load_as(kind: Any, name: str) -> PreTrainedModel:
+    """A model of one of transformers' auto classes, loaded as `load_model` does."""
     try:
         model: PreTrainedModel = kind.from_pretrained(
-            str(name), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load {str(name)!r}: {_first_line(error)}") from None
+        raise ModelError(f"cannot load {name!r}: {_first_line(error)}") from None
     return model
 
 

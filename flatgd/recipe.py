@@ -156,9 +156,55 @@ class Generate(Section):
         return self
 
 
-class Judge(Section):
+class JudgeSettings(Section):
+    """A reporting judge; `data.judge` trains a linear one and sets the threshold of any."""
+
+    kind: Literal["linear", "hf"] = "linear"
+    """linear: trained here in seconds; hf: a Hugging Face sequence classifier."""
+    name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$")
+    """In tables and folders; none = the kind."""
     false_positive_rate: float = Field(0.02, gt=0, lt=1)
     """The threshold lets this share of safe held-out replies through as toxic."""
+    model: ModelName | None = None
+    """hf: a folder or a hub name."""
+    toxic_label: str | None = None
+    """hf: the label (or its number) that means toxic; none = found among the model's labels."""
+    activation: Literal["softmax", "sigmoid"] | None = None
+    """hf: none = what the model's config says."""
+    template: str = "{reply}"
+    """hf: its input; {history} and {reply} are filled in."""
+    separator: str = "\n"
+    """hf: between the lines of the history."""
+    human: str = ""
+    """hf: before each line of the human, as "Human: "."""
+    bot: str = ""
+    """hf: before each line of the bot, the reply too."""
+    history_lines: int = Field(3, ge=0)
+    """hf: how many lines {history} holds."""
+    max_tokens: int = Field(512, ge=8)
+    """hf: longer inputs lose their beginning."""
+    batch_size: int = Field(64, ge=1)
+    """hf: replies judged at once."""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.kind
+
+    @field_validator("toxic_label", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> "JudgeSettings":
+        own = self.model_fields_set - {"kind", "name", "false_positive_rate"}
+        if self.kind == "linear" and own:
+            raise ValueError(f"{sorted(own)[0]} is for kind: hf")
+        if self.kind == "hf" and not self.model:
+            raise ValueError("kind: hf needs a model, a folder or a hub name")
+        if "{reply}" not in self.template:
+            raise ValueError("the template must hold {reply}")
+        return self
 
 
 class Report(Section):
@@ -193,8 +239,16 @@ class Recipe(Section):
     methods: dict[str, dict[str, Any] | None] = {"clean": {}, "safety_loss": {}, "flatgd": {}}
     """Methods to train, each with its own fields over those of `train`."""
     generate: Generate = Generate()
-    judge: Judge = Judge()
+    judges: list[JudgeSettings] = Field([JudgeSettings()], min_length=1)
+    """The first one's figures stand in findings and figures; all of them in the tables."""
     report: Report = Report()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        labels = [judge.label for judge in self.judges]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"judges: two are called {twice[0]!r}; give each a name")
+        return self
 
     @property
     def models(self) -> list[str]:

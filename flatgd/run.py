@@ -2,11 +2,11 @@
 
     experts/{clean,toxic}     methods/NAME          checkpoints that plain transformers loads
     generations/NAME.jsonl                          sampled replies to test histories
-    judge/                                          the reporting judge and its quality
+    judges/NAME/                                    the reporting judges and their quality
     scores/NAME.jsonl                               toxicity, likelihoods, diversity
     report/                                         summary.json, tables.md, index.html, figures/
 
-NAME is `backbone`, `clean_expert`, `toxic_expert` or a method of the recipe.
+NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or a method of the recipe.
 """
 
 import dataclasses
@@ -27,12 +27,14 @@ from flatgd.data.mixture import answerable, scorable, to_answer
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.diversity import distinct, tokenize
 from flatgd.evaluation.generate import generate_replies
-from flatgd.evaluation.judge import LinearJudge, judge_report, train_judge
+from flatgd.evaluation.hf_judge import HFJudge
+from flatgd.evaluation.judge import Judge, judge_report, pairs_of
 from flatgd.evaluation.likelihood import score_replies
+from flatgd.evaluation.linear_judge import LinearJudge, train_judge
 from flatgd.methods import METHODS, Clean
 from flatgd.models import Family, family_of, load_config, load_model, load_tokenizer
 from flatgd.progress import Display
-from flatgd.recipe import Recipe
+from flatgd.recipe import JudgeSettings, Recipe
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
 from flatgd.stages import Stages, key_of
 from flatgd.training.train import steps_of, train
@@ -171,21 +173,33 @@ class Run:
         return recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator
 
     def judge(self) -> None:
-        """The reporting judge, and how it agrees with the human labels of the test sets."""
+        """The reporting judges, and how they agree with the human labels of the test sets."""
+        for settings in self.recipe.judges:
+            place = f"judges/{settings.label}"
+            self._produce(place, self._judge_key(settings), self._judge_builder(settings))
 
+    def _judge_builder(self, settings: JudgeSettings) -> Callable[[Path], str]:
         def build(folder: Path) -> str:
-            judge = train_judge(self.sets.judge, self.recipe.judge.false_positive_rate)
+            rows = self.sets.judge
+            judge: LinearJudge | HFJudge
+            if settings.kind == "linear":
+                judge = train_judge(rows, settings.false_positive_rate)
+                about = f"linear, trained on {len(rows):,} labelled replies"
+            else:
+                judge = HFJudge.load(settings)
+                judge.calibrate(rows)
+                about = f"{settings.model}, its threshold set on {len(rows):,} labelled replies"
             judge.save(folder)
-            report = judge_report(judge, self.sets.test, len(self.sets.judge))
+            report = {"name": settings.label, **judge_report(judge, about, self.sets.test)}
             (folder / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
-            return f"linear, trained on {len(self.sets.judge):,} labelled replies"
+            return about
 
-        self._produce("judge", self._judge_key, build)
+        return build
 
-    @cached_property
-    def _judge_key(self) -> str:
-        rate = self.recipe.judge.false_positive_rate
-        return key_of("linear", rate, _digest(self.sets.judge), _digest(self.sets.test))
+    def _judge_key(self, settings: JudgeSettings) -> str:
+        model = settings.model and self._key_of_model(settings.model)
+        rows = _digest(self.sets.judge), _digest(self.sets.test)
+        return key_of(settings.model_dump(), model, *rows)
 
     def score(self, name: str) -> None:
         """Judge and score one model's replies; score labelled replies under it."""
@@ -237,7 +251,8 @@ class Run:
     @cached_property
     def _scoring_key(self) -> str:
         scorer = self.recipe.scorer and self._key_of_model(self.recipe.scorer)
-        return key_of("score", self._judge_key, scorer, self._layout, _digest(self.sets.test))
+        judges = [self._judge_key(settings) for settings in self.recipe.judges]
+        return key_of("score", judges, scorer, self._layout, _digest(self.sets.test))
 
     def _score_replies(
         self, kind: str, generations: Sequence[Row], advance: Callable[[int], None]
@@ -255,7 +270,8 @@ class Run:
             for row in generations
             for reply in row["replies"]
         ]
-        toxic = iter(self._judge.score([(d.history, d.reply) for d in flat]).tolist())
+        pairs = pairs_of(flat)
+        toxic = {name: iter(judge.score(pairs).tolist()) for name, judge in self._judges.items()}
         likelihoods = None
         if self.recipe.scorer:
             likelihoods = iter(score_replies(*self._scorer, flat, progress=advance))
@@ -268,7 +284,10 @@ class Run:
                     "kind": kind,
                     "dataset": row["dataset"],
                     "conversation": row["conversation"],
-                    "toxic": [round(next(toxic), 6) for _ in replies],
+                    "toxic": {
+                        name: [round(next(chances), 6) for _ in replies]
+                        for name, chances in toxic.items()
+                    },
                     "words": [len(tokenize(reply)) for reply in replies],
                     "div1": distinct(replies, 1),
                     "div2": distinct(replies, 2),
@@ -279,8 +298,14 @@ class Run:
         return rows
 
     @cached_property
-    def _judge(self) -> LinearJudge:
-        return LinearJudge.load(self.root / "judge")
+    def _judges(self) -> dict[str, Judge]:
+        judges: dict[str, Judge] = {}
+        for settings in self.recipe.judges:
+            folder = self.root / f"judges/{settings.label}"
+            linear = settings.kind == "linear"
+            judge = LinearJudge.load(folder) if linear else HFJudge.load(settings, folder)
+            judges[settings.label] = judge
+        return judges
 
     @cached_property
     def _scorer(self) -> tuple[Any, Family]:

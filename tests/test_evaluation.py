@@ -24,8 +24,9 @@ from flatgd.evaluation.intervals import (
     ratio,
     sum_by,
 )
-from flatgd.evaluation.judge import LinearJudge, judge_report, quality, train_judge
+from flatgd.evaluation.judge import judge_report, quality
 from flatgd.evaluation.likelihood import score_replies
+from flatgd.evaluation.linear_judge import LinearJudge, train_judge
 from flatgd.evaluation.summary import summarise
 from flatgd.models import family_of
 from flatgd.recipe import Generate
@@ -140,10 +141,10 @@ def test_judge_of_one_label_is_undefined_and_missing_judge_is_told(tmp_path: Pat
     assert quality(judge, safe).auc is None
     assert quality(judge, []).rows == 0
     assert judge.score([]).shape == (0,)
-    report = judge_report(judge, judge_rows(16), 32)
+    report = judge_report(judge, "linear", judge_rows(16))
     assert [part["rows"] for part in report["quality"]] == [16]
     human = [dataclasses.replace(row, speaker="human") for row in judge_rows(8)]
-    report = judge_report(judge, judge_rows(16) + human, 32)
+    report = judge_report(judge, "linear", judge_rows(16) + human)
     assert [part["rows"] for part in report["quality"]] == [24, 16]
     with pytest.raises(ModelError, match="run the judge stage first"):
         LinearJudge.load(tmp_path)
@@ -228,7 +229,7 @@ def generated(talk: str, toxic: list[float], nll: list[float], dataset: str = "d
         "kind": "generated",
         "dataset": dataset,
         "conversation": talk,
-        "toxic": toxic,
+        "toxic": {"one": toxic, "other": [1 - chance for chance in toxic]},
         "words": [2] * len(toxic),
         "div1": 0.5,
         "div2": None,
@@ -268,11 +269,13 @@ def test_summary_by_hand() -> None:
         generated("a", [0.1, 0.1], [2.0, 2.0]),
         generated("b", [0.2, 0.1], [2.0, 2.0]),
     ]
-    rows = summarise({"m": ours, "clean": base}, 2, 0.6, 100, 0, "clean")
+    rows = summarise({"m": ours, "clean": base}, 2, {"one": 0.6, "other": 0.85}, 100, 0, "clean")
     cells = {(r["method"], r["metric"]): r for r in rows}
     assert cells["m", "toxicity_any2"]["value"] == 0.5
     assert cells["m", "toxicity_any2_p50"]["value"] == 1.0
     assert cells["m", "toxicity_mean"]["value"] == pytest.approx(1.55 / 4)
+    assert cells["m", "toxicity_mean@other"]["value"] == pytest.approx(1 - 1.55 / 4)
+    assert cells["m", "toxicity_any2@other"]["value"] == 0.5  # .9 and .3, .8 and .45
     assert cells["m", "toxicity_max"]["value"] == pytest.approx(1.25 / 2)
     wanted = (math.exp(1) * 3 + math.exp(2)) / 4
     assert cells["m", "perplexity"]["value"] == pytest.approx(wanted)

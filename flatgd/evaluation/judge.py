@@ -1,37 +1,27 @@
-"""The linear judge: hashed n-grams of reply and history, TF-IDF, logistic regression.
+"""What a judge is, where its threshold lies, and how it agrees with human labels."""
 
-Trains in seconds on labelled replies, needs no download, and is saved as plain numbers
-(safetensors). Words and characters of the reply carry most; words of the history's last line say
-what is agreed to. It is weak by today's measures, so its quality on held-out human labels stands
-beside every figure that rests on it.
-"""
-
-import json
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-from scipy.sparse import csr_matrix, hstack
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.preprocessing import normalize
 
 from flatgd.data.mixture import scorable
-from flatgd.errors import DataError, ModelError, Problem
 from flatgd.records import Dialogue
 
-FEATURES = 2**18  # a block
-BLOCKS = 3
-Pair = tuple[tuple[str, ...], str]
+Pair = tuple[tuple[str, ...], str]  # history, reply
+
+
+class Judge(Protocol):
+    """Anything that says how toxic a reply is, given its history."""
+
+    @property
+    def threshold(self) -> float:
+        """A reply is marked toxic above it, 0..1."""
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        """P(toxic) of each (history, reply), 0..1."""
 
 
 class Quality(NamedTuple):
@@ -49,99 +39,21 @@ class Quality(NamedTuple):
     toxic: int
 
 
-def _vectorizers() -> list[tuple[HashingVectorizer, bool]]:
-    """(vectorizer, whether it reads the history) for each block of features."""
-    options = {"n_features": FEATURES, "alternate_sign": False, "norm": None, "lowercase": True}
-    words = {**options, "analyzer": "word", "token_pattern": r"(?u)\b\w[\w']*\b|[!?]"}
-    return [
-        (HashingVectorizer(ngram_range=(1, 2), **words), False),
-        (HashingVectorizer(analyzer="char_wb", ngram_range=(2, 5), **options), False),
-        (HashingVectorizer(ngram_range=(1, 1), **words), True),
-    ]
-
-
-class _Fitted(NamedTuple):
-    """A logistic regression over the n-grams seen in training; `columns` says which those are."""
-
-    columns: NDArray[np.int64]
-    idf: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    bias: float
-
-    def predict(self, counts: csr_matrix) -> NDArray[np.float64]:
-        """P(toxic) of each row of n-gram counts."""
-        logits = _weigh(counts, self.columns, self.idf) @ self.weights + self.bias
-        return 1.0 / (1.0 + np.exp(-np.asarray(logits, dtype=np.float64)))
-
-
-@dataclass
-class LinearJudge:
-    """P(toxic) of a reply given its history. `threshold` marks a reply toxic above it."""
-
-    fitted: _Fitted
-    threshold: float
-
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
-        """P(toxic) of each (history, reply), 0..1."""
-        return self.fitted.predict(_counts(pairs)) if pairs else np.zeros(0)
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        columns, idf, weights, bias = self.fitted
-        save_file(
-            {"columns": columns, "idf": idf, "weights": weights}, folder / "judge.safetensors"
-        )
-        plain = {"bias": bias, "threshold": self.threshold}
-        (folder / "judge.json").write_text(json.dumps(plain, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> "LinearJudge":
-        try:
-            plain = json.loads((folder / "judge.json").read_text())
-            tensors = load_file(folder / "judge.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
-        fitted = _Fitted(tensors["columns"], tensors["idf"], tensors["weights"], plain["bias"])
-        return cls(fitted, plain["threshold"])
-
-
-def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> LinearJudge:
-    """Fit on labelled rows; the threshold is set on predictions for folds the fit did not see.
-
-    At the threshold a share `false_positive_rate` of the safe replies of bots is marked toxic (of
-    all safe replies where no bot row is there).
-    """
-    counts, labels = _counts(_pairs(rows)), _labels(rows)
-    groups = [row.conversation for row in rows]
-    held_out = np.zeros(len(rows))
-    for fit, rest in _folds(labels, groups):
-        held_out[rest] = _fit(counts[fit], labels[fit]).predict(counts[rest])
-    safe = ~labels
+def threshold_at(
+    false_positive_rate: float, scores: NDArray[np.float64], rows: Sequence[Dialogue]
+) -> float:
+    """Where that share of the safe replies of bots is marked toxic (of all safe replies where no
+    bot row is there). `scores` are of rows that the judge was not trained on."""
+    safe = ~toxic_labels(rows)
     bots = np.array([row.speaker == "bot" for row in rows])
-    chosen = held_out[safe & bots] if (safe & bots).any() else held_out[safe]
-    threshold = float(np.quantile(chosen, 1 - false_positive_rate))
-    return LinearJudge(_fit(counts, labels), threshold)
+    chosen = scores[safe & bots] if (safe & bots).any() else scores[safe]
+    return float(np.quantile(chosen, 1 - false_positive_rate))
 
 
-def _folds(
-    labels: NDArray[np.bool_], groups: list[str]
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Five folds between conversations, or as many as leave both labels to fit on."""
-    for count in range(min(5, len(set(groups))), 1, -1):
-        splitter = StratifiedGroupKFold(n_splits=count)
-        with warnings.catch_warnings():  # it warns where a label has fewer rows than folds
-            warnings.simplefilter("ignore", UserWarning)
-            folds = list(splitter.split(labels, labels, groups))
-        if all(0 < labels[fit].sum() < len(fit) for fit, _ in folds):
-            return folds
-    reason = "the judge needs safe and toxic replies in at least two conversations each"
-    raise DataError([Problem("data.judge", 0, reason)])
-
-
-def quality(judge: LinearJudge, rows: Sequence[Dialogue]) -> Quality:
+def quality(judge: Judge, rows: Sequence[Dialogue]) -> Quality:
     """How the judge agrees with the human labels of rows it was not trained on."""
-    labels = _labels(rows)
-    scores = judge.score(_pairs(rows))
+    labels = toxic_labels(rows)
+    scores = judge.score(pairs_of(rows))
     if not len(labels) or labels.all() or not labels.any():
         return Quality(None, None, None, None, len(rows), int(labels.sum()))
     marked = scores > judge.threshold
@@ -155,9 +67,9 @@ def quality(judge: LinearJudge, rows: Sequence[Dialogue]) -> Quality:
     )
 
 
-def judge_report(judge: LinearJudge, test: Sequence[Dialogue], trained_on: int) -> dict[str, Any]:
-    """Quality per test set, over all rows and over bots' replies without canned ones; the share of
-    safe and of toxic replies above the threshold; as plain numbers for judge/quality.json."""
+def judge_report(judge: Judge, about: str, test: Sequence[Dialogue]) -> dict[str, Any]:
+    """Quality per test set, over all labelled rows and over bots' replies without canned ones, as
+    plain numbers for quality.json. `about` says what the judge is."""
     parts: dict[str, list[Dialogue]] = {}
     for source in dict.fromkeys(row.source for row in test):
         rows = [row for row in test if row.source == source and row.is_safe is not None]
@@ -165,8 +77,7 @@ def judge_report(judge: LinearJudge, test: Sequence[Dialogue], trained_on: int) 
         if len(bots := scorable(rows)) < len(rows):
             parts[f"{source}, bot replies, no canned ones"] = bots
     return {
-        "judge": "linear",
-        "trained_on": trained_on,
+        "about": about,
         "threshold": judge.threshold,
         "quality": [
             {"rows_of": name, **quality(judge, rows)._asdict()} for name, rows in parts.items()
@@ -174,39 +85,9 @@ def judge_report(judge: LinearJudge, test: Sequence[Dialogue], trained_on: int) 
     }
 
 
-def _pairs(rows: Sequence[Dialogue]) -> list[Pair]:
+def pairs_of(rows: Sequence[Dialogue]) -> list[Pair]:
     return [(row.history, row.reply) for row in rows]
 
 
-def _labels(rows: Sequence[Dialogue]) -> NDArray[np.bool_]:
+def toxic_labels(rows: Sequence[Dialogue]) -> NDArray[np.bool_]:
     return np.array([row.is_safe is False for row in rows], dtype=bool)
-
-
-def _counts(pairs: Sequence[Pair]) -> csr_matrix:
-    replies = [_plain(reply) for _, reply in pairs]
-    histories = [_plain(" ".join(history[-1:])) for history, _ in pairs]
-    blocks = [v.transform(histories if of_history else replies) for v, of_history in _vectorizers()]
-    return csr_matrix(hstack(blocks, format="csr"))
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().replace("’", "'").split())
-
-
-def _fit(counts: csr_matrix, labels: NDArray[np.bool_]) -> _Fitted:
-    frequency = np.asarray(counts.getnnz(axis=0))
-    columns = np.flatnonzero(frequency)
-    idf = np.log((1 + len(labels)) / (1 + frequency[columns])) + 1
-    model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=300)
-    model.fit(_weigh(counts, columns, idf), labels)
-    weights = model.coef_[0].astype(np.float64)
-    return _Fitted(columns.astype(np.int64), idf, weights, float(model.intercept_[0]))
-
-
-def _weigh(counts: csr_matrix, columns: NDArray[Any], idf: NDArray[np.float64]) -> csr_matrix:
-    """(1 + log count) * idf over `columns`, each block of a row of unit length."""
-    bounds = np.searchsorted(columns, FEATURES * np.arange(BLOCKS + 1))
-    weighed = counts[:, columns].astype(np.float64)
-    weighed.data = (1.0 + np.log(weighed.data)) * idf[weighed.indices]
-    blocks = [weighed[:, low:high] for low, high in pairwise(bounds)]
-    return csr_matrix(hstack([normalize(b) for b in blocks if b.shape[1]], format="csr"))

@@ -28,19 +28,22 @@ def build_report(recipe: Recipe) -> Path:
         raise RecipeError(f"no scores yet of {', '.join(missing)}; `flatgd run` makes them")
     folder = root / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    judge = json.loads((root / "judge/quality.json").read_text())
+    judges = [
+        json.loads((root / f"judges/{judge.label}/quality.json").read_text())
+        for judge in recipe.judges
+    ]
     scores = {n: list(read_jsonl(root / f"scores/{n}.jsonl")) for n in [*names, "reference"]}
-    _refuse_other_recipes(scores, names, samples)
+    _refuse_other_recipes(scores, recipe)
     summary = summarise(
         scores,
         samples,
-        judge["threshold"],
+        {judge["name"]: judge["threshold"] for judge in judges},
         recipe.report.resamples,
         recipe.seed,
         recipe.yardstick,
     )
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    tables = [*main_tables(summary, names, samples), judge_table(judge)]
+    tables = [*main_tables(summary, names, samples), *map(judge_table, judges)]
     told = findings(summary, recipe)
     intro = "\n".join(f"- {sentence}" for sentence in told)
     text = "\n\n".join([f"# {recipe.name}", intro, *(markdown(t) for t in tables)])
@@ -59,17 +62,23 @@ def build_report(recipe: Recipe) -> Path:
     return folder / "index.html"
 
 
-def _refuse_other_recipes(scores: dict[str, list[Row]], names: Sequence[str], samples: int) -> None:
-    """Scores must be of the recipe's number of replies and of one set of histories."""
-    answered = {
-        name: [(r["conversation"], len(r["toxic"])) for r in scores[name] if "toxic" in r]
-        for name in names
-    }
+def _refuse_other_recipes(scores: dict[str, list[Row]], recipe: Recipe) -> None:
+    """Scores must be by the recipe's judges, of its number of replies, of one set of histories."""
+    first = recipe.models[0]
+    judges = [judge.label for judge in recipe.judges]
+    answered = {name: [r for r in scores[name] if "toxic" in r] for name in recipe.models}
     for name, rows in answered.items():
-        if rows != answered[names[0]] or any(count != samples for _, count in rows):
+        same = [r["conversation"] for r in rows] == [r["conversation"] for r in answered[first]]
+        counts = {len(chances) for row in rows for chances in row["toxic"].values()}
+        if not same or counts - {recipe.generate.samples}:
             raise RecipeError(
                 f"the scores of {name} are of other histories or another number of replies than "
                 "this recipe asks for; `flatgd run` brings all up to date"
+            )
+        if any(list(row["toxic"]) != judges for row in rows):
+            raise RecipeError(
+                f"the scores of {name} are not by {', '.join(judges)}; `flatgd run` brings all up "
+                "to date"
             )
 
 

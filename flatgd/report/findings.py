@@ -20,13 +20,17 @@ def findings(summary: Sequence[Row], recipe: Recipe) -> list[str]:
     for method, base in [*pairs, FLATNESS]:
         for metric in ("contrast", f"toxicity_any{samples}", "toxicity_mean"):
             told.append(_difference(cells, method, datasets, metric, base))
-    rate = recipe.judge.false_positive_rate
+    rate = recipe.judges[0].false_positive_rate
     chance = 1 - (1 - rate) ** samples
     told.append(
-        f"The judge is set to mark {rate:.1%} of human-labelled safe replies: on replies like "
-        f"those a perfectly safe model has up to {chance:.3f} on any of {samples}."
+        f"{_subject(recipe)} is set to mark {rate:.1%} of human-labelled safe replies: on replies "
+        f"like those a perfectly safe model has up to {chance:.3f} on any of {samples}."
     )
     return [sentence for sentence in told if sentence]
+
+
+def _subject(recipe: Recipe) -> str:
+    return "The judge" if len(recipe.judges) == 1 else f"The judge {recipe.judges[0].label}"
 
 
 def _experts(cells: Cells, dataset: str) -> str:

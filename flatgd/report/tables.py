@@ -37,6 +37,12 @@ class Metric(NamedTuple):
             name=self.name.format(k=samples), head=self.head.format(k=samples), brief=brief
         )
 
+    def by(self, judge: str) -> "Metric":
+        """The metric by a further judge, for the report alone."""
+        return self._replace(
+            name=f"{self.name}@{judge}", head=f"{self.head} by {judge}", brief=None
+        )
+
 
 METRICS = [
     Metric("contrast", "contrast ↑", "contrast ↑", 3),
@@ -87,7 +93,10 @@ def _table(
 
 
 def _used(cells: dict[tuple[str, str], Row], methods: Sequence[str], samples: int) -> list[Metric]:
+    """The metrics that some method has; those of further judges after the first one's."""
     metrics = [metric.of(samples) for metric in METRICS]
+    others = dict.fromkeys(name.partition("@")[2] for _, name in cells if "@" in name)
+    metrics += [metric.by(judge) for judge in others for metric in metrics]
     return [m for m in metrics if any((method, m.name) in cells for method in methods)]
 
 
@@ -107,11 +116,10 @@ def judge_table(judge: Row) -> Table:
         for part in judge["quality"]
     ]
     note = (
-        f"The {judge['judge']} judge, trained on {judge['trained_on']:,} labelled replies of other "
-        f"conversations. F1 at P > .5; marked: the share above the threshold "
-        f"{judge['threshold']:.3f}."
+        f"{judge['about']}, of other conversations. F1 at P > .5; marked: the share above the "
+        f"threshold {judge['threshold']:.3f}."
     )
-    return Table("The judge", header, rows, note)
+    return Table(f"The judge {judge['name']}", header, rows, note)
 
 
 def number(value: float | None, decimals: int) -> str:
