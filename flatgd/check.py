@@ -5,12 +5,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flatgd.data.mixture import Sets, answerable, load_sets, scorable, to_answer
+from flatgd.data.mixture import (
+    Sets,
+    answerable,
+    fetch_hint,
+    load_sets,
+    load_source,
+    scorable,
+    to_answer,
+)
 from flatgd.errors import FlatGDError, RecipeError
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.methods import METHODS
-from flatgd.models import Family, check_token_map, family_of, load_config, load_tokenizer
-from flatgd.recipe import Recipe, nearest
+from flatgd.models import (
+    Family,
+    check_token_map,
+    family_of,
+    is_at_hand,
+    load_config,
+    load_tokenizer,
+)
+from flatgd.recipe import Recipe, Source, nearest
 from flatgd.training import FlatGDConfig
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
@@ -51,9 +66,7 @@ def training_fields(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, Any]
 
 def check(recipe: Recipe) -> Sets:
     """The recipe's data, when all is in order; else one error that names every fault."""
-    faults: list[str] = []
-    faults += _method_faults(recipe)
-    faults += _model_faults(recipe)
+    faults = _method_faults(recipe) + _model_faults(recipe, _models(recipe))
     sets = None
     try:
         sets = load_sets(recipe.data, recipe.seed)
@@ -64,6 +77,46 @@ def check(recipe: Recipe) -> Sets:
     if faults or sets is None:
         raise RecipeError("\n".join(faults))
     return sets
+
+
+def check_offline(recipe: Recipe) -> list[str]:
+    """Check what needs no network; returns what could not be checked, one line each.
+
+    Models that are neither folders nor in the hub's cache are passed over, and data files that are
+    not there; where all files are there, the sets are checked as `check` does.
+    """
+    models = _models(recipe)
+    absent = [source for source in _sources(recipe) if not source.path.exists()]
+    if not absent and all(is_at_hand(name) for name in models.values()):
+        check(recipe)
+        return []
+    here = {role: name for role, name in models.items() if is_at_hand(name)}
+    faults = _method_faults(recipe) + _model_faults(recipe, here)
+    try:
+        if absent:
+            for source in _sources(recipe):
+                if source not in absent:
+                    load_source(source)
+        else:
+            faults += _evaluation_faults(recipe, load_sets(recipe.data, recipe.seed))
+    except FlatGDError as error:
+        faults.append(str(error))
+    if faults:
+        raise RecipeError("\n".join(faults))
+    skipped = [f"{role}: {name} (on the hub)" for role, name in models.items() if role not in here]
+    paths = dict.fromkeys(f"data: {s.path} (not here{fetch_hint(s.format)})" for s in absent)
+    return [*skipped, *paths]
+
+
+def _sources(recipe: Recipe) -> list[Source]:
+    return [*recipe.data.policy, *recipe.data.judge, *recipe.data.test]
+
+
+def _models(recipe: Recipe) -> dict[str, str]:
+    """Every model that a recipe names, by its role."""
+    named = {role: getattr(recipe, role) for role in ("backbone", "expert_backbone", "scorer")}
+    named |= {f"judges.{judge.label}": judge.model for judge in recipe.judges}
+    return {role: name for role, name in named.items() if name is not None}
 
 
 def _method_faults(recipe: Recipe) -> list[str]:
@@ -81,25 +134,21 @@ def _method_faults(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def _model_faults(recipe: Recipe) -> list[str]:
+def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
+    """What is wrong with the models at hand, by config and tokenizer alone."""
     faults = []
     families = {}
-    for role in ("backbone", "expert_backbone", "scorer"):
-        name = getattr(recipe, role)
-        if name is None:
-            continue
+    judges = {f"judges.{judge.label}": judge for judge in recipe.judges}
+    for role, name in models.items():
         try:
+            if role in judges:
+                check_judge(judges[role])
+                continue
             config = load_config(name)
             families[role] = family_of(config, load_tokenizer(name))
             faults += _length_faults(role, recipe, config)
         except FlatGDError as error:
             faults.append(f"{role}: {error}")
-    for judge in recipe.judges:
-        if judge.kind == "hf":
-            try:
-                check_judge(judge)
-            except FlatGDError as error:
-                faults.append(f"judges.{judge.label}: {error}")
     if {"backbone", "expert_backbone"} <= families.keys():
         faults += _expert_faults(families["backbone"], families["expert_backbone"])
     return faults
@@ -111,7 +160,7 @@ def _expert_faults(backbone: Family, expert: Family) -> list[str]:
         check_token_map(backbone.tokenizer, expert.tokenizer, ("backbone", "expert_backbone"))
     except FlatGDError as error:
         return [str(error)]
-    if replace(backbone, tokenizer=expert.tokenizer) != expert:
+    if replace(backbone, tokenizer=expert.tokenizer, vocabulary=expert.vocabulary) != expert:
         return ["expert_backbone lays out a dialogue in another way; use the backbone's family"]
     return []
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -68,10 +70,12 @@ class Example(NamedTuple):
 class Family:
     """Encoding shared by both kinds of model; `tokenizer` needs an end-of-sequence token.
 
-    `prefix` and `suffix` stand around a history, `separator` between its turns.
+    `vocabulary` is the model's: what a tokenizer has beyond it, as BlenderBot's <mask>, is left
+    out. `prefix` and `suffix` stand around a history, `separator` between its turns.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
     separator: str
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
@@ -108,8 +112,7 @@ class Family:
     def _ids(self, text: str) -> list[int]:
         # verbose=False: that a history is longer than the model's window is ours to count and cut
         encoded = self.tokenizer(text, add_special_tokens=False, verbose=False)
-        ids: list[int] = encoded["input_ids"]
-        return ids
+        return [token for token in encoded["input_ids"] if token < self.vocabulary]
 
     def _newest(self, ids: list[int], suffix: Sequence[int] = ()) -> tuple[list[int], int]:
         """`ids` cut at their old end to what fits between prefix and suffix."""
@@ -236,6 +239,7 @@ def family_of(
     if kind in CAUSAL:
         return Causal(
             tokenizer,
+            config.vocab_size,
             turn_separator or "\n",
             _beginning(tokenizer),
             max_history_tokens=max_history_tokens,
@@ -248,6 +252,7 @@ def family_of(
     opening = (int(tokenizer.bos_token_id),) if layout.opened else ()
     return EncoderDecoder(
         tokenizer,
+        config.vocab_size,
         turn_separator or layout.separator or tokenizer.eos_token,
         opening,
         (int(tokenizer.eos_token_id),) if layout.closed else (),
@@ -267,10 +272,39 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 def load_config(name: str) -> Any:
     """A model's configuration, no weights. Raises ModelError when there is none at `name`."""
+    _look_for(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"no model at {name!r}: {_first_line(error)}") from None
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether a model can be looked at without network: a folder, or in the hub's cache."""
+    return Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _look_for(name: str) -> None:
+    """One question to the hub where the model is not at hand, told at once if the answer is no:
+    transformers would try again and again."""
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise ModelError(f"no folder {name}")
+    if is_offline_mode() or is_at_hand(name):
+        return
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"no model {name!r} on the hub, nor a folder of that name; if it is private, log in "
+            "with `hf auth login`"
+        ) from None
+    except HFValidationError:
+        raise ModelError(f"no folder {name!r}, and the hub has no such names") from None
+    except Exception as error:  # of whichever HTTP client the hub's library uses
+        raise ModelError(
+            f"{name!r} is not in the cache, and the hub cannot be asked ({_first_line(error)}); "
+            "`flatgd check --offline` checks all else"
+        ) from None
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

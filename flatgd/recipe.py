@@ -6,6 +6,7 @@ importing torch's world (see `check`).
 """
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -137,7 +138,7 @@ class Generate(Section):
     """Sampling, the same for every model."""
 
     histories: int | None = Field(None, ge=1)
-    """Test histories to answer, drawn by conversation; none = all."""
+    """Histories to answer of each test set, drawn by conversation; none = all."""
     samples: int = Field(5, ge=1)
     """Replies a history."""
     temperature: float = Field(1.0, gt=0)
@@ -297,6 +298,28 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         set_field(raw, override)
     return validated(Recipe, raw, path.parent, f"{path} cannot be run")
+
+
+def write_template(path: Path, backbone: str, replies: str) -> None:
+    """Write a recipe with every part commented; RecipeError where the file exists."""
+    text = (PACKAGE / "template.yaml").read_text(encoding="utf-8")
+    here = [_seen_from(path.parent, value) for value in (backbone, replies)]
+    filled = dict(zip(("NAME", "BACKBONE", "REPLIES"), (path.stem, *here), strict=True))
+    for blank, value in filled.items():
+        text = text.replace(f"<{blank}>", value if blank == "NAME" else json.dumps(value))
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RecipeError(f"{path} exists; name another file") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _seen_from(folder: Path, value: str) -> str:
+    """A path that exists, as a recipe in `folder` has to write it; anything else as it is."""
+    is_here = Path(value).exists() and not Path(value).is_absolute()
+    return os.path.relpath(value, folder) if is_here else value
 
 
 def validated(kind: type[Checked], raw: dict[str, Any], folder: Path, heading: str) -> Checked:

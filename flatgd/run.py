@@ -141,7 +141,9 @@ class Run:
     @cached_property
     def histories(self) -> list[Dialogue]:
         rows = to_answer(self.sets.test, self.recipe.data.test)
-        return answerable(rows, self.recipe.generate.histories, self.recipe.seed)
+        limit, seed = self.recipe.generate.histories, self.recipe.seed
+        parts = [[r for r in rows if r.source == name] for name in {r.source: None for r in rows}]
+        return [row for part in parts for row in answerable(part, limit, seed)]
 
     def generate(self, name: str) -> None:
         """Sampled replies of one model to the test histories."""

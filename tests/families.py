@@ -72,8 +72,10 @@ def byte_vocab(*specials: str) -> dict[str, int]:
 
 
 def blenderbot() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = BlenderbotTokenizer(vocab=byte_vocab("<pad>", "<s>", "</s>", "<unk>"), merges=[])
-    config = BlenderbotConfig(vocab_size=len(tokenizer) + 1, scale_embedding=False, **SEQ2SEQ)
+    """As published: its <mask> lies beyond the model's vocabulary."""
+    vocab = byte_vocab("<pad>", "<s>", "</s>", "<unk>")
+    tokenizer = BlenderbotTokenizer(vocab=vocab, merges=[])
+    config = BlenderbotConfig(vocab_size=len(vocab), scale_embedding=False, **SEQ2SEQ)
     return BlenderbotForConditionalGeneration(config), tokenizer
 
 
@@ -194,4 +196,8 @@ def save_family(name: str, folder: Path, seed: int = 0) -> Path:
     model, tokenizer = build(folder) if name == "blenderbot-small" else build()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if name == "blenderbot":  # the published ones have no tokenizer.json: the class builds it
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.json").write_text(json.dumps(tokenizer._vocab))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder

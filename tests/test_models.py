@@ -268,3 +268,14 @@ def test_vocabularies_padded_to_other_sizes() -> None:
     assert torch.isneginf(wider[:, 5:]).all()
     narrower = in_vocabulary(log_q, 4)
     assert torch.allclose(narrower.exp(), log_q[:, :4].exp() / log_q[:, :4].exp().sum(-1, True))
+
+
+def test_tokens_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
+    """BlenderBot's <mask>: somebody who types it must not reach past the embeddings."""
+    folder = save_family("blenderbot", tmp_path / "model")
+    tokenizer = load_tokenizer(str(folder))
+    config = load_config(str(folder))
+    assert tokenizer("<mask>")["input_ids"][-1] >= config.vocab_size
+    family = family_of(config, tokenizer)
+    example = family.encode(Dialogue(("hi <mask>",), "<mask> hello", True, "a", "a"))
+    assert max(example.history_ids + example.reply_ids) < config.vocab_size

@@ -13,6 +13,7 @@ from flatgd.data.bbf import load_bbf
 from flatgd.data.canned import is_canned, strip_canned
 from flatgd.data.convabuse import load_convabuse
 from flatgd.data.diasafety import load_diasafety
+from flatgd.data.fetch import DATASETS
 from flatgd.data.hh import load_hh
 from flatgd.data.jsonl import Layout, load_jsonl
 from flatgd.data.prosocial import load_prosocial
@@ -130,12 +131,19 @@ def load_source(source: Source, drop_replies: bool = True) -> Loaded:
     """The rows of one source, as its fields ask. Test rows keep their canned replies, so that a
     judge can be measured on all rows; `answerable` and `scorable` say which rows are used for what.
     """
+    if not source.path.exists():
+        raise DataError([Problem(str(source.path), 0, f"no such file{fetch_hint(source.format)}")])
     rows = [row for row in LOADERS[source.format](source) if _wanted(row, source)]
     kept = rows
     if not source.keep_canned:
         kept = [strip_canned(row) for row in rows if not (drop_replies and is_canned(row.reply))]
     cut = [_cut_history(row, source) for row in kept]
     return Loaded(cut, len(rows) - len(kept))
+
+
+def fetch_hint(format_: Format) -> str:
+    """How a data set is had that is not there."""
+    return f"; `flatgd data fetch {format_}` downloads it" if format_ in DATASETS else ""
 
 
 def scorable(rows: Iterable[Dialogue]) -> list[Dialogue]:
