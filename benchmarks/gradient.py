@@ -20,10 +20,11 @@ from transformers import PrinterCallback
 
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.diasafety import load_diasafety
+from flatgd.families import Batch, family_of, split_batch
 from flatgd.flatness import PenaltySettings, exact, finite_difference, plain_gradient
 from flatgd.flatness.penalty import norm
 from flatgd.methods.base import Totals
-from flatgd.models import Batch, family_of, reply_tokens, split_batch
+from flatgd.models import reply_tokens
 from flatgd.records import Dialogue
 
 DEMO = Path(__file__).parent.parent / "flatgd/demo"

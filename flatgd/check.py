@@ -16,15 +16,9 @@ from flatgd.data.mixture import (
 )
 from flatgd.errors import FlatGDError, RecipeError
 from flatgd.evaluation.hf_judge import check_judge
+from flatgd.families import Family, family_of
 from flatgd.methods import METHODS
-from flatgd.models import (
-    Family,
-    check_token_map,
-    family_of,
-    is_at_hand,
-    load_config,
-    load_tokenizer,
-)
+from flatgd.models import check_token_map, is_at_hand, load_config, load_tokenizer
 from flatgd.recipe import Recipe, Source, nearest
 from flatgd.training import FlatGDConfig
 

@@ -31,8 +31,9 @@ from flatgd.evaluation.hf_judge import HFJudge
 from flatgd.evaluation.judge import Judge, judge_report, pairs_of
 from flatgd.evaluation.likelihood import score_replies
 from flatgd.evaluation.linear_judge import LinearJudge, train_judge
+from flatgd.families import Family, family_of
 from flatgd.methods import METHODS, Clean
-from flatgd.models import Family, family_of, load_config, load_model, load_tokenizer
+from flatgd.models import load_config, load_model, load_tokenizer
 from flatgd.progress import Display
 from flatgd.recipe import JudgeSettings, Recipe
 from flatgd.records import Dialogue, read_jsonl, write_jsonl

@@ -28,7 +28,7 @@ from flatgd.evaluation.judge import judge_report, quality
 from flatgd.evaluation.likelihood import score_replies
 from flatgd.evaluation.linear_judge import LinearJudge, train_judge
 from flatgd.evaluation.summary import summarise
-from flatgd.models import family_of
+from flatgd.families import family_of
 from flatgd.recipe import Generate
 from flatgd.records import Dialogue
 

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from flatgd.errors import RecipeError
-from flatgd.models import CAUSAL, load_tokenizer
+from flatgd.families import CAUSAL
+from flatgd.models import load_tokenizer
 from flatgd.progress import Display
 from flatgd.recipe import load_recipe
 from flatgd.records import read_jsonl

@@ -11,19 +11,15 @@ from transformers import GenerationConfig
 
 from flatgd.errors import ModelError
 from flatgd.evaluation.likelihood import score_replies
+from flatgd.families import IGNORE, Causal, EncoderDecoder, family_of, split_batch
 from flatgd.models import (
-    IGNORE,
-    Causal,
-    EncoderDecoder,
     check_token_map,
-    family_of,
     in_vocabulary,
     load_config,
     load_model,
     load_tokenizer,
     reply_log_probs,
     reply_tokens,
-    split_batch,
 )
 from flatgd.records import Dialogue
 

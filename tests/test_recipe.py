@@ -153,7 +153,7 @@ def test_check_tells_all_faults_together(recipe_file: Path) -> None:
     assert "no such method; did you mean 'flatgd'?" in told
     assert "methods.backbone: this name is taken" in told
     assert "fp16 scales the gradient" in told
-    assert "backbone: no model at" in told
+    assert "backbone: no folder" in told
     assert "nowhere.jsonl: no such file" in told
 
 

@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from flatgd import Clean, FlatGD, FlatGDConfig, FlatGDTrainer, SafetyLoss, load_jsonl
 from flatgd.errors import DataError, ModelError, NonFiniteError, UnsupportedError
-from flatgd.models import IGNORE, family_of
+from flatgd.families import IGNORE, family_of
 from flatgd.training.mixin import _seed
 
 ROWS = mild_rows(16, seed=5)
@@ -278,7 +278,7 @@ def test_rows_from_a_file_and_bad_rows(tmp_path: Path) -> None:
         **experts(),
     )
     assert len(made.examples) == 16
-    with pytest.raises(DataError, match=r"train_dataset:2: no 'completion'"):
+    with pytest.raises(DataError, match=r"train_dataset:2: no reply: expected"):
         FlatGDTrainer(
             tiny_blenderbot(),
             config(tmp_path),

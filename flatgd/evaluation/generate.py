@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from flatgd.models import EncoderDecoder, Example, Family
+from flatgd.families import EncoderDecoder, Example, Family
 from flatgd.recipe import Generate
 from flatgd.records import Dialogue
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from flatgd.families import IGNORE, Family
 from flatgd.losses import negative_log_likelihood
-from flatgd.models import IGNORE, Family, reply_log_probs, reply_tokens
+from flatgd.models import reply_log_probs, reply_tokens
 from flatgd.records import Dialogue
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
+from flatgd.families import Batch
 from flatgd.flatness import Terms
-from flatgd.models import Batch
 
 
 class Totals(NamedTuple):

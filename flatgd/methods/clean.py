@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from flatgd.families import Batch
 from flatgd.flatness import Terms
 from flatgd.losses import negative_log_likelihood
 from flatgd.methods.base import Method, Scored, Totals
-from flatgd.models import Batch, reply_log_probs, reply_tokens
+from flatgd.models import reply_log_probs, reply_tokens
 
 
 @dataclass

@@ -15,10 +15,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, distributed, nn
 
+from flatgd.families import Batch
 from flatgd.flatness import Terms
 from flatgd.losses import js_divergence, negative_log_likelihood
 from flatgd.methods.base import Method, Scored, Totals
-from flatgd.models import Batch, in_vocabulary, reply_log_probs, reply_tokens
+from flatgd.models import in_vocabulary, reply_log_probs, reply_tokens
 
 
 @dataclass

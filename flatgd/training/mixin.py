@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatgd.errors import NonFiniteError
+from flatgd.families import IGNORE, Batch, split_batch
 from flatgd.flatness import FlatGradient, Terms, exact, finite_difference, plain_gradient
 from flatgd.methods.base import Method, Totals
-from flatgd.models import IGNORE, Batch, split_batch
 from flatgd.training.reduction import reduction_for
 
 

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
+from flatgd.families import family_of
 from flatgd.methods import FlatGD, Method
-from flatgd.models import check_token_map, family_of, load_model, load_tokenizer
+from flatgd.models import check_token_map, load_model, load_tokenizer
 from flatgd.records import Dialogue
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.mixin import FlatnessMixin
