@@ -16,7 +16,7 @@ demo: $(READY)  ## the main job on the shipped data, ends with a table and a rep
 	$(BIN)/flatgd run recipes/demo.yaml
 
 test: $(READY)  ## all tests
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadscope
 
 check: format lint types test  ## the gate: format, lint, types, tests
 

@@ -146,6 +146,39 @@ def init(
     typer.echo(f"{recipe} is written. Look through it, then: flatgd check {recipe}")
 
 
+@app.command(epilog="Example: flatgd push recipes/demo.yaml --method flatgd --repo me/safe-bot")
+def push(
+    recipe: RecipeArgument,
+    repo: Annotated[str, typer.Option(help="Where to, as USER/NAME.", show_default=False)],
+    method: Annotated[str, typer.Option(help="Which of the recipe's methods.")] = "flatgd",
+    license_: Annotated[
+        str | None, typer.Option("--license", help="For the card, as apache-2.0.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Visible to all. Default: private.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the card, send nothing.")
+    ] = False,
+    set_: SetOption = None,
+) -> None:
+    """Send a trained model with a model card to the Hugging Face hub, private unless asked.
+
+    Log in first, with `hf auth login`. The toxic expert is not sent.
+    """
+    from flatgd.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_)
+    from flatgd.hub import Parcel
+
+    parcel = Parcel(loaded, method, repo, license_)
+    if dry_run:
+        typer.echo(parcel.card)
+        typer.echo("To be sent: " + ", ".join(["README.md", *(p.name for p in parcel.files)]))
+        return
+    typer.echo(f"{method} is at {parcel.push(private=not public)}")
+
+
 def main() -> None:
     """Entry point: our own errors are told in a few lines and exit with 2."""
     try:

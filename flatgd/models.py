@@ -40,7 +40,12 @@ def load_config(name: str) -> Any:
 
 def is_at_hand(name: str) -> bool:
     """Whether a model can be looked at without network: a folder, or in the hub's cache."""
-    return Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+    if Path(name).is_dir():
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:  # a path with more than one slash
+        return False
 
 
 def _look_for(name: str) -> None:

@@ -59,9 +59,7 @@ def run(recipe: Path, *overrides: str) -> str:
     return console.export_text()
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in FAMILIES]
-)
+@pytest.fixture(scope="module", params=list(FAMILIES))
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one family."""
     folder = tmp_path_factory.mktemp(request.param)

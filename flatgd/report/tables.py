@@ -148,7 +148,13 @@ def show_in_terminal(recipe: Recipe, console: Console) -> None:
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {(r["method"], r["metric"]): r for r in summary if r["dataset"] == dataset}
         used = [m for m in _used(cells, recipe.models, recipe.generate.samples) if m.brief]
-        table = RichTable(title=dataset, title_justify="left", box=None, pad_edge=False)
+        table = RichTable(
+            title=dataset,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            collapse_padding=True,  # nine columns fit into a terminal of 80
+        )
         table.add_column("model", no_wrap=True)
         for metric in used:
             table.add_column(metric.brief or metric.name, justify="right", no_wrap=True)

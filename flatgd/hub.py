@@ -1,0 +1,105 @@
+"""A trained model on the Hugging Face hub: its files and a model card, in one commit."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from flatgd.errors import ModelError, RecipeError, UnsupportedError
+from flatgd.families import Causal, Family, family_of
+from flatgd.models import load_config, load_tokenizer
+from flatgd.recipe import Recipe
+from flatgd.report.card import model_card
+from flatgd.run import MODEL_FILES
+
+
+class Parcel:
+    """What a push sends: a method's checkpoint and its card."""
+
+    def __init__(self, recipe: Recipe, method: str, repo: str, license_: str | None = None):
+        self.repo = repo
+        self.folder = _folder(recipe, method)
+        layout = (recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator)
+        tokenizer = load_tokenizer(str(self.folder))
+        family = family_of(load_config(str(self.folder)), tokenizer, *layout)
+        tag = "text-generation" if isinstance(family, Causal) else "text2text-generation"
+        self.card = model_card(recipe, method, repo, usage(family, repo), tag, license_)
+        self.files = sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
+
+    def push(self, private: bool = True) -> str:
+        """Send all in one commit, making the repository if need be; returns its address."""
+        operations = [CommitOperationAdd(path.name, path) for path in self.files]
+        operations.append(CommitOperationAdd("README.md", self.card.encode()))
+        api = HfApi()
+        try:
+            made = api.create_repo(self.repo, private=private, exist_ok=True)
+            api.create_commit(self.repo, operations, commit_message="A model trained with flatgd")
+        except HFValidationError as error:
+            raise ModelError(f"{self.repo!r} is no name for a repository: {error}") from None
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            mend = "; log in with `hf auth login`" if status in (401, 403) else "; try again later"
+            raise ModelError(f"the hub refuses {self.repo}: status {status}{mend}") from None
+        except Exception as error:  # of whichever HTTP client the hub's library uses
+            raise ModelError(f"{self.repo} could not be sent to the hub: {error}") from None
+        return str(made)
+
+
+def _folder(recipe: Recipe, method: str) -> Path:
+    """The finished checkpoint of a method; the toxic expert is not to be had."""
+    if method == "toxic_expert":
+        raise UnsupportedError("the toxic expert is a tool of training and is not published")
+    if method not in recipe.methods:
+        raise RecipeError(
+            f"no method {method!r} in this recipe; it has {', '.join(recipe.methods)}"
+        )
+    folder = recipe.output / f"methods/{method}"
+    if not (folder / "config.json").exists():
+        raise RecipeError(f"{method} is not trained yet; `flatgd run` trains it")
+    if "flatgd_role" in json.loads((folder / "config.json").read_text()):
+        raise UnsupportedError(f"{folder} holds a toxic expert, which is not published")
+    return folder
+
+
+def usage(family: Family, name: str) -> str:
+    """Code that answers a history as the model was trained to: with the same layout of turns."""
+    auto = "AutoModelForCausalLM" if isinstance(family, Causal) else "AutoModelForSeq2SeqLM"
+    lines = [
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'model = {auto}.from_pretrained("{name}")',
+        'history = ["Hi!", "Hello, how are you?", "Fine. What do you like to do?"]',
+        *(_chat_lines() if isinstance(family, Causal) and family.chat else _plain_lines(family)),
+        "reply = model.generate(**inputs, do_sample=True, top_p=0.9, max_new_tokens=32)",
+        f"print(tokenizer.decode(reply[0]{_begin(family)}, skip_special_tokens=True))",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _chat_lines() -> list[str]:
+    return [
+        'roles = ("user", "assistant")',
+        'messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(history)]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True,',
+        "    enable_thinking=False,",
+        ")",
+    ]
+
+
+def _plain_lines(family: Family) -> list[str]:
+    prefix, suffix = (family.tokenizer.decode(list(ids)) for ids in (family.prefix, family.suffix))
+    joined = f"{json.dumps(family.separator)}.join(history)"
+    closing = family.separator if isinstance(family, Causal) else suffix
+    parts = [json.dumps(prefix)] if prefix else []
+    parts += [joined] + ([json.dumps(closing)] if closing else [])
+    return [
+        f"text = {' + '.join(parts)}",
+        'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+    ]
+
+
+def _begin(family: Family) -> str:
+    return '[inputs["input_ids"].shape[1] :]' if isinstance(family, Causal) else ""

@@ -1,0 +1,76 @@
+"""The model card of one method, from the files of a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from flatgd.recipe import Recipe
+from flatgd.records import read_jsonl
+from flatgd.report.findings import findings
+from flatgd.report.tables import judge_table, main_tables, markdown
+
+Row = dict[str, Any]
+
+
+def model_card(
+    recipe: Recipe, method: str, repo: str, usage: str, pipeline_tag: str, license_: str | None
+) -> str:
+    """README.md for the hub. `usage` is code that speaks with the model."""
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": pipeline_tag,
+        "tags": ["flatgd", "dialogue", "safety", "detoxification"],
+    }
+    is_public = not Path(recipe.backbone).exists()  # a folder says nothing to others
+    if is_public:
+        header["base_model"] = recipe.backbone
+    if license_:
+        header["license"] = license_
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True
+    )
+    tables, told = _evaluation(recipe, method)
+    return environment.get_template("card.md").render(
+        header=yaml.safe_dump(header, sort_keys=True),
+        title=repo.rpartition("/")[2],
+        method=method,
+        base=f"`{recipe.backbone}`" if is_public else "a model of the author's",
+        usage=usage,
+        sources=list(dict.fromkeys(source.name for source in recipe.data.policy)),
+        steps=_steps(recipe.output / f"methods/{method}/training.jsonl"),
+        settings=_settings(recipe, method),
+        tables=tables,
+        findings=told,
+    )
+
+
+def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
+    """The tables of backbone, clean fine-tuning and this method, and what was found of it."""
+    path = recipe.output / "report/summary.json"
+    if not path.exists():
+        return "", ""
+    summary: list[Row] = json.loads(path.read_text())
+    names = list(dict.fromkeys(("backbone", recipe.yardstick, method)))
+    kept = [row for row in summary if row["method"] in (*names, "reference")]
+    tables = main_tables(kept, names, recipe.generate.samples)
+    for judge in recipe.judges:
+        quality = recipe.output / f"judges/{judge.label}/quality.json"
+        tables.append(judge_table(json.loads(quality.read_text())))
+    about = [s for s in findings(summary, recipe) if s.startswith((f"{method} less", "The judge"))]
+    shown = "\n\n".join(markdown(table).replace("## ", "### ", 1) for table in tables if table.rows)
+    return shown + "\n", "\n".join(f"- {sentence}" for sentence in about)
+
+
+def _steps(log: Path) -> str:
+    steps = list(read_jsonl(log))
+    return f"{steps[-1]['step']:,} optimizer steps." if steps else "No log of the steps."
+
+
+def _settings(recipe: Recipe, method: str) -> str:
+    fields = {**recipe.train, **(recipe.methods[method] or {})}
+    told = ", ".join(f"{key} {value}" for key, value in fields.items())
+    return told or "flatgd's defaults"

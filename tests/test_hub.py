@@ -1,0 +1,157 @@
+"""Push and fetch again, against a stand-in for the hub, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from families import save_family
+from hub_server import Hub, running_hub
+from test_families import run, write_recipe
+from typer.testing import CliRunner
+
+from flatgd.cli import app
+from flatgd.errors import ModelError, RecipeError, UnsupportedError
+from flatgd.models import load_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished recipe of each kind of model."""
+    recipes = {}
+    for name in ("blenderbot", "bart", "llama", "qwen2"):
+        folder = tmp_path_factory.mktemp(name)
+        backbone = save_family(name, folder / "backbone")
+        recipes[name] = write_recipe(folder, backbone, "methods: {clean: {}, flatgd: {}}\n")
+        run(recipes[name])
+    return recipes
+
+
+def python(
+    hub_url: str, home: Path, *words: str, token: str = "hf_test"
+) -> subprocess.CompletedProcess:
+    """A process that takes the stand-in for the hub."""
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {
+        "HF_ENDPOINT": hub_url,
+        "HF_HOME": str(home),
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
+
+
+def push(
+    hub: Hub, home: Path, recipe: Path, *words: str, **how: str
+) -> subprocess.CompletedProcess:
+    return python(hub.url, home, "-m", "flatgd", "push", str(recipe), *words, **how)
+
+
+@pytest.mark.parametrize("name", ["blenderbot", "qwen2"])
+def test_pushed_and_loaded_by_others(finished: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """What came back from the hub says the same as the folder, by the code of the card."""
+    recipe = finished[name]
+    with running_hub() as hub:
+        told = push(hub, tmp_path / "mine", recipe, "--repo", "me/safe-bot", "--license", "mit")
+        assert told.returncode == 0, told.stderr
+        assert "flatgd is at " in told.stdout
+        assert hub.private == {"me/safe-bot"}
+        files = hub.repos["me/safe-bot"]
+        folder = recipe.parent / "run/methods/flatgd"
+        assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        assert "training.jsonl" not in files
+        card = files["README.md"].decode()
+        header = yaml.safe_load(card.split("---")[1])
+        assert header["license"] == "mit"
+        assert "base_model" not in header  # a folder of ours means nothing to others
+        assert str(recipe.parent) not in card
+        code = card.partition("```python\n")[2].partition("```")[0]
+        quiet = "import torch\ntorch.manual_seed(0)\n"
+        theirs = python(hub.url, tmp_path / "theirs", "-c", quiet + code)
+        assert theirs.returncode == 0, theirs.stderr
+        local = code.replace("me/safe-bot", str(folder))
+        ours = python("http://127.0.0.1:9", tmp_path / "ours", "-c", quiet + local)
+        assert theirs.stdout == ours.stdout
+
+
+def test_a_model_of_the_hub_is_a_backbone(finished: dict[str, Path], tmp_path: Path) -> None:
+    """`check` and a run by name; a misspelt name is told at once."""
+    recipe = finished["qwen2"]
+    backbone = recipe.parent / "backbone"
+    with running_hub() as hub:
+        hub.repos["me/tiny"] = {p.name: p.read_bytes() for p in backbone.iterdir()}
+        words = ["-m", "flatgd", "check", str(recipe), "--set", "scorer=me/tiny", "--set"]
+        told = python(hub.url, tmp_path / "home", *words, "backbone=me/tiny")
+        assert told.returncode == 0, told.stderr
+        told = python(hub.url, tmp_path / "home", *words, "backbone=me/tyni")
+        assert told.returncode == 2
+        assert "backbone: no model 'me/tyni' on the hub" in told.stderr
+        assert "Retrying" not in told.stderr
+        words = ["-m", "flatgd", "train", str(recipe), "--method", "clean", "--set", "output=hub"]
+        told = python(hub.url, tmp_path / "home", *words, "--set", "backbone=me/tiny")
+        assert told.returncode == 0, told.stderr
+    one, other = (
+        recipe.parent / f"{name}/methods/clean/model.safetensors" for name in ("run", "hub")
+    )
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_refusals_are_told(finished: dict[str, Path], tmp_path: Path) -> None:
+    recipe = finished["qwen2"]
+    with running_hub() as hub:
+        told = push(hub, tmp_path, recipe, "--repo", "me/bot", token="hf_wrong")
+        assert told.returncode == 2
+        assert "status 401; log in with `hf auth login`" in told.stderr
+        assert hub.repos == {}
+    told = push(hub, tmp_path, recipe, "--repo", "me/bot")
+    assert told.returncode == 2
+    assert "me/bot could not be sent to the hub" in told.stderr
+
+
+def dry(recipe: Path, *words: str) -> str:
+    shown = CliRunner().invoke(
+        app, ["push", str(recipe), "--repo", "me/bot", "--dry-run", *words], catch_exceptions=False
+    )
+    return shown.output
+
+
+def test_the_card_tells_what_was_measured(finished: dict[str, Path]) -> None:
+    card = dry(finished["llama"])
+    assert "# bot" in card
+    assert "3 optimizer steps" in card
+    assert "| flatgd |" in card
+    assert "| toxic_expert |" not in card
+    assert "The judge is set to mark 2.0%" in card
+    assert "- flatgd less clean, contrast" in card
+    assert "To be sent: README.md, config.json" in card
+    assert '"<s>" + "\\n".join(history) + "\\n"' in card
+    assert '"<s>" + "\\n".join(history) + "</s>"' in dry(finished["bart"])
+    assert "FlatGD" not in dry(finished["llama"], "--method", "clean").partition("## Use")[0]
+
+
+def test_what_is_not_pushed(finished: dict[str, Path], tmp_path: Path) -> None:
+    recipe = finished["qwen2"]
+    with pytest.raises(UnsupportedError, match="toxic expert is a tool of training"):
+        dry(recipe, "--method", "toxic_expert")
+    with pytest.raises(RecipeError, match="no method 'click'"):
+        dry(recipe, "--method", "click")
+    with pytest.raises(RecipeError, match="not trained yet"):
+        dry(recipe, "--set", "output=nowhere")
+    config = recipe.parent / "run/methods/clean/config.json"
+    text = config.read_text()
+    config.write_text(json.dumps({**json.loads(text), "flatgd_role": "toxic expert"}))
+    with pytest.raises(UnsupportedError, match="holds a toxic expert"):
+        dry(recipe, "--method", "clean")
+    config.write_text(text)
+
+
+def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatgd.models.is_offline_mode", lambda: False)
+    with pytest.raises(ModelError, match="the hub has no such names"):
+        load_config("a/b/c")
+    with pytest.raises(ModelError, match="no folder /nowhere"):
+        load_config("/nowhere")
