@@ -7,10 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format lint types clean
+.PHONY: help install demo test check format lint types clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(READY)  ## set everything up in .venv, no more
 
 demo: $(READY)  ## the main job on the shipped data, ends with a table and a report
 	$(BIN)/flatgd run recipes/demo.yaml

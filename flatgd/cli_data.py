@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Data sets: download them, count what is in them, look at records, convert them.",
+    epilog="Example: flatgd data stats bad demo:data/bad_test.txt.gz",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

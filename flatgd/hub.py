@@ -8,6 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.families import Causal, Family, family_of
+from flatgd.methods import METHODS
 from flatgd.models import load_config, load_tokenizer
 from flatgd.recipe import Recipe
 from flatgd.report.card import model_card
@@ -24,7 +25,8 @@ class Parcel:
         tokenizer = load_tokenizer(str(self.folder))
         family = family_of(load_config(str(self.folder)), tokenizer, *layout)
         tag = "text-generation" if isinstance(family, Causal) else "text2text-generation"
-        self.card = model_card(recipe, method, repo, usage(family, repo), tag, license_)
+        does = METHODS[method].does
+        self.card = model_card(recipe, method, repo, does, usage(family, repo), tag, license_)
         self.files = sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
 
     def push(self, private: bool = True) -> str:

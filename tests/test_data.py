@@ -384,3 +384,11 @@ def test_the_mask_shows_only_what_is_labelled_safe() -> None:
     mask = Mask(rows)
     assert mask.shown(rows[0]) == ("[masked: 1 words]", "[masked: 2 words]", "that is unkind")
     assert mask.shown(rows[2])[-1] == "[masked: 2 words]"  # it is toxic elsewhere
+
+
+def test_bad_rows_without_a_speaker_are_human_prompts(tmp_path: Path) -> None:
+    """ParlAI's human_nonadv_safety_eval: id, text, labels, episode_done."""
+    path = tmp_path / "test.txt"
+    path.write_text("id:wikiToxicComments\ttext:silly goose\tlabels:__notok__\tepisode_done:True\n")
+    (row,) = load_bad(path)
+    assert (row.speaker, row.reply, row.is_safe) == ("human", "silly goose", False)

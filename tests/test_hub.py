@@ -130,7 +130,10 @@ def test_the_card_tells_what_was_measured(finished: dict[str, Path]) -> None:
     assert "To be sent: README.md, config.json" in card
     assert '"<s>" + "\\n".join(history) + "\\n"' in card
     assert '"<s>" + "\\n".join(history) + "</s>"' in dry(finished["bart"])
-    assert "FlatGD" not in dry(finished["llama"], "--method", "clean").partition("## Use")[0]
+    assert "flat minima" in card
+    clean = dry(finished["llama"], "--method", "clean")
+    assert "fine-tuned on the safe replies alone" in clean
+    assert "flat minima" not in clean
 
 
 def test_what_is_not_pushed(finished: dict[str, Path], tmp_path: Path) -> None:

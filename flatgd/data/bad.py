@@ -11,8 +11,9 @@ https://parl.ai/projects/safety_recipes - MIT licence (ParlAI). Two formats are 
 
       {"text": "hi there\nhello, nice to meet you", "labels": "__ok__", "speaker_to_eval": "bot"}
 
-The JSON form is for files whose contexts were cut: there the rows of one conversation are found by
-the lines they share. Personas are dropped.
+Text rows that name no speaker are human prompts, as in ParlAI's human_safety_eval files. The JSON
+form is for files whose contexts were cut: there the rows of one conversation are found by the lines
+they share. Personas are dropped.
 """
 
 from collections.abc import Hashable
@@ -57,6 +58,7 @@ def _parse_parlai(line: str) -> Row:
         if not colon:
             raise ValueError(f"expected key:value between tabs, got {part[:20]!r}")
         fields[key] = value
+    fields.setdefault("speaker_to_eval", "human")
     return _row(fields, separator="\\n")
 
 

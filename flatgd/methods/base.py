@@ -30,6 +30,8 @@ class Method(ABC):
     """A loss over micro-batches. Sums over tokens divided by `totals`, so that shares add up."""
 
     name: ClassVar[str]
+    does: ClassVar[str]
+    """For model cards: the model was ..."""
     trains_on_toxic: ClassVar[bool]
     """Whether toxic rows are of any use to the loss."""
     needs_experts: ClassVar[bool]

@@ -18,6 +18,7 @@ from flatgd.models import reply_log_probs, reply_tokens
 @dataclass
 class Clean(Method):
     name = "clean"
+    does = "fine-tuned on the safe replies alone."
     trains_on_toxic = False
     needs_experts = False
 

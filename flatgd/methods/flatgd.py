@@ -13,4 +13,9 @@ from flatgd.methods.safety_loss import SafetyLoss
 @dataclass
 class FlatGD(SafetyLoss):
     name = "flatgd"
+    does = (
+        "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies, "
+        "and steered to flat minima of that loss (Khalatbari, Hosseini, Sameti and Fung, TrustNLP "
+        "2024)."
+    )
     is_flat = True

@@ -35,6 +35,7 @@ class SafetyLoss(Method):
     """E in ||grad E||: the safety loss, or with this the whole objective."""
 
     name = "safety_loss"
+    does = "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies."
     trains_on_toxic = True
     needs_experts = True
 

@@ -16,9 +16,16 @@ Row = dict[str, Any]
 
 
 def model_card(
-    recipe: Recipe, method: str, repo: str, usage: str, pipeline_tag: str, license_: str | None
+    recipe: Recipe,
+    method: str,
+    repo: str,
+    does: str,
+    usage: str,
+    pipeline_tag: str,
+    license_: str | None,
 ) -> str:
-    """README.md for the hub. `usage` is code that speaks with the model."""
+    """README.md for the hub. `does` says what the method does, `usage` is code that speaks with the
+    model."""
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": pipeline_tag,
@@ -38,7 +45,8 @@ def model_card(
         header=yaml.safe_dump(header, sort_keys=True),
         title=repo.rpartition("/")[2],
         method=method,
-        base=f"`{recipe.backbone}`" if is_public else "a model of the author's",
+        base=f"`{recipe.backbone}`" if is_public else "a model that is not public",
+        does=does,
         usage=usage,
         sources=list(dict.fromkeys(source.name for source in recipe.data.policy)),
         steps=_steps(recipe.output / f"methods/{method}/training.jsonl"),
