@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, roc_auc_score
 
 from flatgd.data.mixture import scorable
 from flatgd.records import Dialogue
@@ -52,6 +51,11 @@ def threshold_at(
 
 def quality(judge: Judge, rows: Sequence[Dialogue]) -> Quality:
     """How the judge agrees with the human labels of rows it was not trained on."""
+    from sklearn.metrics import (  # 1.5 s, which `flatgd check` can do without
+        f1_score,
+        roc_auc_score,
+    )
+
     labels = toxic_labels(rows)
     scores = judge.score(pairs_of(rows))
     if not len(labels) or labels.all() or not labels.any():
