@@ -18,7 +18,7 @@ from flatgd.errors import FlatGDError, RecipeError
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import Family, family_of
 from flatgd.methods import METHODS
-from flatgd.models import check_token_map, is_at_hand, load_config, load_tokenizer
+from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
 from flatgd.recipe import Recipe, Source, nearest
 from flatgd.training import FlatGDConfig
 
@@ -84,7 +84,7 @@ def check_offline(recipe: Recipe) -> list[str]:
     if not absent and all(is_at_hand(name) for name in models.values()):
         check(recipe)
         return []
-    here = {role: name for role, name in models.items() if is_at_hand(name)}
+    here = {r: name for r, name in models.items() if is_at_hand(name) or not is_hub_name(name)}
     faults = _method_faults(recipe) + _model_faults(recipe, here)
     try:
         if absent:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -38,20 +39,27 @@ def load_config(name: str) -> Any:
         raise ModelError(f"no model at {name!r}: {_first_line(error)}") from None
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no folder could be a model's on the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def is_at_hand(name: str) -> bool:
     """Whether a model can be looked at without network: a folder, or in the hub's cache."""
     if Path(name).is_dir():
         return True
-    try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError:  # a path with more than one slash
-        return False
+    cached = try_to_load_from_cache(name, "config.json") if is_hub_name(name) else None
+    return isinstance(cached, str)
 
 
 def _look_for(name: str) -> None:
     """One question to the hub where the model is not at hand, told at once if the answer is no:
     transformers would try again and again."""
-    if Path(name).is_absolute() and not Path(name).is_dir():
+    if not Path(name).is_dir() and not is_hub_name(name):
         raise ModelError(f"no folder {name}")
     if is_offline_mode() or is_at_hand(name):
         return
@@ -62,8 +70,6 @@ def _look_for(name: str) -> None:
             f"no model {name!r} on the hub, nor a folder of that name; if it is private, log in "
             "with `hf auth login`"
         ) from None
-    except HFValidationError:
-        raise ModelError(f"no folder {name!r}, and the hub has no such names") from None
     except Exception as error:  # of whichever HTTP client the hub's library uses
         raise ModelError(
             f"{name!r} is not in the cache, and the hub cannot be asked ({_first_line(error)}); "

@@ -154,7 +154,7 @@ def test_what_is_not_pushed(finished: dict[str, Path], tmp_path: Path) -> None:
 
 def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flatgd.models.is_offline_mode", lambda: False)
-    with pytest.raises(ModelError, match="the hub has no such names"):
+    with pytest.raises(ModelError, match="no folder a/b/c"):
         load_config("a/b/c")
     with pytest.raises(ModelError, match="no folder /nowhere"):
         load_config("/nowhere")

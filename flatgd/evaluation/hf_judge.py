@@ -47,7 +47,9 @@ class HFJudge:
         assert settings.model is not None
         model = load_as(AutoModelForSequenceClassification, settings.model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        judge = cls(settings, model.to(device).eval(), load_tokenizer(settings.model))  # type: ignore[arg-type]
+        tokenizer = load_tokenizer(settings.model)
+        tokenizer.truncation_side = "left"  # what is too long loses its beginning, not the reply
+        judge = cls(settings, model.to(device).eval(), tokenizer)  # type: ignore[arg-type]
         if folder is not None:
             judge.threshold = float(json.loads((folder / "judge.json").read_text())["threshold"])
         return judge
@@ -134,8 +136,7 @@ def _is_sigmoid(settings: JudgeSettings, config: Any) -> bool:
 
 
 def _longest(settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that fit the model: what is too long loses its beginning, never the reply's end."""
-    tokenizer.truncation_side = "left"
+    """Tokens that fit the model."""
     positions = getattr(config, "max_position_embeddings", None) or settings.max_tokens
     if config.model_type in ("roberta", "xlm-roberta"):
         positions -= 2  # RoBERTa counts positions from the padding's on
