@@ -14,12 +14,12 @@ from flatgd.data.mixture import (
     scorable,
     to_answer,
 )
-from flatgd.errors import FlatGDError, RecipeError
+from flatgd.errors import FlatGDError, RecipeError, nearest
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import Family, family_of
 from flatgd.methods import METHODS
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
-from flatgd.recipe import Recipe, Source, nearest
+from flatgd.recipe import Recipe, Source
 from flatgd.training import FlatGDConfig
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
@@ -29,7 +29,7 @@ RESERVED = {"backbone", "reference", "experts", *EXPERTS}
 
 def training_config(recipe: Recipe, overrides: dict[str, Any], output: Path) -> FlatGDConfig:
     """FlatGDConfig of the recipe's `train` with `overrides`; RecipeError for unknown keys."""
-    fields = training_fields(recipe, overrides)
+    fields = recipe.training_fields(overrides)
     known = {f.name for f in dataclasses.fields(FlatGDConfig) if f.init} - OURS
     faults = [
         f"train: unknown key {k!r}{nearest(k, sorted(known))}" for k in fields if k not in known
@@ -47,15 +47,6 @@ def training_config(recipe: Recipe, overrides: dict[str, Any], output: Path) -> 
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: {error}") from None
-
-
-def training_fields(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, Any]:
-    """`train` with `overrides` over it; of the two ways to set lambda the override's holds."""
-    lambdas = {"flatness_weight", "penalty_share"}
-    base = recipe.train
-    if lambdas & overrides.keys():
-        base = {key: value for key, value in base.items() if key not in lambdas}
-    return {**base, **overrides}
 
 
 def check(recipe: Recipe) -> Sets:
@@ -120,12 +111,19 @@ def _method_faults(recipe: Recipe) -> list[str]:
             faults.append(f"methods.{name}: this name is taken; it stands for something else")
         elif name not in METHODS:
             faults.append(f"methods.{name}: no such method{nearest(name, list(METHODS))}")
+    shared = _config_faults(recipe, {})  # told once, not once a method
     for name, overrides in [*recipe.methods.items(), ("experts", recipe.experts)]:
-        try:
-            training_config(recipe, overrides or {}, recipe.output)
-        except FlatGDError as error:
-            faults += [f"{name}: {line}" for line in str(error).splitlines()]
-    return list(dict.fromkeys(faults))
+        lines = _config_faults(recipe, overrides or {})
+        faults += [f"{name}: {line}" for line in lines if line not in shared]
+    return shared + faults
+
+
+def _config_faults(recipe: Recipe, overrides: dict[str, Any]) -> list[str]:
+    try:
+        training_config(recipe, overrides, recipe.output)
+    except FlatGDError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:

@@ -39,7 +39,7 @@ MethodOption = Annotated[
 
 
 def _open(recipe: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
-    from flatgd.recipe import load_recipe
+    from flatgd.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     from flatgd.run import Run
@@ -98,7 +98,7 @@ def score(recipe: RecipeArgument, method: MethodOption = None, set_: SetOption =
 @app.command(epilog="Example: flatgd report recipes/demo.yaml")
 def report(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Tables, figures and page from finished scores, without loading a model."""
-    from flatgd.recipe import load_recipe
+    from flatgd.recipe_file import load_recipe
     from flatgd.report.build import build_report
 
     typer.echo(f"Report: {build_report(load_recipe(recipe, set_))}")
@@ -113,7 +113,7 @@ def check(
     set_: SetOption = None,
 ) -> None:
     """Find everything that can be wrong, without loading weights."""
-    from flatgd.recipe import load_recipe
+    from flatgd.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)
     if offline:
@@ -140,9 +140,11 @@ def init(
     replies: Annotated[str, typer.Option(help="Your labelled replies.")] = "replies.jsonl",
 ) -> None:
     """Write a commented recipe for your own model and data, to be filled in."""
-    from flatgd.recipe import write_template
+    from flatgd.recipe_file import write_template
 
     write_template(recipe, backbone, replies)
+    if not Path(replies).exists():
+        typer.echo(f"{replies} is not there yet")
     typer.echo(f"{recipe} is written. Look through it, then: flatgd check {recipe}")
 
 
@@ -166,7 +168,7 @@ def push(
 
     Log in first, with `hf auth login`. The toxic expert is not sent.
     """
-    from flatgd.recipe import load_recipe
+    from flatgd.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)
     from flatgd.hub import Parcel
@@ -179,10 +181,31 @@ def push(
     typer.echo(f"{method} is at {parcel.push(private=not public)}")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from flatgd import __version__
+
+        typer.echo(f"flatgd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """Make a dialogue model safe without making it dull, and measure both."""
+
+
 def main() -> None:
     """Entry point: our own errors are told in a few lines and exit with 2."""
     try:
         app()
+    except SystemExit as stopped:
+        if stopped.code == 130:  # Ctrl-C, which typer turns into this code without a word
+            typer.echo("flatgd: stopped; the same command goes on where it was", err=True)
+        raise
     except FlatGDError as error:
         typer.echo(f"flatgd: {error}", err=True)
         sys.exit(2)

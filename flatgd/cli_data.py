@@ -19,7 +19,9 @@ app = typer.Typer(
 FormatArgument = Annotated[
     str,
     typer.Argument(
-        help="bad, bbf, convabuse, diasafety, hh, jsonl, prosocial or toxichat", show_default=False
+        metavar="FORMAT",
+        help="bad, bbf, convabuse, diasafety, hh, jsonl, prosocial or toxichat",
+        show_default=False,
     ),
 ]
 PathsArgument = Annotated[
@@ -51,9 +53,8 @@ def fetch(
     """Download data sets, check their SHA-256, unpack them. Cut off, the same command goes on."""
     from flatgd.data.fetch import DATASETS
     from flatgd.data.fetch import fetch as fetch_one
-    from flatgd.errors import RecipeError
+    from flatgd.errors import RecipeError, nearest
     from flatgd.progress import Display
-    from flatgd.recipe import nearest
 
     for name in names:
         if name not in DATASETS:

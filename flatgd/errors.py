@@ -10,6 +10,7 @@
 A message says what was expected, what came, and what to do next.
 """
 
+import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,7 +61,21 @@ class DataError(FlatGDError):
         self.problems = list(problems)
         count = len(self.problems)
         lines = [f"{count} problem{'s' if count != 1 else ''} in the data:"]
-        lines += [f"  {problem}" for problem in self.problems[: self.SHOWN]]
-        if count > self.SHOWN:
-            lines.append(f"  ... and {count - self.SHOWN} more")
+        alike: dict[tuple[str, str], list[Problem]] = {}
+        for problem in self.problems:
+            alike.setdefault((problem.path, problem.reason), []).append(problem)
+        for first, *others in list(alike.values())[: self.SHOWN]:
+            more = f" (and on {len(others):,} more lines)" if others else ""
+            lines.append(f"  {first}{more}")
+        if len(alike) > self.SHOWN:
+            lines.append(f"  ... and {len(alike) - self.SHOWN} other reasons")
         super().__init__("\n".join(lines))
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """
+    >>> nearest("sede", ["seed", "train"])
+    "; did you mean 'seed'?"
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"

@@ -12,6 +12,7 @@ from flatgd.methods import METHODS
 from flatgd.models import load_config, load_tokenizer
 from flatgd.recipe import Recipe
 from flatgd.report.card import model_card
+from flatgd.report.trained import trained_with
 from flatgd.run import MODEL_FILES
 
 
@@ -57,8 +58,7 @@ def _folder(recipe: Recipe, method: str) -> Path:
             f"no method {method!r} in this recipe; it has {', '.join(recipe.methods)}"
         )
     folder = recipe.output / f"methods/{method}"
-    if not (folder / "config.json").exists():
-        raise RecipeError(f"{method} is not trained yet; `flatgd run` trains it")
+    trained_with(recipe, method)
     if "flatgd_role" in json.loads((folder / "config.json").read_text()):
         raise UnsupportedError(f"{folder} holds a toxic expert, which is not published")
     return folder

@@ -5,25 +5,20 @@ Unknown keys are refused with the nearest name, and all faults are told at once.
 importing torch's world (see `check`).
 """
 
-import difflib
-import json
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from flatgd.errors import RecipeError
+from flatgd.errors import nearest
 
 PACKAGE = Path(__file__).parent
 Format = Literal["bad", "bbf", "convabuse", "diasafety", "hh", "jsonl", "prosocial", "toxichat"]
@@ -50,7 +45,8 @@ def _resolve_model(value: Any, info: Any) -> Any:
     """A folder if there is one, else the name of a model on the hub."""
     if isinstance(value, str) and not value.startswith("demo:"):
         local = _resolve(value, info)
-        return str(local) if value.startswith((".", "/", "~")) or local.is_dir() else value
+        is_path = value.startswith((".", "/", "~"))
+        return str(local.absolute() if is_path else local) if is_path or local.is_dir() else value
     return str(_resolve(value, info)) if isinstance(value, str) else value
 
 
@@ -256,6 +252,21 @@ class Recipe(Section):
         """Every row of the tables: the backbone, both experts, the methods."""
         return ["backbone", "clean_expert", "toxic_expert", *self.methods]
 
+    def training_fields(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """`train` with `overrides` over it; of the two ways to set lambda the override's holds."""
+        lambdas = {"flatness_weight", "penalty_share"}
+        dropped = lambdas if lambdas & overrides.keys() else set()
+        return {k: v for k, v in self.train.items() if k not in dropped} | overrides
+
+    def settings(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """What a training is set to, as its checkpoint records it."""
+        return {
+            **self.training_fields(overrides),
+            "seed": self.seed,
+            "max_history_tokens": self.max_history_tokens,
+            "max_reply_tokens": self.max_reply_tokens,
+        }
+
     def base_of(self, name: str) -> str:
         """The model that a row of the tables is tuned from."""
         is_expert = name in ("clean_expert", "toxic_expert")
@@ -265,115 +276,3 @@ class Recipe(Section):
     def yardstick(self) -> str:
         """Clean fine-tuning, what the other models are compared with pair by pair."""
         return "clean" if "clean" in self.methods else "clean_expert"
-
-
-Checked = TypeVar("Checked", bound=Section)
-_NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
-
-
-def _numbers(value: Any) -> Any:
-    """PyYAML reads `5e-6` as text (YAML 1.1 wants `5.0e-6`); here it is a number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and _NUMBER.match(value) else value
-
-
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read and validate one recipe; `overrides` are "section.key=value" as of `--set`."""
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path} is a folder; name the recipe file in it") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
-    for override in overrides or []:
-        set_field(raw, override)
-    return validated(Recipe, raw, path.parent, f"{path} cannot be run")
-
-
-def write_template(path: Path, backbone: str, replies: str) -> None:
-    """Write a recipe with every part commented; RecipeError where the file exists."""
-    text = (PACKAGE / "template.yaml").read_text(encoding="utf-8")
-    here = [_seen_from(path.parent, value) for value in (backbone, replies)]
-    filled = dict(zip(("NAME", "BACKBONE", "REPLIES"), (path.stem, *here), strict=True))
-    for blank, value in filled.items():
-        text = text.replace(f"<{blank}>", value if blank == "NAME" else json.dumps(value))
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise RecipeError(f"{path} exists; name another file") from None
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _seen_from(folder: Path, value: str) -> str:
-    """A path that exists, as a recipe in `folder` has to write it; anything else as it is."""
-    is_here = Path(value).exists() and not Path(value).is_absolute()
-    return os.path.relpath(value, folder) if is_here else value
-
-
-def validated(kind: type[Checked], raw: dict[str, Any], folder: Path, heading: str) -> Checked:
-    """`raw` as a section, paths from `folder`; one RecipeError names every fault."""
-    try:
-        return kind.model_validate(_numbers(raw), context={"folder": folder})
-    except ValidationError as error:
-        lines = [f"  {_explain(fault, kind)}" for fault in error.errors()]
-        raise RecipeError("\n".join([f"{heading}:", *lines])) from None
-
-
-def set_field(raw: dict[str, Any], override: str) -> None:
-    """Put one "section.key=value" into `raw`."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set wants section.key=value, got {override!r}")
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        child = raw.setdefault(parent, {})
-        if child is None:
-            child = raw[parent] = {}
-        if not isinstance(child, dict):
-            raise RecipeError(f"--set {key}: {parent!r} is not a section")
-        raw = child
-    try:
-        raw[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: {text!r} is not valid YAML") from None
-
-
-def _explain(fault: Any, kind: type[Section]) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        *_, wrong = fault["loc"]
-        return f"{place}: unknown key{nearest(str(wrong), _fields(kind, fault['loc'][:-1]))}"
-    if fault["type"] == "missing":
-        return f"{place}: missing"
-    return f"{place}: {fault['msg']}, got {str(fault['input'])[:60]!r}"
-
-
-def _fields(kind: type[Section], place: tuple[Any, ...]) -> list[str]:
-    """The keys allowed at one place of a section."""
-    model: Any = kind
-    for part in place:
-        if isinstance(part, str):
-            model = model.model_fields[part].annotation
-            model = getattr(model, "__args__", (model,))[0]
-    return list(model.model_fields)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """
-    >>> nearest("sede", ["seed", "train"])
-    "; did you mean 'seed'?"
-    """
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"

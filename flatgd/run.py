@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import transformers
 
-from flatgd.check import EXPERTS, check, training_config, training_fields
+from flatgd.check import EXPERTS, check, training_config
 from flatgd.data.mixture import answerable, scorable, to_answer
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.diversity import distinct, tokenize
@@ -37,6 +37,7 @@ from flatgd.models import load_config, load_model, load_tokenizer
 from flatgd.progress import Display
 from flatgd.recipe import JudgeSettings, Recipe
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
+from flatgd.report.trained import SETTINGS
 from flatgd.stages import Stages, key_of
 from flatgd.training.train import steps_of, train
 
@@ -102,7 +103,10 @@ class Run:
             experts = [load_model(self._folder(e)) for e in EXPERTS] if method.needs_experts else []
             with self.display.bar(name, steps_of(config, len(rows))) as advance:
                 base = self.recipe.base_of(name)
-                return train(base, rows, config, method, experts, name, advance)
+                told = train(base, rows, config, method, experts, name, advance)
+            settings = self.recipe.settings(self._overrides(name))
+            (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+            return told
 
         self._produce(self._place(name), self._training_key(name), build)
 
@@ -132,7 +136,7 @@ class Run:
             method.name,
             self._key_of_model(self.recipe.base_of(name)),
             _digest(self._rows(name)),
-            training_fields(self.recipe, self._overrides(name)),
+            self.recipe.training_fields(self._overrides(name)),
             [self.recipe.seed, *self._layout],
             [self._training_key(e) for e in EXPERTS] if method.needs_experts else [],
         )
@@ -332,6 +336,8 @@ class Run:
 
     def _produce(self, place: str, key: str, build: Callable[[Path], str]) -> None:
         told: list[str] = []
+        if self.stages.is_outdated(place, key):
+            self.display.line(place, "something it rests on has changed: made anew")
         begun = time.monotonic()
         outcome = self.stages.produce(place, key, lambda path: told.append(build(path)))
         if outcome == "built":

@@ -63,6 +63,10 @@ class Stages:
         _write(stamp, json.dumps(record) + "\n")
         return "reused" if twin is not None else "built"
 
+    def is_outdated(self, name: str, key: str) -> bool:
+        """Whether the output is there, under another key."""
+        return self._key(name) not in (None, key)
+
     def _key(self, name: str) -> str | None:
         """The key of a finished output, None where there is none."""
         try:

@@ -25,7 +25,7 @@ from flatgd.errors import RecipeError
 from flatgd.families import CAUSAL
 from flatgd.models import load_tokenizer
 from flatgd.progress import Display
-from flatgd.recipe import load_recipe
+from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
 from flatgd.run import Run
 from flatgd.training import train as training

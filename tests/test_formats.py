@@ -368,8 +368,11 @@ def test_other_names_and_labels(tmp_path: Path) -> None:
         ("daft", False),
     ]
     path = tmp_path / "tweets.json"
-    path.write_text('[{"tweet": "hi", "class": 2, "extra": [1]}]')
-    assert load_jsonl(path, layout)[0].is_safe is False
+    path.write_text('[{"tweet": "hi", "class": 2, "extra": [1]}, {"tweet": "hi", "class": "hate"}]')
+    assert [row.is_safe for row in load_jsonl(path, layout)] == [False, False]
+    path.write_text('[{"tweet": "hi", "class": "Hate"}, {"tweet": "hi", "class": 2}]')
+    told = faults(load_jsonl, path, layout)
+    assert told == ["0: toxic_values: 'hate' is the label of no row; the labels are 'Hate', '2'"]
     path.write_text('[{"tweet": "hi"}]')
     assert "no 'class'; the keys are 'tweet'" in faults(load_jsonl, path, layout)[0]
 

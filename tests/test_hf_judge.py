@@ -21,7 +21,8 @@ from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import ModelError, RecipeError
 from flatgd.evaluation.hf_judge import HFJudge, check_judge, render, toxic_column
 from flatgd.evaluation.judge import pairs_of
-from flatgd.recipe import JudgeSettings, load_recipe
+from flatgd.recipe import JudgeSettings
+from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
 
 ROWS = [row for raw in mild_rows(16, 5) for row in dialogues_from_row(raw)]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from conftest import mild_rows, write_rows
 
-from flatgd.check import check, training_config, training_fields
+from flatgd.check import check, training_config
 from flatgd.errors import RecipeError
-from flatgd.recipe import load_recipe
+from flatgd.recipe_file import load_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,8 +103,8 @@ def test_which_side_sets_lambda_makes_another_training(recipe_file: Path) -> Non
     one = load_recipe(recipe_file, ["train.penalty_share=0.3"])
     other = load_recipe(recipe_file, ["train.flatness_weight=0.01"])
     fields = [
-        training_fields(one, {"flatness_weight": 0.01}),
-        training_fields(other, {"penalty_share": 0.3}),
+        one.training_fields({"flatness_weight": 0.01}),
+        other.training_fields({"penalty_share": 0.3}),
     ]
     assert "penalty_share" not in fields[0]
     assert "flatness_weight" not in fields[1]
@@ -160,3 +160,46 @@ def test_check_tells_all_faults_together(recipe_file: Path) -> None:
 def test_check_passes_and_describes(recipe_file: Path) -> None:
     lines = dict(check(load_recipe(recipe_file)).described())
     assert lines["data: policy"] == "24 replies, 12 toxic, 12 conversations"
+
+
+def test_yaml_faults_never_show_what_stands_there(tmp_path: Path) -> None:
+    """A data file given for a recipe: its text may be toxic."""
+    data = tmp_path / "replies.jsonl"
+    data.write_text('{"prompt": "you goose"}\n{"prompt": "daft"}\n')
+    with pytest.raises(RecipeError, match="is data, not a recipe") as raised:
+        load_recipe(data)
+    assert "goose" not in str(raised.value)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: x\n  daft goose: [\n")
+    with pytest.raises(RecipeError, match=r"recipe.yaml:2: not valid YAML") as raised:
+        load_recipe(recipe)
+    assert "goose" not in str(raised.value)
+
+
+def test_set_reaches_into_lists(recipe_file: Path) -> None:
+    whole = "data.policy.0.share=[0, 1]"
+    words = ["data.test.0.history_lines=1", whole, "data.policy.0.share.1=0.5"]
+    recipe = load_recipe(recipe_file, words)
+    assert recipe.data.test[0].history_lines == 1
+    assert recipe.data.policy[0].share == (0, 0.5)
+    for wrong in ("data.test.7.weight=1", "data.test.x.weight=1", "data.policy.0.share.2=1"):
+        with pytest.raises(RecipeError, match=r"is none of 0..[01]"):
+            load_recipe(recipe_file, [whole, wrong])
+
+
+def test_one_wrong_train_key_is_told_once(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        check(load_recipe(recipe_file, ["train.learning_rat=1", "methods.flatgd={rhoo: 1}"]))
+    assert str(raised.value).count("learning_rat'") == 1
+    assert "flatgd: train: unknown key 'rhoo'" in str(raised.value)
+
+
+def test_a_folder_that_is_not_there_is_told_as_one(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"scorer: no folder /.*/nope"):
+        check(load_recipe(recipe_file, ["scorer=./nope"]))
+
+
+def test_two_judges_of_one_name(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(recipe_file, ["judges=[{kind: linear}, {kind: linear}]"])
+    assert str(raised.value).endswith("\n  judges: two are called 'linear'; give each a name")

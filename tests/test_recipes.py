@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from flatgd.check import training_config
 from flatgd.cli import app
 from flatgd.errors import RecipeError
-from flatgd.recipe import load_recipe
+from flatgd.recipe_file import load_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 PAPER = next(path for path in RECIPES if path.name == "paper.yaml")

@@ -16,10 +16,11 @@ from rich.console import Console
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from flatgd import __version__
 from flatgd.cli import app, main
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.progress import Display
-from flatgd.recipe import load_recipe
+from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
 from flatgd.report.build import build_report
 from flatgd.report.findings import findings
@@ -191,8 +192,40 @@ def test_a_run_without_a_training_log_has_a_report(recipe_file: Path) -> None:
     job, _ = run(recipe_file, "train.logging_steps=500", "methods={flatgd: {}}")
     assert (job.root / "methods/flatgd/training.jsonl").read_text() == ""
     assert (job.root / "report/index.html").exists()
+    same = ["methods={flatgd: {}}", "train.logging_steps=500"]
     with pytest.raises(RecipeError, match="another number of replies"):
-        build_report(load_recipe(recipe_file, ["methods={flatgd: {}}", "generate.samples=1"]))
+        build_report(load_recipe(recipe_file, [*same, "generate.samples=1"]))
+
+
+def test_a_report_is_of_the_recipe_that_was_run(recipe_file: Path) -> None:
+    """What a run was given by --set, its report and its card must be given too."""
+    given = ["train.learning_rate=2e-3", "methods={clean: {}}"]
+    run(recipe_file, *given)
+    build_report(load_recipe(recipe_file, given))
+    with pytest.raises(RecipeError, match=r"learning_rate 0.002, the recipe says 0.001; give the"):
+        build_report(load_recipe(recipe_file, given[1:]))
+    _, told = run(recipe_file, *given[1:])
+    assert "methods/clean              something it rests on has changed: made anew" in told
+    assert "judges/linear              something" not in told
+
+
+def test_ctrl_c_says_how_to_go_on(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stop(self: Run) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "all", stop)
+    monkeypatch.setattr(sys, "argv", ["flatgd", "run", str(recipe_file)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert "stopped; the same command goes on where it was" in capsys.readouterr().err
+
+
+def test_version() -> None:
+    told = CliRunner().invoke(app, ["--version"])
+    assert told.output == f"flatgd {__version__}\n"
 
 
 def test_several_processes_and_a_file_in_the_way_are_refused(

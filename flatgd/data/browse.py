@@ -8,7 +8,8 @@ from typing import Any
 from flatgd.data.mixture import LOADERS
 from flatgd.data.splits import SPLITS
 from flatgd.errors import DataError
-from flatgd.recipe import Source, set_field, validated
+from flatgd.recipe import Source
+from flatgd.recipe_file import set_field, validated
 from flatgd.records import Dialogue
 
 HOLD_ALL_SPLITS = ("bbf",)

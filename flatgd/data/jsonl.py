@@ -38,7 +38,7 @@ from flatgd.records import (
     text_field,
 )
 
-FORMS = "'messages', 'prompt' with 'completion', or 'chosen' with 'rejected'"
+FORMS = "'messages', 'turns', 'prompt' with 'completion', or 'chosen' with 'rejected'"
 TURNS = ("messages", "conversations", "turns")
 COMMON = ("label", "conversation", "speaker", "source")
 KEYS = (*TURNS, "prompt", "completion", "chosen", "rejected", *COMMON)
@@ -71,13 +71,19 @@ class Layout:
     def is_safe(self, row: dict[str, Any]) -> bool | None:
         if "label" not in row:
             if self.label is None:
-                raise ValueError("no 'label'; true is safe, false is toxic")
+                raise ValueError(
+                    "no 'label'; true is safe, false is toxic. For a file of one kind, the source "
+                    "takes label: safe (or toxic, or none)"
+                )
             return {"safe": True, "toxic": False, "none": None}[self.label]
         value = row["label"]
         if self.toxic_values:
             return str(value) not in self.toxic_values
         if not isinstance(value, bool):
-            raise ValueError(f"'label' must be true (safe) or false (toxic), got {value!r}")
+            raise ValueError(
+                f"'label' must be true (safe) or false (toxic), got {value!r}. Where other values "
+                "mean toxic, name them in the recipe's source: toxic_values: [...]"
+            )
         return value
 
 
@@ -100,7 +106,19 @@ def load_jsonl(path: str | Path, layout: Layout = Layout()) -> list[Dialogue]:
         rows = parse_json_array(path)
     else:
         rows = parse_lines(path, parse_json_object)
-    return parse_rows(path, rows, lambda row: dialogues_from_row(row, layout))
+    labels: dict[str, None] = {}
+
+    def parse(row: dict[str, Any]) -> list[Dialogue]:
+        dialogues = dialogues_from_row(row, layout)
+        labels[str(layout.renamed(row).get("label"))] = None
+        return dialogues
+
+    dialogues = parse_rows(path, rows, parse)
+    if unseen := [value for value in layout.toxic_values if value not in labels]:
+        told = ", ".join(map(repr, list(labels)[:10]))
+        reason = f"toxic_values: {unseen[0]!r} is the label of no row; the labels are {told}"
+        raise DataError([Problem(str(path), 0, reason)])
+    return dialogues
 
 
 def dialogues_from_row(row: dict[str, Any], layout: Layout = Layout()) -> list[Dialogue]:
@@ -112,12 +130,20 @@ def dialogues_from_row(row: dict[str, Any], layout: Layout = Layout()) -> list[D
     """
     row = layout.renamed(row)
     if not ({"completion", *TURNS} & row.keys() or {"chosen", "rejected"} <= row.keys()):
-        raise ValueError(f"no reply: expected {FORMS}; the keys are {', '.join(map(repr, row))}")
+        keys = ", ".join(map(repr, row)) or "none"
+        raise ValueError(
+            f"no reply: expected {FORMS}; the keys are {keys}. Other names are told in the "
+            "recipe's source: columns: {completion: answer, label: class}"
+        )
     if unknown := [key for key in row if key not in KEYS]:
         raise ValueError(
             f"unknown key {unknown[0]!r}; drop it, or say with `columns` which keys to read"
         )
     if "chosen" in row:
+        if "completion" in row:
+            raise ValueError(
+                "'completion' beside 'chosen' and 'rejected'; drop the one or the others"
+            )
         if "label" in row:
             raise ValueError("'label' beside 'chosen' and 'rejected'; a pair has its labels")
         pair = ((_pair_side(row, "chosen"), True), (_pair_side(row, "rejected"), False))

@@ -15,6 +15,7 @@ from flatgd.records import read_jsonl
 from flatgd.report.figures import draw_figures
 from flatgd.report.findings import findings
 from flatgd.report.tables import judge_table, main_tables, markdown
+from flatgd.report.trained import trained_with
 from flatgd.stages import key_of
 
 Row = dict[str, Any]
@@ -33,6 +34,8 @@ def build_report(recipe: Recipe) -> Path:
         for judge in recipe.judges
     ]
     scores = {n: list(read_jsonl(root / f"scores/{n}.jsonl")) for n in [*names, "reference"]}
+    for name in recipe.methods:
+        trained_with(recipe, name)
     _refuse_other_recipes(scores, recipe)
     summary = summarise(
         scores,

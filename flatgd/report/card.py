@@ -11,6 +11,7 @@ from flatgd.recipe import Recipe
 from flatgd.records import read_jsonl
 from flatgd.report.findings import findings
 from flatgd.report.tables import judge_table, main_tables, markdown
+from flatgd.report.trained import trained_with
 
 Row = dict[str, Any]
 
@@ -50,19 +51,19 @@ def model_card(
         usage=usage,
         sources=list(dict.fromkeys(source.name for source in recipe.data.policy)),
         steps=_steps(recipe.output / f"methods/{method}/training.jsonl"),
-        settings=_settings(recipe, method),
+        settings=", ".join(f"{k} {v}" for k, v in trained_with(recipe, method).items()),
         tables=tables,
         findings=told,
     )
 
 
 def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
-    """The tables of backbone, clean fine-tuning and this method, and what was found of it."""
+    """The tables of backbone and methods, and what was found of this one."""
     path = recipe.output / "report/summary.json"
     if not path.exists():
         return "", ""
     summary: list[Row] = json.loads(path.read_text())
-    names = list(dict.fromkeys(("backbone", recipe.yardstick, method)))
+    names = list(dict.fromkeys(("backbone", recipe.yardstick, *recipe.methods)))
     kept = [row for row in summary if row["method"] in (*names, "reference")]
     tables = main_tables(kept, names, recipe.generate.samples)
     for judge in recipe.judges:
@@ -76,9 +77,3 @@ def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
 def _steps(log: Path) -> str:
     steps = list(read_jsonl(log))
     return f"{steps[-1]['step']:,} optimizer steps." if steps else "No log of the steps."
-
-
-def _settings(recipe: Recipe, method: str) -> str:
-    fields = {**recipe.train, **(recipe.methods[method] or {})}
-    told = ", ".join(f"{key} {value}" for key, value in fields.items())
-    return told or "flatgd's defaults"

@@ -135,6 +135,14 @@ def _cell(row: Row | None, decimals: int) -> str:
     return f"{value} [{number(row['low'], decimals)}, {number(row['high'], decimals)}]"
 
 
+def _brief(row: Row | None, decimals: int) -> str:
+    """The value alone, in parentheses where too few conversations stand behind it."""
+    if row is None:
+        return ""
+    value = number(row["value"], decimals)
+    return value if row["low"] is not None or row["value"] is None else f"({value})"
+
+
 def markdown(table: Table) -> str:
     lines = [f"## {table.title}", "", "| " + " | ".join(table.header) + " |"]
     lines.append("|" + "---|" * len(table.header))
@@ -160,10 +168,12 @@ def show_in_terminal(recipe: Recipe, console: Console) -> None:
             table.add_column(metric.brief or metric.name, justify="right", no_wrap=True)
         for model in [*recipe.models, "reference"]:
             found = [(cells.get((model, metric.name)), metric.decimals) for metric in used]
-            shown = [number(row["value"], decimals) if row else "" for row, decimals in found]
+            shown = [_brief(row, decimals) for row, decimals in found]
             if any(shown):
                 table.add_row(model, *shown)
         console.print(table)
         console.print()
     for sentence in findings(summary, recipe):
         console.print(f"- {sentence}", markup=False)
+    if any(row["low"] is None and row["value"] is not None for row in summary):
+        console.print("- In parentheses: too few conversations for an interval.")

@@ -1,0 +1,25 @@
+"""What a checkpoint was trained with, as it says itself: a recipe may have changed since."""
+
+import json
+from typing import Any
+
+from flatgd.errors import RecipeError
+from flatgd.recipe import Recipe
+
+SETTINGS = "flatgd.json"  # in a checkpoint's folder
+
+
+def trained_with(recipe: Recipe, method: str) -> dict[str, Any]:
+    """The settings of a trained method. Raises RecipeError where the recipe says otherwise."""
+    path = recipe.output / f"methods/{method}" / SETTINGS
+    if not path.exists():
+        raise RecipeError(f"{method} is not trained yet; `flatgd run` trains it")
+    found: dict[str, Any] = json.loads(path.read_text())
+    wanted = json.loads(json.dumps(recipe.settings(recipe.methods[method] or {})))
+    for key in found.keys() | wanted.keys():
+        if found.get(key) != wanted.get(key):
+            raise RecipeError(
+                f"{method} was trained with {key} {found.get(key)}, the recipe says "
+                f"{wanted.get(key)}; give the same --set as to `flatgd run`, or run it again"
+            )
+    return found
