@@ -1,11 +1,13 @@
 """The one record that flows through the project, and how files of records are read and written."""
 
+import csv
 import gzip
 import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,9 +38,13 @@ class Dialogue:
 def clean_text(text: str) -> str:
     """White space folded to single spaces, ends stripped: two spaces are left to separate turns.
 
+    ValueError for text that is none.
+
     >>> clean_text("  a\\t b  ")
     'a b'
     """
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("half of a surrogate pair, which no encoding can write")
     return " ".join(text.split())
 
 
@@ -88,6 +94,8 @@ def parse_json_object(text: str) -> dict[str, Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
@@ -112,9 +120,25 @@ def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
         except json.JSONDecodeError as error:
             problem = Problem(str(path), error.lineno, f"not valid JSON ({error.msg})")
             raise DataError([problem]) from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; depth
+            raise DataError([Problem(str(path), line, f"unreadable JSON ({error})")]) from None
         yield line, record
         line += text.count("\n", position, end)
         position = end
+
+
+def parse_table(path: Path, separator: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of a CSV file with a header."""
+    reader = csv.DictReader(StringIO(read_text(path), newline=""), delimiter=separator)
+    try:
+        columns = len(reader.fieldnames or ())
+        for row in reader:
+            if None in row or None in row.values():
+                reason = f"expected {columns} cells as in the header"
+                raise DataError([Problem(str(path), reader.line_num, reason)])
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError([Problem(str(path), reader.line_num, str(error))]) from None
 
 
 def parse_rows(

@@ -175,10 +175,14 @@ def test_convabuse_takes_the_majority(tmp_path: Path) -> None:
 def test_convabuse_faults(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("conv_id,user\n1,a\n")
-    assert "no column agent, prev_agent, prev_user" in faults(load_convabuse, path, "train")[0]
-    path.write_text(convabuse({"user": ""}) + "1.0,2.0\n")
     told = faults(load_convabuse, path, "train")
-    assert told == ["2: 'user' is empty", "3: fewer cells than the header has columns"]
+    assert told == ["2: no column agent, bot, prev_agent, prev_user"]
+    path.write_text(convabuse({"user": ""}))
+    assert faults(load_convabuse, path, "train") == ["2: 'user' is empty"]
+    path.write_text(convabuse({}) + "1.0,2.0\n")
+    assert faults(load_convabuse, path, "train") == ["3: expected 22 cells as in the header"]
+    path.write_text(convabuse({"user": "x" * 140_000}))
+    assert "field larger than field limit" in faults(load_convabuse, path, "train")[0]
 
 
 # ToxiChat
@@ -414,3 +418,28 @@ def test_which_file_is_a_split(tmp_path: Path) -> None:
     assert find_split(tmp_path, "val").name == "valid.json"
     assert "more than one file of split 'test'" in faults(find_split, tmp_path, "test")[0]
     assert find_split(tmp_path / "other", "test") == tmp_path / "other"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "not|nested|depth"),
+        ('{"prompt": ' + "[" * 100_000, "nested|JSON|depth"),
+        ('{"prompt": "a", "completion": "b", "label": ' + "1" * 5000 + "}", "digits|label"),
+        (
+            '{"prompt": "a", "completion": "\\ud800", "label": true, "conversation": "1"}',
+            "surrogate",
+        ),
+        ('{"prompt": ["a\\udfff"], "completion": "b", "label": true}', "surrogate"),
+    ],
+)
+def test_hostile_json_is_told(tmp_path: Path, suffix: str, text: str, reason: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_text(text if suffix == "jsonl" else f"[{text}]")
+    with pytest.raises(DataError, match=reason):
+        load_jsonl(path)
+    bbf = tmp_path / "bbf.json"
+    bbf.write_text('{"train": ' + "[" * 100_000)
+    with pytest.raises(DataError, match="JSON"):
+        load_bbf(bbf, "train")

@@ -53,6 +53,8 @@ def _load(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         reason = f"not valid JSON ({error.msg})"
         raise DataError([Problem(str(path), error.lineno, reason)]) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError([Problem(str(path), 0, f"unreadable JSON ({error})")]) from None
     if not isinstance(data, dict) or not data.keys() & {*TASKS, *KEYS.values()}:
         reason = f"expected the keys {', '.join(TASKS)} or {', '.join(KEYS[s] for s in SPLITS)}"
         raise DataError([Problem(str(path), 1, reason)])

@@ -23,7 +23,10 @@ def load_splits(
     `overrides` are fields of a recipe's source, as "label=safe". Raises DataError or RecipeError.
     """
     if len(paths) > 1:
-        return {Path(path).name: load_split(format_, path, None, overrides) for path in paths}
+        names = [Path(path).name for path in paths]
+        names = names if len(set(names)) == len(names) else list(paths)
+        parts = (load_split(format_, path, None, overrides) for path in paths)
+        return dict(zip(names, parts, strict=True))
     source = _source(format_, paths[0], None, overrides)
     if not source.path.is_dir() and format_ not in HOLD_ALL_SPLITS:
         return {source.path.name: LOADERS[source.format](source)}

@@ -11,15 +11,12 @@ All rows are of speaker human: histories to answer, and data for judges; no repl
 label needs more than half of the marks: abuse, or none; else the row has no label.
 """
 
-import csv
 import re
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
-from flatgd.errors import DataError, Problem
-from flatgd.records import Dialogue, clean_text, parse_rows, read_text, text_field
+from flatgd.records import Dialogue, clean_text, parse_rows, parse_table, text_field
 
 TURNS = ("prev_agent", "prev_user", "agent", "user")
 _MARK = re.compile(r"Annotator\d+_is_abuse\.(-?\d)")
@@ -28,32 +25,25 @@ _MARK = re.compile(r"Annotator\d+_is_abuse\.(-?\d)")
 def load_convabuse(path: Path, split: Split) -> list[Dialogue]:
     """The user turns of one file or one split of a folder."""
     path = find_split(path, split)
-    reader = csv.DictReader(StringIO(read_text(path), newline=""))
-    missing = {"conv_id", *TURNS} - set(reader.fieldnames or ())
-    marks = [name for name in reader.fieldnames or () if _MARK.fullmatch(name)]
-    if missing or not marks:
-        wanted = ", ".join(sorted(missing)) or "Annotator1_is_abuse.1"
-        raise DataError([Problem(str(path), 1, f"no column {wanted}")])
-    rows = ((reader.line_num, {**row, "marks": _marks(row, marks)}) for row in reader)
-    return parse_rows(path, rows, _dialogues)
+    return parse_rows(path, parse_table(path), _dialogues)
 
 
-def _marks(row: dict[str, Any], columns: list[str]) -> list[int]:
+def _marks(row: dict[str, str]) -> list[int]:
     """Every mark given. A cell holds a 1 where its mark was given, `1, 1` where given twice."""
     return [
         int(found.group(1))
-        for name in columns
+        for name, cells in row.items()
         if (found := _MARK.fullmatch(name))
-        for cell in (row[name] or "").split(",")
+        for cell in cells.split(",")
         if cell.strip() == "1"
     ]
 
 
 def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
-    if None in row.values():
-        raise ValueError("fewer cells than the header has columns")
+    if missing := {"conv_id", "bot", *TURNS} - row.keys():
+        raise ValueError(f"no column {', '.join(sorted(missing))}")
     history = tuple(line for name in TURNS[:-1] if (line := clean_text(row[name])))
-    marks = row["marks"]
+    marks = _marks(row)
     abuse, fine = sum(m < 0 for m in marks), sum(m > 0 for m in marks)
     label = False if 2 * abuse > len(marks) else True if 2 * fine > len(marks) else None
     name = f"convabuse:{text_field(row, 'bot')}:{text_field(row, 'conv_id')}"

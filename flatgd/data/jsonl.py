@@ -17,10 +17,8 @@ one toxic. Optional keys: `conversation` (rows that belong together; without it,
 the same line do), `speaker` (bot or human, who gave the reply) and `source`.
 """
 
-import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +32,7 @@ from flatgd.records import (
     parse_json_object,
     parse_lines,
     parse_rows,
-    read_text,
+    parse_table,
     text_field,
 )
 
@@ -244,16 +242,10 @@ def _turn(item: Any, key: str) -> tuple[str, str]:
 
 
 def _table(path: Path, separator: str, own_labels: bool) -> Iterable[tuple[int, Any]]:
-    """The rows of a table with a header; `true` and `false` are labels unless others are given."""
-    reader = csv.DictReader(StringIO(read_text(path), newline=""), delimiter=separator)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                columns = len(reader.fieldnames or ())
-                reason = f"expected {columns} cells as in the header"
-                raise DataError([Problem(str(path), reader.line_num, reason)])
-            if not own_labels and str(row.get("label")).lower() in CSV_LABELS:
-                row = {**row, "label": CSV_LABELS[row["label"].lower()]}
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError([Problem(str(path), reader.line_num, str(error))]) from None
+    """The rows of a table; `true` and `false` are labels unless others are given."""
+    for line, row in parse_table(path, separator):
+        label = row.get("label", "").lower()
+        if not own_labels and label in CSV_LABELS:
+            yield line, {**row, "label": CSV_LABELS[label]}
+        else:
+            yield line, row
