@@ -74,11 +74,13 @@ def test_bbf_multi_turn(tmp_path: Path) -> None:
 
 def test_bbf_faults(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    data = single_turn(standard_train_1_good=[utterance("a", "__maybe__"), utterance(" ")])
+    strange = [utterance("a", "__maybe__"), utterance(" "), {"text": "a", "labels": [[]]}]
+    data = single_turn(standard_train_1_good=strange)
     path.write_text(json.dumps(data))
     told = faults(load_bbf, path, "train")
     assert "standard/train/1/good[0]: 'labels' must be" in told[0]
     assert "standard/train/1/good[1]: the judged utterance" in told[1]
+    assert "standard/train/1/good[2]: 'labels' must be" in told[2]
     del data["adversarial"]["train"]["2"]
     path.write_text(json.dumps(data))
     assert "no list at adversarial/train/2/good" in faults(load_bbf, path, "train")[0]
@@ -346,6 +348,7 @@ def test_pairs_give_two_rows(row: dict) -> None:
         ),
         ({"messages": MESSAGES, "prompt": "a", "label": True}, "drop the other form"),
         ({"messages": [{"role": "tool", "content": "a"}], "label": True}, "role 'tool'"),
+        ({"messages": [{"role": [], "content": "a"}], "label": True}, "role .. in 'messages'"),
         ({"messages": [{"role": "user"}], "label": True}, "has no text 'content'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}], "label": True},

@@ -79,12 +79,12 @@ def _records(path: Path, data: dict[str, Any], split: str) -> Iterator[tuple[str
 def _dialogue(record: Any) -> Dialogue:
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise ValueError("expected an object with a 'text'")
-    label = record.get("labels")
-    if not isinstance(label, list) or len(label) != 1 or label[0] not in LABELS:
-        raise ValueError(f"'labels' must be [__ok__] or [__notok__], got {label!r}")
+    labels = record.get("labels")
+    if labels not in [[label] for label in LABELS]:
+        raise ValueError(f"'labels' must be [__ok__] or [__notok__], got {labels!r}")
     *history, reply = [clean_text(line) for line in record["text"].split("\n")]
     if not reply:
         raise ValueError("the judged utterance, the last line of 'text', is empty")
     turns = tuple(line for line in history if line)
     name = f"bbf:{digest(turns[0] if turns else reply)}"
-    return Dialogue(turns, reply, LABELS[label[0]], "bbf", name)
+    return Dialogue(turns, reply, LABELS[labels[0]], "bbf", name)

@@ -230,7 +230,7 @@ def _turn(item: Any, key: str) -> tuple[str, str]:
     if not isinstance(item, dict):
         raise ValueError(f"a turn of {key!r} must be text or a message, got {type(item).__name__}")
     role, text = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"role {role!r} in {key!r}; the roles are {', '.join(ROLES)}")
     if isinstance(text, list):  # content in parts, as [{"type": "text", "text": "hi"}]
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in text):
