@@ -18,14 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from flatgd.data.jsonl import KEYS
 from flatgd.errors import nearest
 
 PACKAGE = Path(__file__).parent
 Format = Literal["bad", "bbf", "convabuse", "diasafety", "hh", "jsonl", "prosocial", "toxichat"]
-COLUMNS = (
-    *("prompt", "completion", "messages", "conversations", "turns", "chosen", "rejected"),
-    *("label", "conversation", "speaker", "source"),
-)
 
 
 def _resolve(value: Any, info: Any) -> Any:
@@ -97,8 +94,8 @@ class Source(Section):
         given = {"columns", "toxic_values", "label"} & self.model_fields_set
         if given and self.format != "jsonl":
             raise ValueError(f"{sorted(given)[0]} is for format jsonl, not {self.format}")
-        if wrong := [name for name in self.columns if name not in COLUMNS]:
-            raise ValueError(f"columns: unknown {wrong[0]!r}{nearest(wrong[0], list(COLUMNS))}")
+        if wrong := [name for name in self.columns if name not in KEYS]:
+            raise ValueError(f"columns: unknown {wrong[0]!r}{nearest(wrong[0], list(KEYS))}")
         if not 0 <= self.share[0] < self.share[1] <= 1:
             raise ValueError(f"share must be two rising numbers in 0..1, got {list(self.share)}")
         return self

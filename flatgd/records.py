@@ -34,6 +34,11 @@ class Dialogue:
     speaker: Speaker = "bot"
     system: str = ""
 
+    @property
+    def exchange(self) -> tuple[str, str]:
+        """The last line and the reply in lower case: what two sets must not share."""
+        return (self.history[-1] if self.history else "").lower(), self.reply.lower()
+
 
 def clean_text(text: str) -> str:
     """White space folded to single spaces, ends stripped: two spaces are left to separate turns.

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from test_formats import MESSAGES, PLAIN, TALK, convabuse, hub_form, thread, utterance
+from test_formats import TALK, convabuse, hub_form, thread, utterance
+from test_jsonl import MESSAGES, PLAIN
 
 from flatgd.data.mixture import LOADERS
 from flatgd.data.stats import count

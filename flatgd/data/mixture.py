@@ -216,5 +216,4 @@ def _apart(
 
 
 def _keys(row: Dialogue) -> tuple[str, tuple[str, str]]:
-    last = row.history[-1] if row.history else ""
-    return row.conversation, (last.lower(), row.reply.lower())
+    return row.conversation, row.exchange

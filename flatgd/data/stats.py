@@ -94,5 +94,4 @@ def overlaps(splits: Mapping[str, Sequence[Dialogue]]) -> list[Overlap]:
 
 
 def _keys(row: Dialogue) -> tuple[str, tuple[str, ...], tuple[str, str]]:
-    last = row.history[-1] if row.history else ""
-    return row.conversation, row.history, (last.lower(), row.reply.lower())
+    return row.conversation, row.history, row.exchange
