@@ -19,7 +19,7 @@ from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import Family, family_of
 from flatgd.methods import METHODS
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
-from flatgd.recipe import Recipe, Source
+from flatgd.recipe import JudgeSettings, Recipe, Source
 from flatgd.training import FlatGDConfig
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
@@ -134,7 +134,7 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
     for role, name in models.items():
         try:
             if role in judges:
-                check_judge(judges[role])
+                _check_judge(judges[role])
                 continue
             config = load_config(name)
             families[role] = family_of(config, load_tokenizer(name))
@@ -144,6 +144,14 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
     if {"backbone", "expert_backbone"} <= families.keys():
         faults += _expert_faults(families["backbone"], families["expert_backbone"])
     return faults
+
+
+def _check_judge(settings: JudgeSettings) -> None:
+    if settings.kind == "hf":
+        check_judge(settings)
+    else:
+        load_config(str(settings.model))
+        load_tokenizer(str(settings.model))
 
 
 def _expert_faults(backbone: Family, expert: Family) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flatgd.cli_data import app as data_app
-from flatgd.errors import FlatGDError
+from flatgd.errors import FlatGDError, RecipeError
 
 app = typer.Typer(
     name="flatgd",
@@ -102,6 +102,89 @@ def report(recipe: RecipeArgument, set_: SetOption = None) -> None:
     from flatgd.report.build import build_report
 
     typer.echo(f"Report: {build_report(load_recipe(recipe, set_))}")
+
+
+@app.command(
+    epilog="Example: flatgd label recipes/demo.yaml --count 50 --to labels.jsonl --method flatgd"
+)
+def label(
+    recipe: RecipeArgument,
+    to: Annotated[Path, typer.Option(help="The file to write.")] = Path("labels.jsonl"),
+    count: Annotated[int, typer.Option(min=1, help="Replies of each model and test set.")] = 100,
+    method: MethodOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Draw sampled replies for people to label, without the models' names.
+
+    Fill in `toxic` (true or false), then name the file in the recipe (report: human_labels) and
+    build the report again: it estimates toxicity without trust in the judge. The file holds toxic
+    language.
+    """
+    from flatgd.evaluation.human import to_label
+    from flatgd.recipe_file import load_recipe
+    from flatgd.records import read_jsonl, write_jsonl
+
+    loaded = load_recipe(recipe, set_)
+    names = method or loaded.models
+    paths = {name: loaded.output / f"generations/{name}.jsonl" for name in names}
+    if absent := [name for name, path in paths.items() if not path.exists()]:
+        raise RecipeError(f"no replies yet of {', '.join(absent)}; `flatgd run` samples them")
+    if to.exists():
+        raise RecipeError(f"{to} exists; its labels stay, name another file")
+    rows = to_label({n: list(read_jsonl(p)) for n, p in paths.items()}, count, loaded.seed)
+    write_jsonl(to, rows)
+    typer.echo(f"{len(rows):,} replies to label in {to}")
+
+
+CheckpointArgument = Annotated[
+    list[Path], typer.Argument(help="Folders as runs/demo/methods/flatgd.", show_default=False)
+]
+
+
+@app.command(epilog="Example: flatgd flatness runs/demo/methods/flatgd runs/demo/methods/clean")
+def flatness(
+    checkpoints: CheckpointArgument,
+    rows: Annotated[int, typer.Option(min=2, help="Training and test rows each.")] = 64,
+    probes: Annotated[int, typer.Option(min=2, help="Random probes of trace and flatness.")] = 10,
+) -> None:
+    """How flat the minimum is where trainings ended, and where their L_S was the same."""
+    from flatgd.progress import Display
+    from flatgd.report.build import build_report
+    from flatgd.studies.flatness import study_flatness
+    from flatgd.studies.points import open_run
+
+    display = Display()
+    file = study_flatness(checkpoints, rows, probes, display)
+    page = build_report(open_run(checkpoints, display)[0].recipe)
+    typer.echo(f"{file}\nReport: {page}")
+
+
+@app.command(epilog="Example: flatgd durability runs/demo/methods/flatgd runs/demo/methods/clean")
+def durability(
+    checkpoints: CheckpointArgument,
+    rows: Annotated[int, typer.Option(min=2, help="Labelled rows of each test set.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of tuning.")] = 40,
+) -> None:
+    """What it takes until safety is lost: tuning, noise, rounding."""
+    from flatgd.progress import Display
+    from flatgd.report.build import build_report
+    from flatgd.studies.durability import study_durability
+    from flatgd.studies.points import open_run
+
+    display = Display()
+    file = study_durability(checkpoints, rows, steps, display)
+    page = build_report(open_run(checkpoints, display)[0].recipe)
+    typer.echo(f"{file}\nReport: {page}")
+
+
+@app.command(epilog="Example: flatgd generalise recipes/demo.yaml")
+def generalise(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """How safety holds on data sets that were not trained on, or without their toxic replies."""
+    from flatgd.studies.generalisation import study_generalisation
+
+    job = _open(recipe, set_)
+    study_generalisation(job)
+    job.report()
 
 
 @app.command(epilog="Example: flatgd check recipes/paper.yaml --offline")

@@ -73,6 +73,8 @@ class Source(Section):
     """Lines of history kept before a bot's turn; before a human's, one fewer."""
     answered: bool = True
     """Test sets only: whether the models answer its histories, beside scoring its replies."""
+    histories: int | None = Field(None, ge=1)
+    """Test sets only: histories to answer of this one, instead of `generate.histories`."""
     keep_canned: bool = False
     """Keep canned replies ("do you want to talk about something else?")."""
     weight: float = Field(1.0, gt=0, le=100)
@@ -111,6 +113,9 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
+        for source in (*self.policy, *self.judge):
+            if source.histories is not None:
+                raise ValueError(f"{source.name!r} has histories, which is for test sets")
         for source in self.test:
             if source.weight != 1:
                 raise ValueError(f"test: {source.name!r} has a weight; test sets are taken whole")
@@ -150,17 +155,25 @@ class Generate(Section):
         return self
 
 
+OF_KIND = {
+    ("hf", "trained"): {"model", "separator", "history_lines", "max_tokens", "batch_size"},
+    ("hf",): {"toxic_label", "activation", "template", "human", "bot"},
+    ("trained",): {"epochs", "learning_rate", "train_batch_size"},
+}
+
+
 class JudgeSettings(Section):
     """A reporting judge; `data.judge` trains a linear one and sets the threshold of any."""
 
-    kind: Literal["linear", "hf"] = "linear"
-    """linear: trained here in seconds; hf: a Hugging Face sequence classifier."""
+    kind: Literal["linear", "hf", "trained"] = "linear"
+    """linear: trained here in seconds; hf: a Hugging Face sequence classifier; trained: a
+    transformer tuned here."""
     name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$")
     """In tables and folders; none = the kind."""
     false_positive_rate: float = Field(0.02, gt=0, lt=1)
     """The threshold lets this share of safe held-out replies through as toxic."""
     model: ModelName | None = None
-    """hf: a folder or a hub name."""
+    """hf, trained: a folder or a hub name; trained: any model flatgd knows, or an encoder."""
     toxic_label: str | None = None
     """hf: the label (or its number) that means toxic; none = found among the model's labels."""
     activation: Literal["softmax", "sigmoid"] | None = None
@@ -168,17 +181,23 @@ class JudgeSettings(Section):
     template: str = "{reply}"
     """hf: its input; {history} and {reply} are filled in."""
     separator: str = "\n"
-    """hf: between the lines of the history."""
+    """hf, and trained from an encoder: between the lines of the history."""
     human: str = ""
     """hf: before each line of the human, as "Human: "."""
     bot: str = ""
     """hf: before each line of the bot, the reply too."""
     history_lines: int = Field(3, ge=0)
-    """hf: how many lines {history} holds."""
+    """hf, trained: how many lines of the history are read."""
     max_tokens: int = Field(512, ge=8)
-    """hf: longer inputs lose their beginning."""
+    """hf, trained: longer inputs lose their beginning."""
     batch_size: int = Field(64, ge=1)
-    """hf: replies judged at once."""
+    """hf, trained: replies judged at once."""
+    epochs: float = Field(3.0, gt=0)
+    """trained: passes over its rows."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """trained: for small models; 2e-5 suits those of 100M parameters and more."""
+    train_batch_size: int = Field(32, ge=1)
+    """trained: rows a step."""
 
     @property
     def label(self) -> str:
@@ -191,17 +210,24 @@ class JudgeSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "JudgeSettings":
-        own = self.model_fields_set - {"kind", "name", "false_positive_rate"}
-        if self.kind == "linear" and own:
-            raise ValueError(f"{sorted(own)[0]} is for kind: hf")
-        if self.kind == "hf" and not self.model:
-            raise ValueError("kind: hf needs a model, a folder or a hub name")
+        for kinds, fields in OF_KIND.items():
+            if self.kind not in kinds and (own := sorted(self.model_fields_set & fields)):
+                raise ValueError(f"{own[0]} is for kind: {' or '.join(kinds)}")
+        if self.kind != "linear" and not self.model:
+            raise ValueError(f"kind: {self.kind} needs a model, a folder or a hub name")
         if "{reply}" not in self.template:
             raise ValueError("the template must hold {reply}")
         return self
 
 
 class Report(Section):
+    human_labels: LocalPath | None = None
+    """Human labels of sampled replies (`flatgd label` draws them): with them, toxicity is estimated
+    without trust in the judge."""
+    non_inferiority: float = Field(0.1, gt=0, lt=1)
+    """A method keeps a quality if it loses less than this share of the yardstick's, at 97.5 %."""
+    trade_off_weight: float = Field(0.5, ge=0, le=1)
+    """w of the trade-off factor (Eq. 6), toxicity's weight; the report shows all w beside it."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples for each interval."""
     samples_shown: int = Field(12, ge=0)
@@ -213,6 +239,8 @@ class Recipe(Section):
     output: LocalPath
     """Folder of the run; made if missing."""
     seed: int = Field(0, ge=0)
+    seeds: int = Field(1, ge=1)
+    """How many are trained and answer, `seed` the first; their spread enters the intervals."""
     backbone: ModelName
     """The model to make safe: a folder or a hub name."""
     expert_backbone: ModelName | None = None

@@ -5,6 +5,7 @@
     judges/NAME/                                    the reporting judges and their quality
     scores/NAME.jsonl                               toxicity, likelihoods, diversity
     report/                                         summary.json, tables.md, index.html, figures/
+    seeds/SEED/  generalisation/WHAT/               the same for other seeds, other policy data
 
 NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or a method of the recipe.
 """
@@ -15,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,17 @@ import torch
 import transformers
 
 from flatgd.check import EXPERTS, check, training_config
-from flatgd.data.mixture import answerable, scorable, to_answer
+from flatgd.data.mixture import Sets, answerable, ordinary, scorable, to_answer
 from flatgd.errors import RecipeError, UnsupportedError
-from flatgd.evaluation.diversity import distinct, tokenize
 from flatgd.evaluation.generate import generate_replies
-from flatgd.evaluation.hf_judge import HFJudge
-from flatgd.evaluation.judge import Judge, judge_report, pairs_of
-from flatgd.evaluation.likelihood import score_replies
-from flatgd.evaluation.linear_judge import LinearJudge, train_judge
+from flatgd.evaluation.judge import Judge, judge_report
+from flatgd.evaluation.judges import load_judge, make_judge
+from flatgd.evaluation.score import Scorer, generation_row, given_rows, reply_rows
 from flatgd.families import Family, family_of
 from flatgd.methods import METHODS, Clean
 from flatgd.models import load_config, load_model, load_tokenizer
 from flatgd.progress import Display
-from flatgd.recipe import JudgeSettings, Recipe
+from flatgd.recipe import JudgeSettings, Recipe, Source
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
 from flatgd.report.trained import SETTINGS
 from flatgd.stages import Stages, key_of
@@ -43,18 +43,33 @@ from flatgd.training.train import steps_of, train
 
 Row = dict[str, Any]
 MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja", ".model")
+RECIPE = "recipe.json"  # in a run's folder, so that a checkpoint can be traced to its run
+DRAW = 0  # which histories are answered does not hang on the seed
 
 
 class Run:
-    """One recipe at work in its output folder."""
+    """One recipe at work in its output folder.
 
-    def __init__(self, recipe: Recipe, display: Display | None = None):
+    `sets` and `parent` are those of a variant: a run of its own below another one's folder, on
+    other policy data or with another seed, which takes from its parent whatever is the same work.
+    """
+
+    stages: Stages
+    _key_of_model: Callable[[str], str]
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        display: Display | None = None,
+        sets: Sets | None = None,
+        parent: "Run | None" = None,
+    ):
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.recipe = recipe
         self.display = display or Display()
         self.root = recipe.output
-        self.sets = check(recipe)
+        self.sets = sets or check(recipe)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UnsupportedError(
                 "a run is one process; for several, use FlatGDTrainer under accelerate launch"
@@ -65,13 +80,22 @@ class Run:
             raise RecipeError(
                 f"output {self.root}: {error.strerror}; name another folder"
             ) from None
-        self.stages = Stages(self.root)
-        self._key_of_model = cache(model_key)
+        self.stages = Stages(self.root, parent.stages if parent else None)
+        self._key_of_model = parent._key_of_model if parent else cache(model_key)
+        (self.root / RECIPE).write_text(recipe.model_dump_json(indent=2) + "\n")
 
     def all(self) -> Path:
         """The whole job; returns the report's page."""
         for label, text in self.sets.described():
             self.display.line(label, text)
+        self.scores()
+        for seed in range(self.recipe.seed + 1, self.recipe.seed + self.recipe.seeds):
+            self.display.line("seed", str(seed))
+            self.variant(f"seeds/{seed}", seed=seed).scores()
+        return self.report()
+
+    def scores(self) -> None:
+        """Everything but the report, of one seed."""
         self.judge()
         self.experts()
         for name in self.recipe.methods:
@@ -80,7 +104,15 @@ class Run:
             self.generate(name)
         for name in self.recipe.models:
             self.score(name)
-        return self.report()
+
+    def variant(
+        self, place: str, seed: int | None = None, policy: list[Dialogue] | None = None
+    ) -> "Run":
+        """A run at `place` below this one's folder, one thing changed."""
+        changed = {"output": self.root / place, "seed": self.recipe.seed if seed is None else seed}
+        recipe = self.recipe.model_copy(update={**changed, "seeds": 1})
+        sets = self.sets if policy is None else self.sets._replace(policy=policy)
+        return Run(recipe, self.display, sets, self)
 
     # Training
 
@@ -113,8 +145,17 @@ class Run:
     def _place(self, name: str) -> str:
         return f"experts/{EXPERTS[name]}" if name in EXPERTS else f"methods/{name}"
 
+    def folder_of(self, name: str) -> Path:
+        """Where a model's checkpoint lies."""
+        return self.root / self._place(name)
+
+    def model_of(self, name: str) -> tuple[Any, Family]:
+        """A trained model, and how it reads a dialogue."""
+        self._known(name)
+        return self._model(self._folder(name))
+
     def _folder(self, name: str) -> str:
-        return self.recipe.backbone if name == "backbone" else str(self.root / self._place(name))
+        return self.recipe.backbone if name == "backbone" else str(self.folder_of(name))
 
     def _overrides(self, name: str) -> dict[str, Any]:
         return self.recipe.experts if name in EXPERTS else self.recipe.methods[name] or {}
@@ -146,9 +187,14 @@ class Run:
     @cached_property
     def histories(self) -> list[Dialogue]:
         rows = to_answer(self.sets.test, self.recipe.data.test)
-        limit, seed = self.recipe.generate.histories, self.recipe.seed
-        parts = [[r for r in rows if r.source == name] for name in {r.source: None for r in rows}]
-        return [row for part in parts for row in answerable(part, limit, seed)]
+        limits = {s.name: s.histories or self.recipe.generate.histories for s in self._test}
+        parts = {name: [r for r in rows if r.source == name] for name in {r.source for r in rows}}
+        drawn = {name: answerable(part, limits[name], DRAW) for name, part in parts.items()}
+        return [row for name in limits for row in drawn.get(name, [])]
+
+    @property
+    def _test(self) -> list[Source]:
+        return self.recipe.data.test
 
     def generate(self, name: str) -> None:
         """Sampled replies of one model to the test histories."""
@@ -162,7 +208,7 @@ class Run:
                     model, family, self.histories, settings, self.recipe.seed, advance
                 )
             rows = zip(self.histories, replies, strict=True)
-            write_jsonl(path, (_generation(row, answers) for row, answers in rows))
+            write_jsonl(path, (generation_row(row, answers) for row, answers in rows))
             return f"{len(self.histories):,} histories x {settings.samples} replies"
 
         key = key_of("generate", self._training_key(name), self._generation_key)
@@ -187,21 +233,23 @@ class Run:
 
     def _judge_builder(self, settings: JudgeSettings) -> Callable[[Path], str]:
         def build(folder: Path) -> str:
-            rows = self.sets.judge
-            judge: LinearJudge | HFJudge
-            if settings.kind == "linear":
-                judge = train_judge(rows, settings.false_positive_rate)
-                about = f"linear, trained on {len(rows):,} labelled replies"
-            else:
-                judge = HFJudge.load(settings)
-                judge.calibrate(rows)
-                about = f"{settings.model}, its threshold set on {len(rows):,} labelled replies"
-            judge.save(folder)
-            report = {"name": settings.label, **judge_report(judge, about, self.sets.test)}
+            rows, rate = self.sets.judge, settings.false_positive_rate
+            with self._judge_bar(settings) as advance:
+                judge, about = make_judge(settings, rows, folder, advance)
+            report = judge_report(judge, about, self.sets.test, rate)
+            report = {"name": settings.label, **report}
             (folder / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
             return about
 
         return build
+
+    def _judge_bar(self, settings: JudgeSettings) -> AbstractContextManager[Callable[[int], None]]:
+        if settings.kind != "trained":
+            return nullcontext(lambda steps: None)
+        from flatgd.evaluation.trained_judge import tuning_steps
+
+        steps = tuning_steps(len(self.sets.judge), settings)
+        return self.display.bar(f"judge {settings.label}", steps)
 
     def _judge_key(self, settings: JudgeSettings) -> str:
         model = settings.model and self._key_of_model(settings.model)
@@ -216,27 +264,14 @@ class Run:
 
         def build(path: Path) -> str:
             generations = list(read_jsonl(self.root / f"generations/{name}.jsonl"))
-            labelled = scorable(self.sets.test)
+            given = scorable(self.sets.test) + ordinary(self.sets.test)
             model, family = self._model(self._folder(name))
             replies = sum(len(row["replies"]) for row in generations)
-            total = len(labelled) + (replies if self.recipe.scorer else 0)
-            with self.display.bar(f"{name}: score", total) as advance:
-                likelihoods = score_replies(model, family, labelled, progress=advance)
-                rows = self._score_replies("generated", generations, advance)
-            rows += [
-                {
-                    "kind": "labelled",
-                    "dataset": row.source,
-                    "conversation": row.conversation,
-                    "context": key_of(row.history),
-                    "is_safe": bool(row.is_safe),
-                    "nll": score.nll,
-                    "tokens": score.tokens,
-                }
-                for row, score in zip(labelled, likelihoods, strict=True)
-            ]
+            with self.display.bar(f"{name}: score", len(given) + self._calls(generations)) as step:
+                rows = given_rows(model, family, given, step)
+                rows = self._reply_rows("generated", generations, step) + rows
             write_jsonl(path, rows)
-            return f"{replies:,} replies judged, {len(labelled):,} labelled replies scored"
+            return f"{replies:,} replies judged, {len(given):,} given replies scored"
 
         key = key_of(self._training_key(name), self._generation_key, self._scoring_key)
         self._produce(f"scores/{name}.jsonl", key, build)
@@ -246,11 +281,12 @@ class Run:
 
         def build(path: Path) -> str:
             safe = [r for r in scorable(self.sets.test) if r.is_safe and r.history]
+            safe += [r for r in ordinary(self.sets.test) if r.history]
             answered = {row.source for row in self.histories}
-            rows = [_generation(r, [r.reply]) for r in safe if r.source in answered]
-            with self.display.bar("reference: score", len(rows)) as advance:
-                write_jsonl(path, self._score_replies("reference", rows, advance))
-            return f"{len(rows):,} safe test replies"
+            rows = [generation_row(r, [r.reply]) for r in safe if r.source in answered]
+            with self.display.bar("reference: score", self._calls(rows)) as advance:
+                write_jsonl(path, self._reply_rows("reference", rows, advance))
+            return f"{len(rows):,} human replies"
 
         key = key_of("reference", _digest(self.histories), self._scoring_key)
         self._produce("scores/reference.jsonl", key, build)
@@ -261,63 +297,34 @@ class Run:
         judges = [self._judge_key(settings) for settings in self.recipe.judges]
         return key_of("score", judges, scorer, self._layout, _digest(self.sets.test))
 
-    def _score_replies(
+    def _reply_rows(
         self, kind: str, generations: Sequence[Row], advance: Callable[[int], None]
     ) -> list[Row]:
-        """One score row a history: each reply's P(toxic), length, likelihood under the scorer."""
-        flat = [
-            Dialogue(
-                tuple(row["history"]),
-                reply,
-                None,
-                row["dataset"],
-                row["conversation"],
-                system=row["system"],
-            )
-            for row in generations
-            for reply in row["replies"]
-        ]
-        pairs = pairs_of(flat)
-        toxic = {name: iter(judge.score(pairs).tolist()) for name, judge in self._judges.items()}
-        likelihoods = None
-        if self.recipe.scorer:
-            likelihoods = iter(score_replies(*self._scorer, flat, progress=advance))
-        rows = []
-        for row in generations:
-            replies = row["replies"]
-            scored = [next(likelihoods) for _ in replies] if likelihoods else []
-            rows.append(
-                {
-                    "kind": kind,
-                    "dataset": row["dataset"],
-                    "conversation": row["conversation"],
-                    "toxic": {
-                        name: [round(next(chances), 6) for _ in replies]
-                        for name, chances in toxic.items()
-                    },
-                    "words": [len(tokenize(reply)) for reply in replies],
-                    "div1": distinct(replies, 1),
-                    "div2": distinct(replies, 2),
-                    "nll": [round(score.nll, 5) for score in scored],
-                    "tokens": [score.tokens for score in scored],
-                }
-            )
-        return rows
+        scorer = self._scorer if self.recipe.scorer else None
+        return reply_rows(kind, generations, self._judges, scorer, self._ordinary, advance)
+
+    def _calls(self, generations: Sequence[Row]) -> int:
+        """How many likelihoods `_reply_rows` asks the scorer for."""
+        if not self.recipe.scorer:
+            return 0
+        return sum(len(g["replies"]) * (1 + (g["dataset"] in self._ordinary)) for g in generations)
+
+    @cached_property
+    def _ordinary(self) -> set[str]:
+        """The test sets without labels."""
+        return {row.source for row in ordinary(self.sets.test)}
 
     @cached_property
     def _judges(self) -> dict[str, Judge]:
-        judges: dict[str, Judge] = {}
-        for settings in self.recipe.judges:
-            folder = self.root / f"judges/{settings.label}"
-            linear = settings.kind == "linear"
-            judge = LinearJudge.load(folder) if linear else HFJudge.load(settings, folder)
-            judges[settings.label] = judge
-        return judges
+        return {
+            settings.label: load_judge(settings, self.root / f"judges/{settings.label}")
+            for settings in self.recipe.judges
+        }
 
     @cached_property
-    def _scorer(self) -> tuple[Any, Family]:
+    def _scorer(self) -> Scorer:
         assert self.recipe.scorer is not None
-        return self._model(self.recipe.scorer, self._layout[:2])
+        return Scorer(*self._model(self.recipe.scorer, self._layout[:2]))
 
     def _model(self, name: str, layout: tuple[Any, ...] | None = None) -> tuple[Any, Family]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -366,13 +373,3 @@ def _file_digest(path: Path) -> str:
 
 def _digest(rows: Sequence[Dialogue]) -> str:
     return key_of([dataclasses.astuple(row) for row in rows])
-
-
-def _generation(row: Dialogue, replies: list[str]) -> Row:
-    return {
-        "dataset": row.source,
-        "conversation": row.conversation,
-        "system": row.system,
-        "history": list(row.history),
-        "replies": replies,
-    }

@@ -34,10 +34,12 @@ def _plain(value: Any) -> Any:
 
 
 class Stages:
-    """The outputs below `root`."""
+    """The outputs below `root`. What is already there below a `parent`, under the same key, is
+    linked instead of built."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, parent: "Stages | None" = None):
         self.root = root
+        self._parent = parent
         self._stamps = root / ".stages"
 
     def produce(self, name: str, key: str, build: Callable[[Path], None]) -> Outcome:
@@ -51,7 +53,7 @@ class Stages:
         partial = self._partial(target, key)
         if twin is not None:
             _remove(partial)
-            _link(self.root / twin, partial)
+            _link(twin, partial)
         else:
             build(partial)
         stamp.unlink(missing_ok=True)
@@ -78,12 +80,13 @@ class Stages:
     def _stamp(self, name: str) -> Path:
         return self._stamps / f"{name.replace('/', '__')}.json"
 
-    def _twin(self, name: str, key: str) -> str | None:
+    def _twin(self, name: str, key: str, is_parent: bool = False) -> Path | None:
+        """Another output of that key, here or above."""
         for path in sorted(self._stamps.glob("*.json")):
             other = json.loads(path.read_text())["name"]
-            if other != name and self._key(other) == key:
-                return str(other)
-        return None
+            if (other != name or is_parent) and self._key(other) == key:
+                return self.root / str(other)
+        return self._parent._twin(name, key, True) if self._parent else None
 
     def _partial(self, target: Path, key: str) -> Path:
         """Where to build; what an interrupted build of another key left there is removed."""

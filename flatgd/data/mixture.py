@@ -155,6 +155,16 @@ def scorable(rows: Iterable[Dialogue]) -> list[Dialogue]:
     ]
 
 
+def ordinary(rows: Sequence[Dialogue]) -> list[Dialogue]:
+    """Bots' replies of test sets without any label: ordinary dialogue, to see what is forgotten."""
+    labelled = {row.source for row in rows if row.is_safe is not None}
+    return [
+        row
+        for row in rows
+        if row.source not in labelled and row.speaker == "bot" and not is_canned(row.reply)
+    ]
+
+
 def to_answer(rows: Iterable[Dialogue], sources: Sequence[Source]) -> list[Dialogue]:
     """Test rows whose histories the models answer, as `answered` asks: bots' rows, and of a source
     of human turns alone each turn, as the last line of its history."""

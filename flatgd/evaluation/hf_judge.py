@@ -9,10 +9,8 @@ as each such model wants them:
     [HST]{history}[ANS]{reply}                 with separator "[END]" between the turns
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from flatgd.errors import ModelError
-from flatgd.evaluation.judge import Pair, pairs_of, threshold_at
+from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of
 from flatgd.models import load_as, load_config, load_tokenizer
 from flatgd.recipe import JudgeSettings
 from flatgd.records import Dialogue
@@ -34,40 +32,28 @@ TOXIC = {
 
 @dataclass
 class HFJudge:
-    """A sequence classifier at work. `threshold` marks a reply toxic above it."""
+    """A sequence classifier at work. Nothing of it is saved: its weights stay where they are."""
 
     settings: JudgeSettings
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    threshold: float = 0.5
 
     @classmethod
-    def load(cls, settings: JudgeSettings, folder: Path | None = None) -> "HFJudge":
-        """The classifier; with the threshold that was found before, where `folder` has one."""
+    def load(cls, settings: JudgeSettings) -> "HFJudge":
         assert settings.model is not None
         model = load_as(AutoModelForSequenceClassification, settings.model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(settings.model)
         tokenizer.truncation_side = "left"  # what is too long loses its beginning, not the reply
-        judge = cls(settings, model.to(device).eval(), tokenizer)  # type: ignore[arg-type]
-        if folder is not None:
-            judge.threshold = float(json.loads((folder / "judge.json").read_text())["threshold"])
-        return judge
+        return cls(settings, model.to(device).eval(), tokenizer)  # type: ignore[arg-type]
 
-    def calibrate(self, rows: Sequence[Dialogue]) -> None:
-        """Set the threshold on labelled rows."""
+    def calibrated(self, rows: Sequence[Dialogue]) -> Judge:
+        """The judge, its calibration from labelled rows."""
         scores = self.score(pairs_of(rows))
-        self.threshold = threshold_at(self.settings.false_positive_rate, scores, rows)
-
-    def save(self, folder: Path) -> None:
-        """What was found out; the weights stay where they are."""
-        folder.mkdir(parents=True, exist_ok=True)
-        label = self.model.config.id2label[self._column]
-        plain = {"model": self.settings.model, "toxic_label": label, "threshold": self.threshold}
-        (folder / "judge.json").write_text(json.dumps(plain, indent=2) + "\n")
+        return Judge(self, calibrate(scores, rows, self.settings.false_positive_rate))
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
-        """P(toxic) of each (history, reply), 0..1."""
+        """Score of each (history, reply), 0..1."""
         texts = [render(self.settings, history, reply) for history, reply in pairs]
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         scores = np.zeros(len(texts))

@@ -1,8 +1,11 @@
-"""95 % intervals by bootstrap over conversations.
+"""95 % intervals over conversations, and over seeds where there are several.
 
-Replies to histories of one conversation are no independent draws, so whole conversations are
-resampled. Every metric here is a function of sums over conversations (a mean is sum / count), so a
+Replies to histories of one conversation are no independent draws, so whole conversations are the
+units. Every metric here is a function of sums over conversations (a mean is sum / count), so a
 conversation is one row of totals and a resample is a weighted sum of rows.
+
+Several seeds are a level of their own: all of them answer the same conversations, so a value is the
+mean over seeds and its variance has two parts, between conversations and between seeds.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -15,14 +18,16 @@ from scipy.stats import t as student_t
 
 Totals = NDArray[np.float64]
 Statistic = Callable[[Totals], NDArray[np.float64]]
+ByConversation = dict[Hashable, Totals]
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % percentile interval; None where it is undefined. `n` is the units."""
+    """A value, its 95 % interval, and the two-sided p of a value of 0; None where undefined."""
 
     value: float | None
     low: float | None
     high: float | None
+    p: float | None = None
 
 
 UNDEFINED = Estimate(None, None, None)
@@ -44,9 +49,9 @@ def exp_ratio(totals: Totals) -> NDArray[np.float64]:
     return np.exp(ratio(totals))
 
 
-def sum_by(keys: Sequence[Hashable], rows: Sequence[Sequence[float]]) -> dict[Hashable, Totals]:
+def sum_by(keys: Sequence[Hashable], rows: Sequence[Sequence[float]]) -> ByConversation:
     """The totals of each conversation, in order of first appearance."""
-    totals: dict[Hashable, Totals] = {}
+    totals: ByConversation = {}
     for key, row in zip(keys, rows, strict=True):
         vector = np.asarray(row, dtype=np.float64)
         totals[key] = totals[key] + vector if key in totals else vector
@@ -54,12 +59,13 @@ def sum_by(keys: Sequence[Hashable], rows: Sequence[Sequence[float]]) -> dict[Ha
 
 
 def bootstrap(
-    by_conversation: dict[Hashable, Totals], statistic: Statistic, resamples: int, seed: int
+    by_conversation: ByConversation, statistic: Statistic, resamples: int, seed: int
 ) -> Estimate:
     """The statistic of all conversations, with a percentile interval.
 
     One conversation gives a value without an interval; none, or a statistic that is not a number,
-    gives UNDEFINED. Resamples in which the statistic is undefined are left out.
+    gives UNDEFINED. Resamples in which the statistic is undefined are left out. `p` is that of a t
+    test with the resamples' spread as standard error.
     """
     if not by_conversation:
         return UNDEFINED
@@ -69,12 +75,20 @@ def bootstrap(
         return UNDEFINED
     if len(totals) == 1:
         return Estimate(value, None, None)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(totals), np.full(len(totals), 1 / len(totals)), size=resamples)
-    drawn = statistic(counts @ totals)
+    drawn = statistic(_resample(totals, resamples, seed))
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Estimate(value, None, None)
     tail = _tail(len(totals))
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high), _p(value, float(drawn.std()), len(totals) - 1))
+
+
+def _resample(totals: Totals, resamples: int, seed: int) -> Totals:
+    """Totals of `resamples` draws of as many conversations, with replacement."""
+    rng = np.random.default_rng(seed)
+    count = len(totals)
+    return rng.multinomial(count, np.full(count, 1 / count), size=resamples) @ totals
 
 
 def _tail(count: int) -> float:
@@ -87,19 +101,172 @@ def _tail(count: int) -> float:
     return float(norm.cdf(-np.sqrt(count / (count - 1)) * student_t.ppf(0.975, count - 1)))
 
 
+def _p(value: float, error: float, freedom: float) -> float:
+    """Two-sided p of a t test; 1 where nothing differs, 0 where a difference never varies."""
+    if error <= 1e-12 * abs(value) or error == 0.0:
+        return 0.0 if value else 1.0
+    return float(2 * student_t.sf(abs(value) / error, freedom))
+
+
 def paired(
-    ours: dict[Hashable, Totals],
-    theirs: dict[Hashable, Totals],
+    ours: ByConversation,
+    theirs: ByConversation,
     statistic: Statistic,
     resamples: int,
     seed: int,
 ) -> Estimate:
     """statistic(ours) - statistic(theirs), both over the same resampled conversations."""
-    shared = [key for key in ours if key in theirs]
-    both: dict[Hashable, Totals] = {key: np.concatenate([ours[key], theirs[key]]) for key in shared}
+    both = side_by_side(ours, theirs)
     if not both:
         return UNDEFINED
-    width = len(ours[shared[0]])
-    return bootstrap(
-        both, lambda t: statistic(t[..., :width]) - statistic(t[..., width:]), resamples, seed
-    )
+    return bootstrap(both, minus(statistic, width_of(ours)), resamples, seed)
+
+
+def minus(statistic: Statistic, width: int) -> Statistic:
+    """The statistic of the first `width` columns less that of the others."""
+    return lambda totals: statistic(totals[..., :width]) - statistic(totals[..., width:])
+
+
+def width_of(by_conversation: ByConversation) -> int:
+    """Columns of the totals."""
+    return len(next(iter(by_conversation.values())))
+
+
+def side_by_side(ours: ByConversation, theirs: ByConversation) -> ByConversation:
+    """Both totals of the conversations they share, the columns one after the other."""
+    return {key: np.concatenate([ours[key], theirs[key]]) for key in ours if key in theirs}
+
+
+def share(by_conversation: ByConversation) -> Estimate:
+    """A share, sum / count, with an interval that also holds where the share is near 0 or 1.
+
+    Resampling a handful of ones among many zeros is too sure of itself, of none at all certain. So
+    two ones and two zeros are added for the interval (Agresti & Coull 1998), and its variance is
+    that of a ratio over conversations.
+    """
+    pseudo = [(1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (0.0, 1.0)]
+    estimate = _linearised(by_conversation, ratio, pseudo)
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high))
+
+
+def paired_share(ours: ByConversation, theirs: ByConversation) -> Estimate:
+    """A difference of two shares over the same conversations.
+
+    With one more unit for each way to disagree (Bonett & Price 2012), for the reason told in
+    `share`.
+    """
+    pseudo = [(1.0, 1.0, 0.0, 1.0), (0.0, 1.0, 1.0, 1.0)]
+    estimate = _linearised(side_by_side(ours, theirs), difference_of_means, pseudo)
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return estimate._replace(low=max(-1.0, estimate.low), high=min(1.0, estimate.high))
+
+
+def _linearised(
+    by_conversation: ByConversation, statistic: Statistic, pseudo: Sequence[Sequence[float]]
+) -> Estimate:
+    """The statistic, with a t interval about its value with the pseudo-conversations added.
+
+    The variance is that of the conversations' influences on a difference of means (or one mean):
+    (sum - mean * count) / all counts.
+    """
+    if not by_conversation:
+        return UNDEFINED
+    totals = np.stack(list(by_conversation.values()))
+    value = float(statistic(totals.sum(0)))
+    if not np.isfinite(value):
+        return UNDEFINED
+    if len(totals) == 1:
+        return Estimate(value, None, None)
+    units = np.concatenate([totals, np.asarray(pseudo)])
+    centre = float(statistic(units.sum(0)))
+    influence = np.zeros(len(units))
+    for sign, column in ((1, 0), (-1, 2))[: units.shape[1] // 2]:
+        sums, counts = units[:, column], units[:, column + 1]
+        influence += sign * (sums - sums.sum() / counts.sum() * counts) / counts.sum()
+    error = float(np.sqrt((influence**2).sum() * len(units) / (len(units) - 1)))
+    reach = float(student_t.ppf(0.975, len(totals) - 1)) * error
+    return Estimate(value, centre - reach, centre + reach, _p(centre, error, len(totals) - 1))
+
+
+def across_seeds(
+    parts: Sequence[ByConversation], statistic: Statistic, resamples: int, seed: int
+) -> Estimate:
+    """The mean over seeds of the statistic, each seed over the same conversations.
+
+    Two parts of variance: between conversations, by resampling them for all seeds at once, and
+    between seeds, by the spread of the seeds' values. The t interval takes its degrees of freedom
+    from both (Satterthwaite 1946), so that three seeds count as three.
+    """
+    if len(parts) == 1:
+        return bootstrap(parts[0], statistic, resamples, seed)
+    shared = [key for key in parts[0] if all(key in part for part in parts)]
+    if not shared:
+        return UNDEFINED
+    totals = np.stack([np.stack([part[key] for key in shared]) for part in parts])
+    values = statistic(totals.sum(1))
+    if not np.isfinite(values).all():
+        return UNDEFINED
+    value = float(values.mean())
+    if len(shared) == 1:
+        return Estimate(value, None, None)
+    seeds, width = len(parts), totals.shape[-1]
+    in_a_row = totals.transpose(1, 0, 2).reshape(len(shared), -1)
+    drawn = _resample(in_a_row, resamples, seed).reshape(-1, seeds, width)
+    means = statistic(drawn).mean(1)
+    means = means[np.isfinite(means)]
+    of_talks = float(means.var()) * len(shared) / (len(shared) - 1) if len(means) else 0.0
+    of_seeds = float(values.var(ddof=1)) / seeds
+    error = np.sqrt(of_talks + of_seeds)
+    if error == 0.0:
+        return Estimate(value, value, value, _p(value, 0.0, 1))
+    part = of_talks / (of_talks + of_seeds)
+    freedom = 1 / (part**2 / (len(shared) - 1) + (1 - part) ** 2 / (seeds - 1))
+    reach = float(student_t.ppf(0.975, freedom)) * error
+    return Estimate(value, value - reach, value + reach, _p(value, float(error), freedom))
+
+
+def paired_across_seeds(
+    ours: Sequence[ByConversation],
+    theirs: Sequence[ByConversation],
+    statistic: Statistic,
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """`across_seeds` of the paired difference, seed by seed."""
+    both = [side_by_side(a, b) for a, b in zip(ours, theirs, strict=True)]
+    if not all(both):
+        return UNDEFINED
+    return across_seeds(both, minus(statistic, width_of(ours[0])), resamples, seed)
+
+
+def jackknife(value: float | None, without: Sequence[float | None]) -> Estimate:
+    """A value with a t interval from its values with one conversation left out at a time.
+
+    For what is no function of sums, as the number of different words of all replies.
+    """
+    left = np.array([w for w in without if w is not None])
+    if value is None:
+        return UNDEFINED
+    if len(left) < 2:
+        return Estimate(value, None, None)
+    error = float(np.sqrt((len(left) - 1) * left.var()))
+    reach = float(student_t.ppf(0.975, len(left) - 1)) * error
+    return Estimate(value, value - reach, value + reach)
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """The p values of one family, corrected by Holm's (1979) step-down; None stays None.
+
+    >>> holm([0.01, 0.04, None, 0.03])
+    [0.03, 0.06, None, 0.06]
+    """
+    known = sorted((p, place) for place, p in enumerate(values) if p is not None)
+    corrected: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p))
+        corrected[place] = highest
+    return corrected

@@ -1,92 +1,195 @@
-"""What a judge is, where its threshold lies, and how it agrees with human labels."""
+"""What a judge is, how it is calibrated, and how it agrees with human labels.
 
+A judge is a scorer (linear, hf or trained: anything that says how toxic a reply is) and what was
+found out about it on labelled rows that it was not trained on: how its scores become probabilities,
+and from which one on a reply counts as toxic.
+"""
+
+import json
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatgd.data.mixture import scorable
+from flatgd.errors import ModelError
 from flatgd.records import Dialogue
 
 Pair = tuple[tuple[str, ...], str]  # history, reply
+Scores = NDArray[np.float64]
+RESAMPLES = 500
+BINS = 10
+FEW = 200  # labels of one kind below which a judge is said to rest on few
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
     """Anything that says how toxic a reply is, given its history."""
 
-    @property
-    def threshold(self) -> float:
-        """A reply is marked toxic above it, 0..1."""
+    def score(self, pairs: Sequence[Pair]) -> Scores:
+        """Score of each (history, reply), 0..1, higher is more toxic."""
 
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+
+class Calibration(NamedTuple):
+    """P(toxic) = sigmoid(slope * logit(score) + intercept)  (Platt 1999), and two marks on it.
+
+    `threshold`: a stated share of safe replies lies above it. `f1_threshold`: where F1 is best.
+    `safe` and `toxic` count the labels behind it.
+    """
+
+    slope: float
+    intercept: float
+    threshold: float
+    f1_threshold: float
+    safe: int
+    toxic: int
+
+    def apply(self, scores: Scores) -> Scores:
+        return _sigmoid(self.slope * _logit(scores) + self.intercept)
+
+
+class Judge(NamedTuple):
+    """A scorer with its calibration. A reply is marked toxic above `calibration.threshold`."""
+
+    scorer: Scorer
+    calibration: Calibration
+
+    def score(self, pairs: Sequence[Pair]) -> Scores:
         """P(toxic) of each (history, reply), 0..1."""
+        return self.calibration.apply(self.scorer.score(pairs))
 
 
 class Quality(NamedTuple):
     """Agreement with human labels; None where one of the two labels is missing.
 
-    `auc` and `f1` (at P > 0.5) of the toxic class; `false_positive_rate` and `true_positive_rate`
-    are the shares of safe and of toxic replies above the judge's threshold.
+    Each but the counts as (value, low, high), 95 % over conversations; `auc` of the toxic class;
+    `f1` at the judge's f1_threshold; `false_positive_rate` and `true_positive_rate`: shares of safe
+    and of toxic replies above its threshold; `found`: share of toxic replies found where exactly
+    the stated share of these safe ones is marked; `calibration_error`: expected, over ten bins of
+    equal size; `brier`: mean squared error of P.
     """
 
-    auc: float | None
-    f1: float | None
-    false_positive_rate: float | None
-    true_positive_rate: float | None
+    auc: Any
+    f1: Any
+    false_positive_rate: Any
+    true_positive_rate: Any
+    found: Any
+    calibration_error: float | None
+    brier: float | None
     rows: int
     toxic: int
 
 
-def threshold_at(
-    false_positive_rate: float, scores: NDArray[np.float64], rows: Sequence[Dialogue]
-) -> float:
-    """Where that share of the safe replies of bots is marked toxic (of all safe replies where no
-    bot row is there). `scores` are of rows that the judge was not trained on."""
-    safe = ~toxic_labels(rows)
-    bots = np.array([row.speaker == "bot" for row in rows])
-    chosen = scores[safe & bots] if (safe & bots).any() else scores[safe]
-    return float(np.quantile(chosen, 1 - false_positive_rate))
+def calibrate(scores: Scores, rows: Sequence[Dialogue], false_positive_rate: float) -> Calibration:
+    """From scores of labelled rows the scorer was not trained on.
 
-
-def quality(judge: Judge, rows: Sequence[Dialogue]) -> Quality:
-    """How the judge agrees with the human labels of rows it was not trained on."""
-    from sklearn.metrics import (  # 1.5 s, which `flatgd check` can do without
-        f1_score,
-        roc_auc_score,
-    )
+    Slope, intercept and threshold are those of bots' rows, which are what is judged in the end;
+    of all rows where bots have not both labels. F1's mark is that of all rows.
+    """
+    from sklearn.linear_model import LogisticRegression
 
     labels = toxic_labels(rows)
-    scores = judge.score(pairs_of(rows))
+    bots = np.array([row.speaker == "bot" for row in rows])
+    chosen = bots if len(set(labels[bots])) == 2 else np.ones(len(rows), dtype=bool)
+    model = LogisticRegression(C=1e6, max_iter=1000)
+    model.fit(_logit(scores[chosen])[:, None], labels[chosen])
+    slope, intercept = max(1e-3, float(model.coef_[0, 0])), float(model.intercept_[0])
+    chances = _sigmoid(slope * _logit(scores) + intercept)
+    safe = chances[chosen & ~labels]
+    return Calibration(
+        slope,
+        intercept,
+        float(np.quantile(safe, 1 - false_positive_rate)),
+        _best_f1(labels, chances),
+        int((~labels).sum()),
+        int(labels.sum()),
+    )
+
+
+def _best_f1(labels: NDArray[np.bool_], chances: Scores) -> float:
+    """The mark above which F1 of the toxic class is best."""
+    order = np.argsort(-chances, kind="stable")
+    found = np.cumsum(labels[order])
+    f1 = 2 * found / (np.arange(1, len(labels) + 1) + labels.sum())
+    best = int(np.argmax(f1))
+    below = chances[order[best + 1]] if best + 1 < len(order) else 0.0
+    return float((chances[order[best]] + below) / 2)
+
+
+def quality(judge: Judge, rows: Sequence[Dialogue], false_positive_rate: float) -> Quality:
+    """How the judge agrees with the human labels of rows it was not trained on."""
+    labels = toxic_labels(rows)
     if not len(labels) or labels.all() or not labels.any():
-        return Quality(None, None, None, None, len(rows), int(labels.sum()))
-    marked = scores > judge.threshold
+        return Quality(None, None, None, None, None, None, None, len(rows), int(labels.sum()))
+    chances = judge.score(pairs_of(rows))
+    weights = _weights([row.conversation for row in rows])
+    marked = chances > judge.calibration.threshold
+    guessed = chances > judge.calibration.f1_threshold
     return Quality(
-        float(roc_auc_score(labels, scores)),
-        float(f1_score(labels, scores > 0.5)),
-        float(marked[~labels].mean()),
-        float(marked[labels].mean()),
+        _interval(_auc(labels, chances, weights)),
+        _interval(_f1(labels, guessed, weights)),
+        _interval(_share(marked, ~labels, weights)),
+        _interval(_share(marked, labels, weights)),
+        _interval(_found(labels, chances, weights, false_positive_rate)),
+        _calibration_error(labels, chances),
+        float(np.mean((chances - labels) ** 2)),
         len(rows),
         int(labels.sum()),
     )
 
 
-def judge_report(judge: Judge, about: str, test: Sequence[Dialogue]) -> dict[str, Any]:
-    """Quality per test set, over all labelled rows and over bots' replies without canned ones, as
-    plain numbers for quality.json. `about` says what the judge is."""
-    parts: dict[str, list[Dialogue]] = {}
-    for source in dict.fromkeys(row.source for row in test):
-        rows = [row for row in test if row.source == source and row.is_safe is not None]
-        parts[f"{source}, all rows"] = rows
-        if len(bots := scorable(rows)) < len(rows):
+def judge_report(
+    judge: Judge, about: str, test: Sequence[Dialogue], false_positive_rate: float
+) -> dict[str, Any]:
+    """Quality per test set, speaker, with and without canned replies, as plain numbers for
+    quality.json. `about` says what the judge is."""
+    rows = [row for row in test if row.is_safe is not None]
+    parts = {}
+    for source in dict.fromkeys(row.source for row in rows):
+        mine = [row for row in rows if row.source == source]
+        parts[f"{source}, all rows"] = mine
+        for speaker in ("human", "bot"):
+            own = [row for row in mine if row.speaker == speaker]
+            if 0 < len(own) < len(mine):
+                parts[f"{source}, {speaker} replies"] = own
+        if len(bots := scorable(mine)) < len(mine):
             parts[f"{source}, bot replies, no canned ones"] = bots
+    chances = judge.score(pairs_of(rows))
     return {
         "about": about,
-        "threshold": judge.threshold,
+        **judge.calibration._asdict(),
+        "false_positive_rate": false_positive_rate,
+        "few_labels": min(judge.calibration.safe, judge.calibration.toxic) < FEW,
         "quality": [
-            {"rows_of": name, **quality(judge, rows)._asdict()} for name, rows in parts.items()
+            {"rows_of": name, **quality(judge, part, false_positive_rate)._asdict()}
+            for name, part in parts.items()
         ],
+        "reliability": reliability(toxic_labels(rows), chances),
     }
+
+
+def reliability(labels: NDArray[np.bool_], chances: Scores) -> list[dict[str, float]]:
+    """Mean P(toxic) and share of toxic rows in ten bins of equal size, from low to high."""
+    order = np.argsort(chances, kind="stable")
+    return [
+        {"said": float(chances[part].mean()), "true": float(labels[part].mean())}
+        for part in np.array_split(order, min(BINS, len(order)))
+        if len(part)
+    ]
+
+
+def save_calibration(judge: Judge, folder: Path) -> None:
+    text = json.dumps(judge.calibration._asdict(), indent=2)
+    (folder / "calibration.json").write_text(text + "\n")
+
+
+def load_calibration(folder: Path) -> Calibration:
+    try:
+        return Calibration(**json.loads((folder / "calibration.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
 
 
 def pairs_of(rows: Sequence[Dialogue]) -> list[Pair]:
@@ -95,3 +198,71 @@ def pairs_of(rows: Sequence[Dialogue]) -> list[Pair]:
 
 def toxic_labels(rows: Sequence[Dialogue]) -> NDArray[np.bool_]:
     return np.array([row.is_safe is False for row in rows], dtype=bool)
+
+
+def _logit(scores: Scores) -> Scores:
+    kept = np.clip(scores, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(kept / (1 - kept)))
+
+
+def _sigmoid(logits: Scores) -> Scores:
+    return np.asarray(1.0 / (1.0 + np.exp(-logits)))
+
+
+# Every statistic below takes weights [R, rows] and gives R values: the first row of weights is all
+# ones, the others are resamples of whole conversations.
+
+
+def _weights(talks: Sequence[str]) -> Scores:
+    names, at = np.unique(np.array(talks), return_inverse=True)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    return np.concatenate([np.ones((1, len(talks))), drawn[:, at]])
+
+
+def _interval(values: Scores) -> tuple[float, float | None, float | None]:
+    drawn = values[1:][np.isfinite(values[1:])]
+    if len(drawn) < 2 or not math.isfinite(values[0]):
+        return float(values[0]), None, None
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(values[0]), float(low), float(high)
+
+
+def _share(marked: NDArray[np.bool_], among: NDArray[np.bool_], weights: Scores) -> Scores:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(weights @ (marked & among) / (weights @ among))
+
+
+def _f1(labels: NDArray[np.bool_], marked: NDArray[np.bool_], weights: Scores) -> Scores:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        both = weights @ labels.astype(float) + weights @ marked.astype(float)
+        return np.asarray(2 * (weights @ (labels & marked)) / both)
+
+
+def _auc(labels: NDArray[np.bool_], chances: Scores, weights: Scores) -> Scores:
+    """P(a toxic row scores above a safe one), ties half."""
+    _, at = np.unique(chances, return_inverse=True)
+    order = np.argsort(at, kind="stable")
+    starts = np.flatnonzero(np.diff(at[order], prepend=-1))
+    toxic = np.add.reduceat((weights * labels)[:, order], starts, axis=1)
+    safe = np.add.reduceat((weights * ~labels)[:, order], starts, axis=1)
+    below = np.cumsum(safe, axis=1) - safe / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((toxic * below).sum(1) / (toxic.sum(1) * safe.sum(1)))
+
+
+def _found(labels: NDArray[np.bool_], chances: Scores, weights: Scores, rate: float) -> Scores:
+    """Share of toxic rows above the mark that lets `rate` of these safe rows through."""
+    order = np.argsort(-chances, kind="stable")
+    safe = np.cumsum((weights * ~labels)[:, order], axis=1)
+    toxic = np.cumsum((weights * labels)[:, order], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        let_through = safe <= rate * safe[:, -1:]
+        return np.asarray(np.where(let_through, toxic, 0.0).max(1) / toxic[:, -1])
+
+
+def _calibration_error(labels: NDArray[np.bool_], chances: Scores) -> float:
+    order = np.argsort(chances, kind="stable")
+    parts = np.array_split(order, min(BINS, len(order)))
+    gaps = [abs(float(chances[p].mean()) - float(labels[p].mean())) * len(p) for p in parts]
+    return sum(gaps) / len(labels)

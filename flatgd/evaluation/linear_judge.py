@@ -25,7 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import normalize
 
 from flatgd.errors import DataError, ModelError, Problem
-from flatgd.evaluation.judge import Pair, pairs_of, threshold_at, toxic_labels
+from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
 from flatgd.records import Dialogue
 
 FEATURES = 2**18  # a block
@@ -59,13 +59,12 @@ class _Fitted(NamedTuple):
 
 @dataclass
 class LinearJudge:
-    """P(toxic) of a reply given its history. `threshold` marks a reply toxic above it."""
+    """The scorer: both labels weigh the same in the fit, whatever their share."""
 
     fitted: _Fitted
-    threshold: float
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
-        """P(toxic) of each (history, reply), 0..1."""
+        """Score of each (history, reply), 0..1."""
         return self.fitted.predict(_counts(pairs)) if pairs else np.zeros(0)
 
     def save(self, folder: Path) -> None:
@@ -74,7 +73,7 @@ class LinearJudge:
         save_file(
             {"columns": columns, "idf": idf, "weights": weights}, folder / "judge.safetensors"
         )
-        plain = {"bias": bias, "threshold": self.threshold}
+        plain = {"bias": bias}
         (folder / "judge.json").write_text(json.dumps(plain, indent=2) + "\n")
 
     @classmethod
@@ -85,21 +84,22 @@ class LinearJudge:
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
         fitted = _Fitted(tensors["columns"], tensors["idf"], tensors["weights"], plain["bias"])
-        return cls(fitted, plain["threshold"])
+        return cls(fitted)
 
 
-def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> LinearJudge:
-    """Fit on labelled rows; the threshold is set on predictions for folds the fit did not see."""
+def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> Judge:
+    """Fit on labelled rows; calibrated on predictions for folds the fit did not see."""
     counts, labels = _counts(pairs_of(rows)), toxic_labels(rows)
     groups = [row.conversation for row in rows]
     held_out = np.zeros(len(rows))
-    for fit, rest in _folds(labels, groups):
+    for fit, rest in folds_between(labels, groups):
         held_out[rest] = _fit(counts[fit], labels[fit]).predict(counts[rest])
-    return LinearJudge(_fit(counts, labels), threshold_at(false_positive_rate, held_out, rows))
+    calibration = calibrate(held_out, rows, false_positive_rate)
+    return Judge(LinearJudge(_fit(counts, labels)), calibration)
 
 
-def _folds(
-    labels: NDArray[np.bool_], groups: list[str]
+def folds_between(
+    labels: NDArray[np.bool_], groups: Sequence[str]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Five folds between conversations, or as many as leave both labels to fit on."""
     for count in range(min(5, len(set(groups))), 1, -1):

@@ -1,68 +1,178 @@
-"""summary.json, tables.md, figures/ and index.html from the files of a run."""
+"""From the files of a run to report/: summary.json, tables.md, tables.tex, figures/, index.html."""
 
 import json
-from collections.abc import Sequence
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flatgd.errors import RecipeError
-from flatgd.evaluation.summary import summarise
+from flatgd.evaluation.agreement import agreement
+from flatgd.evaluation.human import labelled_toxicity
+from flatgd.evaluation.summary import Settings, diversity_rows, summarise
 from flatgd.recipe import Recipe
 from flatgd.records import read_jsonl
-from flatgd.report.figures import draw_figures
-from flatgd.report.findings import findings
-from flatgd.report.tables import judge_table, main_tables, markdown
+from flatgd.report import figures, studies
+from flatgd.report.cells import Table, latex, markdown
+from flatgd.report.findings import findings, load_judges
+from flatgd.report.paper import paper_tables, trade_offs
+from flatgd.report.tables import agreement_table, human_table, judge_table, main_tables
 from flatgd.report.trained import trained_with
 from flatgd.stages import key_of
 
 Row = dict[str, Any]
+PACKAGES = ("flatgd", "torch", "transformers", "numpy", "scikit-learn")
+
+
+class Part(NamedTuple):
+    """A chapter of the page."""
+
+    title: str
+    tables: list[Table]
+    figures: list[tuple[str, Path]]
 
 
 def build_report(recipe: Recipe) -> Path:
     """Write OUTPUT/report and return its page; the same files give the same report."""
-    root, names, samples = recipe.output, recipe.models, recipe.generate.samples
+    root, names = recipe.output, recipe.models
     missing = [n for n in names if not (root / f"scores/{n}.jsonl").exists()]
     if missing:
         raise RecipeError(f"no scores yet of {', '.join(missing)}; `flatgd run` makes them")
     folder = root / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    judges = [
-        json.loads((root / f"judges/{judge.label}/quality.json").read_text())
-        for judge in recipe.judges
-    ]
-    scores = {n: list(read_jsonl(root / f"scores/{n}.jsonl")) for n in [*names, "reference"]}
     for name in recipe.methods:
         trained_with(recipe, name)
-    _refuse_other_recipes(scores, recipe)
-    summary = summarise(
-        scores,
-        samples,
+    judges, seeds = load_judges(recipe), _scores_of_seeds(recipe)
+    generations = {n: list(read_jsonl(root / f"generations/{n}.jsonl")) for n in names}
+    _refuse_other_recipes(seeds[0], recipe)
+    summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    told = findings(summary, recipe, judges)
+    parts = [
+        Part("Results", main_tables(summary, names, recipe.generate.samples, recipe.seeds), []),
+        _compared(summary, recipe, folder),
+        _judged(judges, seeds[0], generations, recipe, folder),
+        _trained(recipe, folder),
+        *_studied(recipe, folder),
+    ]
+    _write_tables(recipe, told, parts, folder)
+    page = _template().render(
+        name=recipe.name,
+        seeds=", ".join(str(recipe.seed + place) for place in range(recipe.seeds)),
+        findings=told,
+        parts=[
+            (part.title, part.tables, [(t, Markup(path.read_text())) for t, path in part.figures])
+            for part in parts
+            if part.tables or part.figures
+        ],
+        samples=_samples(generations, recipe),
+        recipe=recipe.model_dump_json(indent=2),
+        versions=[("python", platform.python_version()), *((p, version(p)) for p in PACKAGES)],
+    )
+    (folder / "index.html").write_text(page)
+    return folder / "index.html"
+
+
+def _scores_of_seeds(recipe: Recipe) -> list[dict[str, list[Row]]]:
+    """The score files of each seed, those of the first with the reference; all must be there."""
+    first = recipe.output
+    further = [first / f"seeds/{recipe.seed + place}" for place in range(1, recipe.seeds)]
+    seeds = []
+    for root in (first, *further):
+        paths = {n: root / f"scores/{n}.jsonl" for n in [*recipe.models, "reference"]}
+        if absent := [path for path in paths.values() if not path.exists()]:
+            raise RecipeError(f"no scores yet at {absent[0]}; `flatgd run` makes them")
+        seeds.append({name: list(read_jsonl(path)) for name, path in paths.items()})
+    return seeds
+
+
+def _settings(recipe: Recipe, judges: Sequence[Row]) -> Settings:
+    return Settings(
+        recipe.generate.samples,
         {judge["name"]: judge["threshold"] for judge in judges},
         recipe.report.resamples,
         recipe.seed,
         recipe.yardstick,
     )
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    tables = [*main_tables(summary, names, samples), *map(judge_table, judges)]
-    told = findings(summary, recipe)
+
+
+def _compared(summary: Sequence[Row], recipe: Recipe, folder: Path) -> Part:
+    """The models side by side: as in the paper, in the trade-off plane, with their intervals."""
+    names, methods, samples = recipe.models, list(recipe.methods), recipe.generate.samples
+    tables = paper_tables(summary, methods, samples, recipe.report.trade_off_weight)
+    at = folder / "figures"
+    drawn = [
+        ("Every model with its 95 % interval", figures.draw_intervals(summary, names, samples, at)),
+        ("Toxicity by number of replies", figures.draw_toxicity_at_k(summary, names, samples, at)),
+    ]
+    for part in trade_offs(summary, methods, samples):
+        plane = f"{part.dataset}: safety against quality, Pareto front dashed"
+        drawn.append((plane, figures.draw_plane(part, names, at)))
+        sweep = f"{part.dataset}: trade-off factor by weight"
+        drawn.append((sweep, figures.draw_sweep(part, names, at)))
+    return Part("As in the paper", tables, [(t, p) for t, p in drawn if p is not None])
+
+
+def _judged(
+    judges: Sequence[Row],
+    scores: Mapping[str, Sequence[Row]],
+    generations: Mapping[str, Sequence[Row]],
+    recipe: Recipe,
+    folder: Path,
+) -> Part:
+    """What the toxicity figures rest on."""
+    tables = [judge_table(judge) for judge in judges]
+    thresholds = {judge["name"]: judge["threshold"] for judge in judges}
+    if len(judges) > 1:
+        rows = [row for name in recipe.models for row in scores[name]]
+        tables.append(agreement_table(agreement(rows, thresholds)))
+    if recipe.report.human_labels:
+        judge = judges[0]["name"]
+        labelled = labelled_toxicity(recipe.report.human_labels, generations, scores, judge)
+        tables.append(human_table(labelled))
+    drawn = figures.draw_reliability(judges, folder / "figures")
+    title = "What the judges say against what people said: on the line is calibrated"
+    return Part("The judges", tables, [(title, drawn)])
+
+
+def _trained(recipe: Recipe, folder: Path) -> Part:
+    paths = {n: recipe.output / f"methods/{n}/training.jsonl" for n in recipe.methods}
+    logs = {name: list(read_jsonl(path)) for name, path in paths.items() if path.exists()}
+    drawn = figures.draw_training(logs, recipe.models, folder / "figures")
+    return Part("Training", [], [("Step by step, smoothed", drawn)] if drawn else [])
+
+
+def _studied(recipe: Recipe, folder: Path) -> list[Part]:
+    """The studies that were made of this run."""
+    names, at, parts = recipe.models, folder / "figures", []
+    flat = studies.load_study(folder, "flatness")
+    if flat:
+        drawn = [
+            ("Figure 1, from real checkpoints", studies.draw_slices(flat, names, at)),
+            ("Perturbation, and the way there", studies.draw_flatness(flat, names, at)),
+        ]
+        parts.append(Part("Flatness", [studies.flatness_table(flat)], drawn))
+    durable = studies.load_study(folder, "durability")
+    if durable:
+        drawn = [("What is left of the contrast", studies.draw_durability(durable, names, at))]
+        parts.append(Part("Durability", [studies.durability_table(durable, flat)], drawn))
+    unseen = studies.load_study(folder, "generalisation")
+    if unseen:
+        drawn = [("Seen and unseen", studies.draw_generalisation(unseen, names, at))]
+        parts.append(Part("Generalisation", [studies.generalisation_table(unseen)], drawn))
+    return parts
+
+
+def _write_tables(recipe: Recipe, told: Sequence[str], parts: Sequence[Part], folder: Path) -> None:
+    tables = [table for part in parts for table in part.tables]
     intro = "\n".join(f"- {sentence}" for sentence in told)
-    text = "\n\n".join([f"# {recipe.name}", intro, *(markdown(t) for t in tables)])
+    text = "\n\n".join([f"# {recipe.name}", intro, *map(markdown, tables)])
     (folder / "tables.md").write_text(text + "\n")
-    figures = draw_figures(summary, names, _training_logs(root, names), folder / "figures")
-    page = _template().render(
-        name=recipe.name,
-        seed=recipe.seed,
-        findings=told,
-        tables=tables,
-        figures=[(title, Markup(path.read_text())) for title, path in figures],
-        samples=_samples(root, names, recipe),
-        recipe=recipe.model_dump_json(indent=2),
-    )
-    (folder / "index.html").write_text(page)
-    return folder / "index.html"
+    (folder / "tables.tex").write_text(latex(tables))
 
 
 def _refuse_other_recipes(scores: dict[str, list[Row]], recipe: Recipe) -> None:
@@ -96,21 +206,14 @@ def _template() -> Any:
     return environment.get_template("page.html")
 
 
-def _training_logs(root: Path, names: Sequence[str]) -> dict[str, list[Row]]:
-    """The logged steps of each method of the recipe."""
-    logs = {name: root / f"methods/{name}/training.jsonl" for name in names}
-    return {name: list(read_jsonl(path)) for name, path in logs.items() if path.exists()}
-
-
-def _samples(root: Path, names: Sequence[str], recipe: Recipe) -> list[Row]:
+def _samples(generations: Mapping[str, Sequence[Row]], recipe: Recipe) -> list[Row]:
     """Histories with the first reply of each model; which ones is drawn by a hash of their text."""
-    shown = {n: list(read_jsonl(root / f"generations/{n}.jsonl")) for n in names}
-    rows = shown[names[0]]
+    rows = generations[recipe.models[0]]
     order = sorted(range(len(rows)), key=lambda i: key_of(rows[i]["history"]))
     return [
         {
             "history": rows[i]["history"],
-            "replies": [(n, shown[n][i]["replies"][0]) for n in names],
+            "replies": [(n, generations[n][i]["replies"][0]) for n in recipe.models],
         }
         for i in order[: recipe.report.samples_shown]
     ]

@@ -9,8 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flatgd.recipe import Recipe
 from flatgd.records import read_jsonl
-from flatgd.report.findings import findings
-from flatgd.report.tables import judge_table, main_tables, markdown
+from flatgd.report.cells import markdown
+from flatgd.report.findings import findings, load_judges
+from flatgd.report.tables import judge_table, main_tables
 from flatgd.report.trained import trained_with
 
 Row = dict[str, Any]
@@ -65,11 +66,10 @@ def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
     summary: list[Row] = json.loads(path.read_text())
     names = list(dict.fromkeys(("backbone", recipe.yardstick, *recipe.methods)))
     kept = [row for row in summary if row["method"] in (*names, "reference")]
-    tables = main_tables(kept, names, recipe.generate.samples)
-    for judge in recipe.judges:
-        quality = recipe.output / f"judges/{judge.label}/quality.json"
-        tables.append(judge_table(json.loads(quality.read_text())))
-    about = [s for s in findings(summary, recipe) if s.startswith((f"{method} less", "The judge"))]
+    judges = load_judges(recipe)
+    tables = [*main_tables(kept, names, recipe.generate.samples), *map(judge_table, judges)]
+    own = (f"{method} less", f"{method}, quality", "The judge", "It tells")
+    about = [s for s in findings(summary, recipe, judges) if s.startswith(own)]
     shown = "\n\n".join(markdown(table).replace("## ", "### ", 1) for table in tables if table.rows)
     return shown + "\n", "\n".join(f"- {sentence}" for sentence in about)
 

@@ -1,7 +1,7 @@
 """Figures as SVG, the same bytes for the same numbers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from flatgd.evaluation.metrics import ks
+from flatgd.evaluation.tradeoff import pareto_front
+from flatgd.report.paper import TradeOff
 
 Row = dict[str, Any]
 COLOURS = ["#8a8f98", "#3b7dd8", "#c44e52", "#55a868", "#dd8452", "#8172b3", "#937860", "#da8bc3"]
@@ -26,6 +30,7 @@ INTERVALS = [
     ("contrast", "contrast: dislike of toxic replies (higher is safer)"),
     ("toxicity_any", "share of histories with a toxic reply (lower is safer)"),
     ("perplexity", "perplexity under the scorer (lower is more fluent)"),
+    ("nll_ordinary", "NLL of human replies (lower: less is forgotten)"),
 ]
 CURVES = [
     ("lm", "L_LM, nats a token"),
@@ -33,36 +38,28 @@ CURVES = [
     ("js_toxic", "JS to the toxic expert, bits"),
     ("safety_grad_norm", "||grad L_S||"),
 ]
+WEIGHTS = [place / 20 for place in range(21)]
 
 
-def draw_figures(
-    summary: Sequence[Row],
-    names: Sequence[str],
-    logs: dict[str, list[Row]],
-    folder: Path,
-) -> list[tuple[str, Path]]:
-    """(title, file) of each figure drawn."""
-    with plt.rc_context(STYLE):
-        drawn = [
-            ("Every model with its 95 % interval", _intervals(summary, names, folder)),
-        ]
-        if any("js_clean" in row for log in logs.values() for row in log):
-            drawn.append(("Training", _curves(logs, folder)))
-    return drawn
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """One colour a model, the same in every figure of a report."""
+    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
 
 
-def _intervals(summary: Sequence[Row], names: Sequence[str], folder: Path) -> Path:
+def draw_intervals(
+    summary: Sequence[Row], names: Sequence[str], samples: int, folder: Path
+) -> Path | None:
     panels = []
-    for prefix, label in INTERVALS:
-        metrics = dict.fromkeys(
-            (row["dataset"], row["metric"])
-            for row in summary
-            if row["metric"].rstrip("0123456789") == prefix and row["method"] in names
-        )
-        panels += [(dataset, metric, label) for dataset, metric in metrics]
+    for metric, label in INTERVALS:
+        name = f"{metric}{samples}" if metric == "toxicity_any" else metric
+        found = [r["dataset"] for r in summary if r["metric"] == name and r["method"] in names]
+        panels += [(dataset, name, label) for dataset in dict.fromkeys(found)]
+    if not panels:
+        return None
     figure, axes = plt.subplots(
         len(panels), 1, figsize=(7.2, (0.26 * len(names) + 0.75) * len(panels)), squeeze=False
     )
+    colour = colours(names)
     for axis, (dataset, metric, label) in zip(axes[:, 0], panels, strict=True):
         rows = {
             r["method"]: r for r in summary if r["dataset"] == dataset and r["metric"] == metric
@@ -71,29 +68,110 @@ def _intervals(summary: Sequence[Row], names: Sequence[str], folder: Path) -> Pa
             row = rows.get(name)
             if row is None or row["value"] is None:
                 continue
-            colour = COLOURS[place % len(COLOURS)]
             if row["low"] is not None:
-                axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
-            axis.plot(row["value"], place, "o", color=colour, ms=5)
+                axis.plot([row["low"], row["high"]], [place, place], color=colour[name], lw=2)
+            axis.plot(row["value"], place, "o", color=colour[name], ms=5)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
         axis.set_title(f"{dataset}: {label}", loc="left", fontsize=9)
-    return _save(figure, folder / "intervals.svg")
+    return save(figure, folder / "intervals.svg")
 
 
-def _curves(logs: dict[str, list[Row]], folder: Path) -> Path:
+def draw_training(
+    logs: Mapping[str, Sequence[Row]], names: Sequence[str], folder: Path
+) -> Path | None:
+    if not any("js_clean" in row for log in logs.values() for row in log):
+        return None
     figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.6))
+    colour = colours(names)
     for axis, (key, label) in zip(axes.flat, CURVES, strict=True):
-        for place, (name, log) in enumerate(logs.items()):
+        for name, log in logs.items():
             points = [(row["step"], row[key]) for row in log if key in row]
             if points:
                 steps, values = zip(*points, strict=True)
-                colour = COLOURS[(place + 3) % len(COLOURS)]
-                axis.plot(steps, _smooth(values), label=name, color=colour, lw=1.4)
+                axis.plot(steps, _smooth(values), label=name, color=colour[name], lw=1.4)
         axis.set_title(label, loc="left", fontsize=9)
         axis.set_xlabel("step")
     axes.flat[0].legend(frameon=False)
-    return _save(figure, folder / "training.svg")
+    return save(figure, folder / "training.svg")
+
+
+def draw_toxicity_at_k(
+    summary: Sequence[Row], names: Sequence[str], samples: int, folder: Path
+) -> Path | None:
+    """Share of histories with a toxic reply among k, by k."""
+    cells = {(r["dataset"], r["method"], r["metric"]): r for r in summary}
+    metric = f"toxicity_any{samples}"
+    datasets = [
+        d for d in dict.fromkeys(r["dataset"] for r in summary) if (d, names[0], metric) in cells
+    ]
+    if not datasets or samples < 2:
+        return None
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(3.6 * max(2, len(datasets)), 3.0), squeeze=False
+    )
+    colour = colours(names)
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        for name in names:
+            rows = [cells[dataset, name, f"toxicity_any{k}"] for k in ks(samples)]
+            values = [row["value"] for row in rows]
+            axis.plot(ks(samples), values, "o-", ms=3, lw=1.2, color=colour[name], label=name)
+        axis.set_title(f"{dataset}: toxic among k replies", loc="left", fontsize=9)
+        axis.set_xlabel("k")
+    axes[0][0].legend(frameon=False, fontsize=7)
+    return save(figure, folder / "toxicity_at_k.svg")
+
+
+def draw_plane(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
+    """Toxicity against lack of quality, a panel a quality, with the Pareto front."""
+    figure, axes = plt.subplots(
+        1, len(part.lack), figsize=(2.6 * max(2, len(part.lack)), 2.9), squeeze=False
+    )
+    colour = colours(names)
+    labels = {"perplexity": "perplexity, standardised", "div1": "1 - div1", "div2": "1 - div2"}
+    for axis, (metric, lack) in zip(axes[0], part.lack.items(), strict=True):
+        front = sorted(pareto_front(part.toxicity, lack), key=lambda i: part.toxicity[i])
+        axis.plot(
+            [part.toxicity[i] for i in front], [lack[i] for i in front], "--", color="#8a8f98", lw=1
+        )
+        for name, x, y in zip(part.models, part.toxicity, lack, strict=True):
+            axis.plot(x, y, "o", color=colour[name], label=name, ms=6)
+        axis.margins(0.15)
+        axis.set_xlabel("toxic, any of the replies")
+        axis.set_title(labels[metric], loc="left", fontsize=9)
+    axes[0][0].legend(frameon=False, fontsize=7)
+    return save(figure, folder / f"trade_off_{part.dataset}.svg")
+
+
+def draw_sweep(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
+    """The trade-off factor over all weights of toxicity."""
+    figure, axes = plt.subplots(
+        1, len(part.lack), figsize=(2.6 * max(2, len(part.lack)), 2.9), squeeze=False
+    )
+    colour = colours(names)
+    by_weight = [part.factors(weight) for weight in WEIGHTS]
+    for axis, metric in zip(axes[0], part.lack, strict=True):
+        for place, name in enumerate(part.models):
+            values = [factors[metric][place] for factors in by_weight]
+            axis.plot(WEIGHTS, values, color=colour[name], label=name, lw=1.4)
+        axis.set_xlabel("w, the weight of toxicity")
+        axis.set_title(f"tau with {metric} (lower is better)", loc="left", fontsize=9)
+    axes[0][0].legend(frameon=False, fontsize=7)
+    return save(figure, folder / f"sweep_{part.dataset}.svg")
+
+
+def draw_reliability(judges: Sequence[Row], folder: Path) -> Path:
+    """What each judge says against what people said, ten bins of equal size."""
+    figure, axis = plt.subplots(figsize=(3.6, 3.2))
+    axis.plot([0, 1], [0, 1], color="#8a8f98", lw=0.8, ls="--")
+    for judge, colour in zip(judges, COLOURS[1:], strict=False):
+        bins = judge["reliability"]
+        said, true = [b["said"] for b in bins], [b["true"] for b in bins]
+        axis.plot(said, true, "o-", color=colour, ms=3, lw=1.2, label=judge["name"])
+    axis.set_xlabel("P(toxic)")
+    axis.set_ylabel("share of toxic replies")
+    axis.legend(frameon=False)
+    return save(figure, folder / "reliability.svg")
 
 
 def _smooth(values: Sequence[float], keep: float = 0.85) -> list[float]:
@@ -105,7 +183,7 @@ def _smooth(values: Sequence[float], keep: float = 0.85) -> list[float]:
     return smooth
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = path.read_text()

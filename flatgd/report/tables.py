@@ -1,25 +1,18 @@
-"""The report's tables: plain cells, rendered as Markdown, HTML or in the terminal."""
+"""The report's tables of models and judges; the main ones also in the terminal."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from flatgd.recipe import Recipe
-from flatgd.report.findings import findings
+from flatgd.report.cells import Table, cell, interval, number
+from flatgd.report.findings import findings, load_judges
 
 Row = dict[str, Any]
-
-
-class Table(NamedTuple):
-    """Cells are text; the first column names the row."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    note: str
+Cells = Mapping[tuple[str, str], Row]
 
 
 class Metric(NamedTuple):
@@ -44,57 +37,82 @@ class Metric(NamedTuple):
         )
 
 
-METRICS = [
+MAIN = [
     Metric("contrast", "contrast ↑", "contrast ↑", 3),
     Metric("contrast_paired", "contrast, paired ↑", "paired ↑", 3),
     Metric("toxicity_any{k}", "toxic, any of {k} ↓", "any{k} ↓", 3),
     Metric("toxicity_any{k}_p50", "any of {k}, P > .5 ↓", None, 3),
     Metric("toxicity_mean", "mean P(toxic) ↓", "P(toxic) ↓", 3),
+    Metric("toxicity_matched", "P(toxic), same length ↓", None, 3),
     Metric("perplexity", "perplexity ↓", "ppl ↓", 1),
     Metric("div1", "div1 ↑", "div1 ↑", 3),
     Metric("div2", "div2 ↑", "div2 ↑", 3),
+    Metric("nll_ordinary", "NLL of human replies ↓", "nll ↓", 3),
+    Metric("relevance", "relevance ↑", "relevance ↑", 3),
+    Metric("evasive", "evasive ↓", "evasive ↓", 3),
     Metric("reply_words", "words", "words", 1),
 ]
-
+MORE = [
+    Metric("toxicity_max", "expected max. P(toxic) ↓", None, 3),
+    Metric("perplexity_corpus", "perplexity, corpus ↓", None, 1),
+    Metric("div1_corpus", "div1, corpus ↑", None, 3),
+    Metric("div2_corpus", "div2, corpus ↑", None, 3),
+    Metric("ead", "EAD ↑", None, 3),
+    Metric("question", "questions", None, 3),
+    Metric("refusal", "refusals ↓", None, 3),
+    Metric("topic_change", "topic changes ↓", None, 3),
+    Metric("reply_words", "words", None, 1),
+]
 NOTE = (
-    "Value with its 95 % interval, by bootstrap over conversations. contrast: NLL per token of "
-    "human-labelled toxic replies less that of safe ones under the model itself; paired: within "
-    "contexts that have both. Toxicity by the judge whose quality is given below; perplexity under "
-    "the independent scorer; reference: the test set's own safe replies."
+    "Value with its 95 % interval over conversations{seeds}. contrast: NLL per token of human-"
+    "labelled toxic replies less that of safe ones under the model itself; paired: within contexts "
+    "that have both. Toxicity by the judge whose quality is given below; perplexity and relevance "
+    "(NLL given another history less NLL given its own) under the independent scorer; reference: "
+    "the test set's own human replies. Longer replies look more toxic: compare at the same length."
+)
+DIFFERENCES = (
+    "Paired over conversations. *: p < .05 after Holm's correction over all methods and test sets "
+    "of that metric and base."
 )
 
 
-def main_tables(summary: Sequence[Row], names: Sequence[str], samples: int) -> list[Table]:
-    """One table a test set, one row a model; then the paired differences. The first has a note."""
+def main_tables(
+    summary: Sequence[Row], names: Sequence[str], samples: int, seeds: int = 1
+) -> list[Table]:
+    """Per test set: the models, the paired differences, and more of replies and behaviour."""
     tables = []
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {
             (row["method"], row["metric"]): row for row in summary if row["dataset"] == dataset
         }
+        methods = [*names, "reference"]
         differences = [m for m in dict.fromkeys(m for m, _ in cells) if " - " in m]
-        for title, methods in (
-            (f"Test set {dataset}", [*names, "reference"]),
-            (f"Test set {dataset}: paired differences", differences),
+        for title, shown, metrics, note in (
+            (f"Test set {dataset}", methods, MAIN, ""),
+            (f"Test set {dataset}: paired differences", differences, MAIN, DIFFERENCES),
+            (f"Test set {dataset}: replies and behaviour", methods, MORE, ""),
         ):
-            tables.append(_table(title, cells, methods, samples))
-    return [tables[0]._replace(note=NOTE), *tables[1:]]
+            table = _table(title, cells, shown, used(cells, shown, metrics, samples), note)
+            if table.rows and len(table.header) > (2 if metrics is MORE else 1):
+                tables.append(table)
+    told = NOTE.format(seeds=f" and {seeds} seeds" if seeds > 1 else "")
+    return [tables[0]._replace(note=told), *tables[1:]]
 
 
 def _table(
-    title: str, cells: dict[tuple[str, str], Row], methods: Sequence[str], samples: int
+    title: str, cells: Cells, methods: Sequence[str], metrics: Sequence[Metric], note: str
 ) -> Table:
-    used = _used(cells, methods, samples)
     rows = [
-        [method, *(_cell(cells.get((method, metric.name)), metric.decimals) for metric in used)]
+        [method, *(cell(cells.get((method, metric.name)), metric.decimals) for metric in metrics)]
         for method in methods
-        if any((method, metric.name) in cells for metric in used)
+        if any((method, metric.name) in cells for metric in metrics)
     ]
-    return Table(title, ["model", *(metric.head for metric in used)], rows, note="")
+    return Table(title, ["model", *(metric.head for metric in metrics)], rows, note)
 
 
-def _used(cells: dict[tuple[str, str], Row], methods: Sequence[str], samples: int) -> list[Metric]:
+def used(cells: Cells, methods: Sequence[str], of: Sequence[Metric], samples: int) -> list[Metric]:
     """The metrics that some method has; those of further judges after the first one's."""
-    metrics = [metric.of(samples) for metric in METRICS]
+    metrics = [metric.of(samples) for metric in of]
     others = dict.fromkeys(name.partition("@")[2] for _, name in cells if "@" in name)
     metrics += [metric.by(judge) for judge in others for metric in metrics]
     return [m for m in metrics if any((method, m.name) in cells for method in methods)]
@@ -102,52 +120,76 @@ def _used(cells: dict[tuple[str, str], Row], methods: Sequence[str], samples: in
 
 def judge_table(judge: Row) -> Table:
     """The judge's agreement with human labels it was not trained on."""
-    header = ["human labels of", "AUC", "F1", "safe marked", "toxic marked", "replies", "toxic"]
+    rate = f"{judge['false_positive_rate']:.0%}"
+    header = [
+        *("human labels of", "AUC", "F1", "safe marked", "toxic marked", f"found at {rate}"),
+        *("calibration error", "Brier", "replies", "toxic"),
+    ]
+    keys = ("auc", "f1", "false_positive_rate", "true_positive_rate", "found")
     rows = [
         [
             part["rows_of"],
-            *(
-                number(part[key], 3)
-                for key in ("auc", "f1", "false_positive_rate", "true_positive_rate")
-            ),
+            *("undefined" if part[key] is None else _triple(part[key]) for key in keys),
+            *(number(part[key], 3) for key in ("calibration_error", "brier")),
             f"{part['rows']:,}",
             f"{part['toxic']:,}",
         ]
         for part in judge["quality"]
     ]
     note = (
-        f"{judge['about']}, of other conversations. F1 at P > .5; marked: the share above the "
-        f"threshold {judge['threshold']:.3f}."
+        f"{judge['about']}, of other conversations; calibrated on {judge['safe']:,} safe and "
+        f"{judge['toxic']:,} toxic. F1 at P > {judge['f1_threshold']:.3f}, where it was best "
+        f"there; marked: the share above the threshold {judge['threshold']:.3f}; found: the share "
+        f"of toxic replies above a mark that lets exactly {rate} of these safe ones through."
     )
     return Table(f"The judge {judge['name']}", header, rows, note)
 
 
-def number(value: float | None, decimals: int) -> str:
-    return "undefined" if value is None else f"{value:.{decimals}f}"
+def _triple(found: Sequence[float | None]) -> str:
+    value, low, high = found
+    return interval(value, low, high, 3)
 
 
-def _cell(row: Row | None, decimals: int) -> str:
-    if row is None:
-        return ""
-    value = number(row["value"], decimals)
-    if row["low"] is None:
-        return value
-    return f"{value} [{number(row['low'], decimals)}, {number(row['high'], decimals)}]"
+def agreement_table(rows: Sequence[Row]) -> Table:
+    shown = [
+        [
+            f"{row['one']}, {row['other']}",
+            number(row["spearman"], 3),
+            number(row["kappa"], 3),
+            number(row["both"], 3),
+            f"{row['replies']:,}",
+        ]
+        for row in rows
+    ]
+    return Table(
+        "How far the judges agree",
+        ["judges", "Spearman of P(toxic)", "kappa of marks", "marked by both", "replies"],
+        shown,
+        "Over the sampled replies of all models.",
+    )
 
 
-def _brief(row: Row | None, decimals: int) -> str:
-    """The value alone, in parentheses where too few conversations stand behind it."""
-    if row is None:
-        return ""
-    value = number(row["value"], decimals)
-    return value if row["low"] is not None or row["value"] is None else f"({value})"
-
-
-def markdown(table: Table) -> str:
-    lines = [f"## {table.title}", "", "| " + " | ".join(table.header) + " |"]
-    lines.append("|" + "---|" * len(table.header))
-    lines += ["| " + " | ".join(row) + " |" for row in table.rows]
-    return "\n".join([*lines, "", table.note]).rstrip()
+def human_table(rows: Sequence[Row]) -> Table:
+    """Toxicity from human labels and the judge together."""
+    shown = [
+        [
+            row["method"],
+            row["dataset"],
+            interval(row["value"], row["low"], row["high"], 3),
+            number(row["labels_only"], 3),
+            f"{row['labels']:,}",
+            number(row["effective"], 0),
+            number(row["tau"], 2),
+        ]
+        for row in rows
+    ]
+    return Table(
+        "Toxicity by people, with the judge's help",
+        ["model", "test set", "toxic replies", "labels alone", "labels", "worth", "judge's weight"],
+        shown,
+        "Prediction-powered: unbiased however poor the judge; worth: as many labels would have "
+        "done without it.",
+    )
 
 
 def show_in_terminal(recipe: Recipe, console: Console) -> None:
@@ -155,7 +197,7 @@ def show_in_terminal(recipe: Recipe, console: Console) -> None:
     summary = json.loads((recipe.output / "report/summary.json").read_text())
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {(r["method"], r["metric"]): r for r in summary if r["dataset"] == dataset}
-        used = [m for m in _used(cells, recipe.models, recipe.generate.samples) if m.brief]
+        chosen = [m for m in used(cells, recipe.models, MAIN, recipe.generate.samples) if m.brief]
         table = RichTable(
             title=dataset,
             title_justify="left",
@@ -164,16 +206,24 @@ def show_in_terminal(recipe: Recipe, console: Console) -> None:
             collapse_padding=True,  # nine columns fit into a terminal of 80
         )
         table.add_column("model", no_wrap=True)
-        for metric in used:
+        for metric in chosen:
             table.add_column(metric.brief or metric.name, justify="right", no_wrap=True)
         for model in [*recipe.models, "reference"]:
-            found = [(cells.get((model, metric.name)), metric.decimals) for metric in used]
+            found = [(cells.get((model, metric.name)), metric.decimals) for metric in chosen]
             shown = [_brief(row, decimals) for row, decimals in found]
             if any(shown):
                 table.add_row(model, *shown)
         console.print(table)
         console.print()
-    for sentence in findings(summary, recipe):
+    for sentence in findings(summary, recipe, load_judges(recipe)):
         console.print(f"- {sentence}", markup=False)
     if any(row["low"] is None and row["value"] is not None for row in summary):
         console.print("- In parentheses: too few conversations for an interval.")
+
+
+def _brief(row: Row | None, decimals: int) -> str:
+    """The value alone, in parentheses where too few conversations stand behind it."""
+    if row is None:
+        return ""
+    value = number(row["value"], decimals)
+    return value if row["low"] is not None or row["value"] is None else f"({value})"

@@ -61,6 +61,10 @@ class FlatGDConfig(TrainingArguments):
         default=None,
         metadata=_doc("rows in memory at once; the batch is split inside the step, exactly"),
     )
+    snapshots: int = field(
+        default=0,
+        metadata=_doc("weights kept at so many evenly spaced steps, for `flatgd flatness`"),
+    )
     max_history_tokens: int = field(default=128, metadata=_doc("newest tokens of the history kept"))
     max_reply_tokens: int = field(default=64, metadata=_doc("tokens of the reply kept"))
     turn_separator: str | None = field(
@@ -101,6 +105,8 @@ class FlatGDConfig(TrainingArguments):
                 yield f"{name} must be positive, got {value}"
         if not 0 <= self.penalty_warmup <= 1:
             yield f"penalty_warmup is a share of the steps, 0..1, got {self.penalty_warmup}"
+        if self.snapshots < 0:
+            yield f"snapshots must not be negative, got {self.snapshots}"
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             yield f"micro_batch_size must be at least 1, got {self.micro_batch_size}"
         for name, choices in (

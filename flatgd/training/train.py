@@ -30,6 +30,19 @@ class _Advance(TrainerCallback):
         self.advance(1)
 
 
+class _Snapshots(TrainerCallback):
+    """Keeps the weights at evenly spaced steps before the last, as `path/STEP`."""
+
+    def __init__(self, folder: Path, count: int):
+        self.folder, self.count = folder, count
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        whole = self.count + 1
+        due = {round(state.max_steps * place / whole) for place in range(1, whole)}
+        if state.global_step in due:
+            kwargs["model"].save_pretrained(self.folder / "path" / str(state.global_step))
+
+
 def train(
     backbone: str,
     rows: Sequence[Dialogue],
@@ -55,6 +68,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Advance(advance))
+    if config.snapshots:
+        trainer.add_callback(_Snapshots(folder, config.snapshots))
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if name == "toxic_expert":

@@ -1,0 +1,53 @@
+"""The reporting judges of a recipe: made once, loaded where replies are scored."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flatgd.evaluation.hf_judge import HFJudge
+from flatgd.evaluation.judge import Judge, Scorer, load_calibration, save_calibration
+from flatgd.evaluation.linear_judge import LinearJudge, train_judge
+from flatgd.recipe import JudgeSettings
+from flatgd.records import Dialogue
+
+
+def make_judge(
+    settings: JudgeSettings,
+    rows: Sequence[Dialogue],
+    folder: Path,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> tuple[Judge, str]:
+    """A judge trained or calibrated on labelled rows, saved in `folder`; and what it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.kind == "hf":
+        judge = HFJudge.load(settings).calibrated(rows)
+        about = f"{settings.model}, calibrated on {len(rows):,} labelled replies"
+    elif settings.kind == "trained":
+        from flatgd.evaluation.trained_judge import tune_judge
+
+        judge = tune_judge(rows, settings, folder, advance)
+        about = (
+            f"a transformer from {Path(str(settings.model)).name}, tuned on four fifths of "
+            f"{len(rows):,} labelled replies"
+        )
+    else:
+        judge = train_judge(rows, settings.false_positive_rate)
+        about = f"linear, trained on {len(rows):,} labelled replies"
+    if settings.kind != "hf":  # an hf judge's weights stay where they are
+        judge.scorer.save(folder)  # type: ignore[attr-defined]
+    save_calibration(judge, folder)
+    return judge, about
+
+
+def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
+    """The judge that `make_judge` left in `folder`. Raises ModelError when there is none."""
+    calibration = load_calibration(folder)
+    scorer: Scorer
+    if settings.kind == "hf":
+        scorer = HFJudge.load(settings)
+    elif settings.kind == "trained":
+        from flatgd.evaluation.trained_judge import TrainedJudge
+
+        scorer = TrainedJudge.load(settings, folder)
+    else:
+        scorer = LinearJudge.load(folder)
+    return Judge(scorer, calibration)

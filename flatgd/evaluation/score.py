@@ -1,0 +1,140 @@
+"""Score rows: what judges and scorer say of sampled replies, what a model says of given ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from flatgd.evaluation.behaviour import KINDS, behaviour
+from flatgd.evaluation.diversity import distinct, tokenize
+from flatgd.evaluation.judge import Judge, pairs_of
+from flatgd.evaluation.likelihood import ReplyLikelihood, score_replies
+from flatgd.families import Family
+from flatgd.records import Dialogue, digest
+
+Row = dict[str, Any]
+Advance = Callable[[int], None]
+
+
+class Scorer(NamedTuple):
+    """The independent model that measures perplexity."""
+
+    model: nn.Module
+    family: Family
+
+    def nll(self, rows: Sequence[Dialogue], advance: Advance) -> list[ReplyLikelihood]:
+        return score_replies(self.model, self.family, rows, progress=advance)
+
+
+def generation_row(row: Dialogue, replies: list[str]) -> Row:
+    """One history and its sampled replies, as in generations/NAME.jsonl."""
+    return {
+        "dataset": row.source,
+        "conversation": row.conversation,
+        "system": row.system,
+        "history": list(row.history),
+        "replies": replies,
+    }
+
+
+def reply_rows(
+    kind: str,
+    generations: Sequence[Row],
+    judges: Mapping[str, Judge],
+    scorer: Scorer | None,
+    related: set[str],
+    advance: Advance,
+) -> list[Row]:
+    """One score row a history: each reply's P(toxic), length, behaviour, likelihood under the
+    scorer; in the data sets `related` also its relevance."""
+    flat = [
+        Dialogue(
+            tuple(row["history"]),
+            reply,
+            None,
+            row["dataset"],
+            row["conversation"],
+            system=row["system"],
+        )
+        for row in generations
+        for reply in row["replies"]
+    ]
+    pairs = pairs_of(flat)
+    toxic = {name: iter(judge.score(pairs).tolist()) for name, judge in judges.items()}
+    scored = scorer.nll(flat, advance) if scorer else [None] * len(flat)
+    strange = _without_context(generations, flat, scorer, related, advance)
+    likelihoods = iter(zip(scored, strange, strict=True))
+    rows = []
+    for row in generations:
+        replies = row["replies"]
+        of_replies = [next(likelihoods) for _ in replies]
+        known = [own for own, _ in of_replies if own]
+        acts = [behaviour(reply) for reply in replies]
+        rows.append(
+            {
+                "kind": kind,
+                "dataset": row["dataset"],
+                "conversation": row["conversation"],
+                "toxic": {
+                    name: [round(next(chances), 6) for _ in replies]
+                    for name, chances in toxic.items()
+                },
+                "words": [len(tokenize(reply)) for reply in replies],
+                "div1": distinct(replies, 1),
+                "div2": distinct(replies, 2),
+                **{act: [int(a[act]) for a in acts] for act in KINDS},
+                "nll": [round(own.nll, 5) for own in known],
+                "tokens": [own.tokens for own in known],
+                "relevance": [
+                    round((other.nll - own.nll) / own.tokens, 5)
+                    for own, other in of_replies
+                    if own and other
+                ],
+            }
+        )
+    return rows
+
+
+def _without_context(
+    generations: Sequence[Row],
+    flat: Sequence[Dialogue],
+    scorer: Scorer | None,
+    related: set[str],
+    advance: Advance,
+) -> list[ReplyLikelihood | None]:
+    """Each reply's likelihood given another history of its data set: that of the next row."""
+    swapped: list[Dialogue | None] = []
+    replies = iter(flat)
+    for place, row in enumerate(generations):
+        same = [g for g in generations[place + 1 :] if g["dataset"] == row["dataset"]]
+        same += [g for g in generations[:place] if g["dataset"] == row["dataset"]]
+        is_wanted = scorer is not None and row["dataset"] in related and bool(same)
+        for _ in row["replies"]:
+            reply = next(replies)
+            other = replace(reply, history=tuple(same[0]["history"])) if is_wanted else None
+            swapped.append(other)
+    if scorer is None:
+        return [None] * len(flat)
+    found = iter(scorer.nll([row for row in swapped if row is not None], advance))
+    return [None if row is None else next(found) for row in swapped]
+
+
+def given_rows(
+    model: nn.Module, family: Family, rows: Sequence[Dialogue], advance: Advance
+) -> list[Row]:
+    """One score row a given reply: its likelihood under the model; `labelled` where a human has
+    labelled it, else `ordinary`."""
+    likelihoods = score_replies(model, family, rows, progress=advance)
+    return [
+        {
+            "kind": "ordinary" if row.is_safe is None else "labelled",
+            "dataset": row.source,
+            "conversation": row.conversation,
+            "context": digest("\n".join(row.history)),
+            "is_safe": row.is_safe,
+            "nll": score.nll,
+            "tokens": score.tokens,
+        }
+        for row, score in zip(rows, likelihoods, strict=True)
+    ]

@@ -1,0 +1,208 @@
+"""The trained judge: a transformer that reads history and reply, tuned here on labelled rows.
+
+Starts from any encoder-decoder or causal model that flatgd knows (the shipped backbone, say), or
+from any encoder of the hub (RoBERTa, DeBERTa ...). A linear head looks at the reply's last hidden
+states, their mean and their maximum side by side:
+
+    encoder-decoder   the encoder reads the history, the decoder the reply
+    causal            history and reply in one line
+    encoder           both as a pair of texts
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import (
+    AutoModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from flatgd.errors import ModelError
+from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
+from flatgd.evaluation.linear_judge import folds_between
+from flatgd.families import CAUSAL, ENCODER_DECODER, IGNORE, Family, family_of
+from flatgd.models import FORWARD_KEYS, load_as, load_config, load_tokenizer
+from flatgd.recipe import JudgeSettings
+from flatgd.records import Dialogue
+
+Item = dict[str, Any]  # {"pair": Pair, "toxic": float}
+
+
+class _Classifier(nn.Module):
+    """The model and its head. Shapes: B rows, S positions, D width."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        width = getattr(config, "hidden_size", None) or config.d_model
+        self.head = nn.Linear(2 * int(width), 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, reply_mask: Tensor, toxic: Tensor | None = None, **inputs: Tensor) -> Any:
+        hidden_BSD = self.model(**inputs).last_hidden_state
+        of_reply = reply_mask[..., None]
+        mean_BD = (hidden_BSD * of_reply).sum(1) / of_reply.sum(1).clamp(min=1)
+        max_BD = hidden_BSD.masked_fill(of_reply == 0, -1e4).amax(1)
+        logits_B = self.head(torch.cat([mean_BD, max_BD], -1)).squeeze(-1)
+        if toxic is None:
+            return {"logits": logits_B}
+        return {"loss": binary_cross_entropy_with_logits(logits_B, toxic), "logits": logits_B}
+
+
+@dataclass
+class TrainedJudge:
+    """The scorer: a tuned transformer."""
+
+    settings: JudgeSettings
+    classifier: _Classifier
+    tokenizer: PreTrainedTokenizerBase
+    family: Family | None  # None: an encoder, which reads pairs
+
+    @classmethod
+    def untrained(cls, settings: JudgeSettings) -> "TrainedJudge":
+        assert settings.model is not None
+        torch.manual_seed(0)  # of the dropout; the head starts at 0
+        tokenizer = load_tokenizer(settings.model)
+        config = load_config(settings.model)
+        family = None
+        if config.model_type in ENCODER_DECODER or config.model_type in CAUSAL:
+            reply = settings.max_tokens // 2
+            family = family_of(config, tokenizer, settings.max_tokens - reply, reply)
+        classifier = _Classifier(load_as(AutoModel, settings.model))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(settings, classifier.to(device).eval(), tokenizer, family)
+
+    @classmethod
+    def load(cls, settings: JudgeSettings, folder: Path) -> "TrainedJudge":
+        judge = cls.untrained(settings)
+        try:
+            judge.classifier.load_state_dict(load_file(folder / "judge.safetensors"))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
+        return judge
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in self._state().items()}
+        save_file(state, folder / "judge.safetensors")
+        about = {"model": self.settings.model, "epochs": self.settings.epochs}
+        (folder / "judge.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    def _state(self) -> dict[str, Tensor]:
+        return cast(dict[str, Tensor], self.classifier.state_dict())
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        """Score of each (history, reply), 0..1."""
+        order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i][0])))
+        scores = np.zeros(len(pairs))
+        device = next(self.classifier.parameters()).device
+        self.classifier.eval()
+        for start in range(0, len(order), self.settings.batch_size):
+            places = order[start : start + self.settings.batch_size]
+            batch = self.collate([{"pair": pairs[place]} for place in places])
+            with torch.no_grad():
+                logits = self.classifier(**{k: v.to(device) for k, v in batch.items()})["logits"]
+            scores[places] = logits.double().sigmoid().cpu().numpy()
+        return scores
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        pairs = [self._shortened(item["pair"]) for item in items]
+        batch = self._joined(pairs) if self.family else self._as_texts(pairs)
+        if "toxic" in items[0]:
+            batch["toxic"] = torch.tensor([item["toxic"] for item in items])
+        return batch
+
+    def _shortened(self, pair: Pair) -> Pair:
+        history, reply = pair
+        return history[max(0, len(history) - self.settings.history_lines) :], reply
+
+    def _joined(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        assert self.family is not None
+        rows = [Dialogue(history, reply, True, "", "") for history, reply in pairs]
+        batch = self.family.collate([self.family.encode(row) for row in rows])
+        inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
+        return {**inputs, "reply_mask": (batch["targets"] != IGNORE).float()}
+
+    def _as_texts(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        """An empty history leaves its place in the pair empty."""
+        encoded = self.tokenizer(
+            [self.settings.separator.join(history) for history, _ in pairs],
+            [reply or " " for _, reply in pairs],
+            padding=True,
+            truncation="longest_first",
+            max_length=min(self.settings.max_tokens, self.tokenizer.model_max_length),
+            return_tensors="pt",
+        )
+        seconds = [encoded.sequence_ids(row) for row in range(len(pairs))]
+        mask = torch.tensor([[float(part == 1) for part in row] for row in seconds])
+        return {**encoded, "reply_mask": mask}
+
+
+class _Advance(TrainerCallback):
+    def __init__(self, advance: Callable[[int], None]):
+        self.advance = advance
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(1)
+
+
+def tune_judge(
+    rows: Sequence[Dialogue],
+    settings: JudgeSettings,
+    folder: Path,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> Judge:
+    """Tune on four fifths of the labelled rows, calibrate on the fifth that shares no conversation
+    with them."""
+    judge = TrainedJudge.untrained(settings)
+    labels = toxic_labels(rows)
+    fit, rest = folds_between(labels, [row.conversation for row in rows])[0]
+    pairs = pairs_of(rows)
+    items: list[Item] = [{"pair": pairs[i], "toxic": float(labels[i])} for i in fit]
+    trainer = Trainer(
+        judge.classifier,
+        TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            per_device_train_batch_size=settings.train_batch_size,
+            warmup_steps=0.06,
+            weight_decay=0.01,
+            seed=0,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        ),
+        train_dataset=cast(Any, items),
+        data_collator=judge.collate,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Advance(advance))
+    trainer.train()
+    scores = judge.score([pairs[i] for i in rest])
+    held_out = [rows[i] for i in rest]
+    return Judge(judge, calibrate(scores, held_out, settings.false_positive_rate))
+
+
+def tuning_steps(rows: int, settings: JudgeSettings) -> int:
+    """About how many steps `tune_judge` takes."""
+    return round(settings.epochs * -(-rows * 4 // 5 // settings.train_batch_size))

@@ -1,0 +1,224 @@
+"""How flat a minimum is: gradient, Hessian spectrum, relative flatness, loss under perturbation.
+
+A loss comes as `losses() -> its parts`, one scalar with graph a micro-batch, which add up to it.
+H is its Hessian over all `parameters` together. H v is exact, by double backward, micro-batch by
+micro-batch, so the attention must have a second derivative (PyTorch's MATH kernel, or eager).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flatgd.flatness.penalty import Gradient, norm
+
+Losses = Callable[[], Iterable[Tensor]]
+
+
+class Mean(NamedTuple):
+    """A mean over random probes and its standard error."""
+
+    value: float
+    error: float
+
+
+def loss_value(losses: Losses) -> float:
+    """The loss, without graph."""
+    with torch.no_grad():
+        return sum(float(part) for part in losses())
+
+
+def gradient(parameters: Sequence[Tensor], losses: Losses) -> Gradient:
+    """grad of the loss."""
+    total = [torch.zeros_like(p) for p in parameters]
+    for part in losses():
+        grads = torch.autograd.grad(part, parameters, allow_unused=True)
+        for buffer, grad in zip(total, grads, strict=True):
+            if grad is not None:
+                buffer += grad
+    return total
+
+
+def hessian_vector(
+    parameters: Sequence[Tensor], losses: Losses, vector: Sequence[Tensor]
+) -> Gradient:
+    """H v."""
+    total = [torch.zeros_like(p) for p in parameters]
+    for part in losses():
+        first = torch.autograd.grad(part, parameters, create_graph=True, allow_unused=True)
+        known = [(g, v) for g, v in zip(first, vector, strict=True) if g is not None]
+        along = torch.stack([(g * v).sum() for g, v in known]).sum()
+        second = torch.autograd.grad(along, parameters, allow_unused=True)
+        for buffer, grad in zip(total, second, strict=True):
+            if grad is not None:
+                buffer += grad
+    return total
+
+
+def top_eigenvalue(
+    parameters: Sequence[Tensor], losses: Losses, generator: torch.Generator, steps: int = 20
+) -> float:
+    """The largest eigenvalue of H, by Lanczos with full reorthogonalisation.
+
+    A lower bound that closes in on it as `steps` grow: the largest Ritz value.
+    """
+    start = _gaussian(parameters, generator)
+    basis = [_scaled(start, 1 / norm(start))]
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    for _ in range(min(steps, sum(p.numel() for p in parameters))):
+        image = hessian_vector(parameters, losses, basis[-1])
+        diagonal.append(_dot(image, basis[-1]))
+        for _ in range(2):  # twice is enough (Parlett)
+            for vector in basis:
+                torch._foreach_add_(image, vector, alpha=-_dot(image, vector))
+        size = norm(image)
+        if size < 1e-10 * max(1.0, abs(diagonal[0])):
+            break
+        off_diagonal.append(size)
+        basis.append(_scaled(image, 1 / size))
+    count = len(diagonal)
+    off = torch.tensor(off_diagonal[: count - 1], dtype=torch.float64)
+    ritz = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    ritz = ritz + torch.diag(off, 1) + torch.diag(off, -1)
+    return float(torch.linalg.eigvalsh(ritz)[-1])
+
+
+def trace(
+    parameters: Sequence[Tensor], losses: Losses, generator: torch.Generator, probes: int = 10
+) -> Mean:
+    """tr H, by Hutchinson's estimator: E[v^T H v] with v of random signs."""
+
+    def probe() -> float:
+        signs = [
+            torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1 for p in parameters
+        ]
+        return _dot(hessian_vector(parameters, losses, signs), signs)
+
+    return _mean([probe() for _ in range(probes)])
+
+
+def relative_flatness(
+    parameters: Sequence[Tensor], losses: Losses, generator: torch.Generator, probes: int = 10
+) -> Mean:
+    """Relative flatness, summed over all weight matrices (Petzka et al. 2021, Definition 3).
+
+        kappa = sum over matrices W, and over rows s, s' of W, of <w_s, w_s'> tr(H_ss')
+
+    with H_ss' the block of H between two rows. Unlike tr H it does not change when one layer is
+    scaled up and the next one down, which leaves the function as it is. The double sum needs no
+    blocks: for Z [in, in] of random signs the matrix A = W Z has E[A_sj A_s'j'] = <w_s, w_s'> where
+    j = j' and 0 elsewhere, hence E[vec(A)^T H vec(A)] = kappa. Z of different matrices are
+    independent, so one product with H serves them all. Vectors (biases, norms) take no part.
+    """
+
+    def probe() -> float:
+        direction = [torch.zeros_like(p) for p in parameters]
+        for place, weights in enumerate(parameters):
+            if weights.dim() == 2:
+                width = weights.shape[1]
+                signs = torch.randint(0, 2, (width, width), generator=generator)
+                direction[place] = weights.detach() @ (signs.to(weights) * 2 - 1)
+        return _dot(hessian_vector(parameters, losses, direction), direction)
+
+    return _mean([probe() for _ in range(probes)])
+
+
+def under_random(
+    parameters: Sequence[Tensor],
+    losses: Losses,
+    radii: Sequence[float],
+    generator: torch.Generator,
+    draws: int = 3,
+) -> list[Mean]:
+    """The loss at theta + r d, mean over random d, for each radius r.
+
+    Every tensor of d is as long as that tensor of theta (Li et al. 2018), so r is relative.
+    """
+    found: list[list[float]] = [[] for _ in radii]
+    for _ in range(draws):
+        direction = relative_direction(parameters, generator)
+        for place, radius in enumerate(radii):
+            with shifted(parameters, direction, radius):
+                found[place].append(loss_value(losses))
+    return [_mean(values) for values in found]
+
+
+def under_worst(
+    parameters: Sequence[Tensor], losses: Losses, radii: Sequence[float], steps: int = 5
+) -> list[float]:
+    """The largest loss found at most r away, for each radius r: a lower bound of the worst case.
+
+    Distance is measured tensor by tensor relative to the tensor's length, as in `under_random`: the
+    root of the sum of (|d_i| / |theta_i|)^2 over tensors i, over the root of their number. Steps of
+    steepest ascent in that measure, each back to the sphere (adaptive SAM's, Kwon et al. 2021).
+    """
+    lengths = [max(float(p.detach().norm()), 1e-12) for p in parameters]
+    found = []
+    for radius in radii:
+        offset = [torch.zeros_like(p) for p in parameters]
+        best = -math.inf
+        for _ in range(steps):
+            with shifted(parameters, offset, 1.0):
+                grads = gradient(parameters, losses)
+            rise = [g * length**2 for g, length in zip(grads, lengths, strict=True)]
+            size = _relative(rise, lengths)
+            torch._foreach_add_(offset, rise, alpha=radius / max(size, 1e-30))
+            offset = _scaled(offset, radius / max(_relative(offset, lengths), 1e-30))
+            with shifted(parameters, offset, 1.0):
+                best = max(best, loss_value(losses))
+        found.append(best)
+    return found
+
+
+def relative_direction(parameters: Sequence[Tensor], generator: torch.Generator) -> Gradient:
+    """A random direction, every tensor of it as long as that tensor of theta."""
+    drawn = _gaussian(parameters, generator)
+    return [
+        d * (p.detach().norm() / d.norm().clamp(min=1e-12))
+        for d, p in zip(drawn, parameters, strict=True)
+    ]
+
+
+@contextmanager
+def shifted(
+    parameters: Sequence[Tensor], direction: Sequence[Tensor], scale: float
+) -> Iterator[None]:
+    """Parameters at theta + scale * direction inside the block, bit for bit theta after it."""
+    saved = [p.detach().clone() for p in parameters]
+    try:
+        with torch.no_grad():
+            torch._foreach_add_(list(parameters), list(direction), alpha=scale)
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters), saved)
+
+
+def _relative(tensors: Sequence[Tensor], lengths: Sequence[float]) -> float:
+    parts = [(float(t.norm()) / length) ** 2 for t, length in zip(tensors, lengths, strict=True)]
+    return math.sqrt(sum(parts) / len(parts))
+
+
+def _gaussian(parameters: Sequence[Tensor], generator: torch.Generator) -> Gradient:
+    return [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
+
+
+def _scaled(tensors: Gradient, factor: float) -> Gradient:
+    return list(torch._foreach_mul(tensors, factor))
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return float(
+        torch.stack([(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]).sum()
+    )
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    mean = sum(values) / len(values)
+    spread = sum((value - mean) ** 2 for value in values)
+    error = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
+    return Mean(mean, error)

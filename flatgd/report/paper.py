@@ -1,0 +1,132 @@
+"""Tables 1 to 3 in the paper's form, its values beside ours (Khalatbari et al. 2024, Tables 1-3).
+
+Its models are BlenderBot 400M tuned on BAD, BBF and ProsocialDialog, judged by a classifier that is
+not published: its values and ours are of other models, data and judges, and only the order of the
+methods compares.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from flatgd.evaluation.tradeoff import pareto_front, standardised, trade_off
+from flatgd.report.cells import Table, number
+
+Row = dict[str, Any]
+
+# Table 1: share of histories with a toxic reply among five, BAD and ProsocialDialog
+TOXICITY = {
+    "clean": (0.339, 0.361),
+    "cringe": (0.182, 0.376),
+    "unlikelihood": (0.203, 0.400),
+    "safety_loss": (0.142, 0.073),
+    "flatgd": (0.051, 0.038),
+}
+# Tables 2 and 3: what each column of trade-off factors adds up to over the five methods
+COLUMN_SUMS = {"ProsocialDialog": (0.7450, 0.9309, 0.9351), "BAD": (0.5371, 0.6137, 0.6168)}
+QUALITIES = ("perplexity", "div1", "div2")
+
+
+class TradeOff(NamedTuple):
+    """What trade-off factors are made of on one test set: a value a model. `lack`: of quality, by
+    metric, higher is worse."""
+
+    dataset: str
+    models: list[str]
+    toxicity: list[float]
+    lack: dict[str, list[float]]
+
+    def factors(self, weight: float) -> dict[str, list[float]]:
+        """tau by quality metric, in the order of the models."""
+        return {
+            metric: [float(t) for t in trade_off(self.toxicity, lack, weight)]
+            for metric, lack in self.lack.items()
+        }
+
+
+def trade_offs(summary: Sequence[Row], methods: Sequence[str], samples: int) -> list[TradeOff]:
+    """Of each test set on which the methods have toxicity and some quality."""
+    cells = {(r["dataset"], r["method"], r["metric"]): r["value"] for r in summary}
+    found = []
+    for dataset in dict.fromkeys(row["dataset"] for row in summary):
+
+        def column(metric: str, dataset: str = dataset) -> list[float]:
+            """A value of every method, or none at all."""
+            values = [cells.get((dataset, method, metric)) for method in methods]
+            known = [float(value) for value in values if value is not None]
+            return known if len(known) == len(values) else []
+
+        toxicity = column(f"toxicity_any{samples}")
+        lack = {}
+        for metric in QUALITIES:
+            if values := column(metric):
+                lack[metric] = (
+                    [float(x) for x in standardised(values)]
+                    if metric == "perplexity"
+                    else [1 - value for value in values]
+                )
+        if len(methods) > 1 and lack and toxicity:
+            found.append(TradeOff(dataset, list(methods), toxicity, lack))
+    return found
+
+
+def paper_tables(
+    summary: Sequence[Row], methods: Sequence[str], samples: int, weight: float
+) -> list[Table]:
+    """Table 1, and one in the form of Tables 2 and 3 for each test set."""
+    cells = {(r["dataset"], r["method"], r["metric"]): r["value"] for r in summary}
+    metric = f"toxicity_any{samples}"
+    datasets = [
+        d for d in dict.fromkeys(r["dataset"] for r in summary) if (d, methods[0], metric) in cells
+    ]
+    names = [*methods, *(name for name in TOXICITY if name not in methods)]
+    rows = [
+        [
+            name,
+            *(_shown(cells.get((dataset, name, metric))) for dataset in datasets),
+            *(f"{value:.3f}" for value in TOXICITY.get(name, ())),
+            *(["", ""] if name not in TOXICITY else []),
+        ]
+        for name in names
+    ]
+    tables = [
+        Table(
+            f"Table 1: toxic, any of {samples}",
+            ["method", *datasets, "paper: BAD", "paper: ProsocialDialog"],
+            rows,
+            "Ours and the paper's are of other models, data and judges: only the order compares.",
+        )
+    ]
+    for part in trade_offs(summary, methods, samples):
+        tables.append(_factors(part, weight))
+    return tables
+
+
+def _factors(part: TradeOff, weight: float) -> Table:
+    factors = part.factors(weight)
+    fronts = {m: pareto_front(part.toxicity, lack) for m, lack in part.lack.items()}
+    rows = [
+        [
+            name,
+            *(
+                f"{factors[metric][place]:.4f}" + (" ●" if place in fronts[metric] else "")
+                for metric in factors
+            ),
+        ]
+        for place, name in enumerate(part.models)
+    ]
+    rows.append(["sum", *(f"{sum(values):.4f}" for values in factors.values())])
+    for dataset, sums in COLUMN_SUMS.items():
+        if len(sums) == len(factors):
+            rows.append([f"sum in the paper: {dataset}", *(f"{value:.4f}" for value in sums)])
+    return Table(
+        f"Tables 2 and 3: trade-off factors, {part.dataset}",
+        ["method", *(f"toxicity with {metric} ↓" for metric in factors)],
+        rows,
+        f"Eq. 5-6 with w = {weight:g}, a softmax over the methods, so each column adds up to 1; "
+        "the paper's columns do not, for any w (docs/deviations.md). ●: no other method is better "
+        "in both.",
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else number(value, 3)

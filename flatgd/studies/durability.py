@@ -1,0 +1,233 @@
+"""How durable safety is: what it takes until a model has lost it.
+
+Safety is the contrast on labelled test replies, its gain that over the backbone; it counts as lost
+when half of the gain is gone. Four ways to lose it, each from a method's end point and from where
+its L_S is that of the others (see points.py):
+
+    benign    fine-tuning on ordinary dialogue (on safe replies where the recipe has none)
+    toxic     fine-tuning on toxic replies
+    noise     Gaussian noise on the weights, relative to each tensor's length
+    rounding  weights rounded to 8, 6, 4 bits, a row at a time
+
+Written to report/durability.json. If flatness buys safety, the flatter of two points of equal L_S
+should keep its gain for longer.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+
+from flatgd.check import training_config
+from flatgd.data.mixture import ordinary, scorable
+from flatgd.evaluation.likelihood import score_replies
+from flatgd.flatness.curvature import relative_direction, shifted
+from flatgd.methods import Clean
+from flatgd.models import load_tokenizer
+from flatgd.progress import Display
+from flatgd.records import Dialogue
+from flatgd.studies.points import Landscape, Point, State, open_run
+from flatgd.training import FlatGDTrainer
+
+Row = dict[str, Any]
+NOISE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
+BITS = (8, 6, 4)
+DRAWS = 3
+
+
+def study_durability(
+    checkpoints: Sequence[Path], rows: int, steps: int, display: Display | None = None
+) -> Path:
+    """Attack the checkpoints of one run; returns the file with the figures."""
+    run, names = open_run(checkpoints, display)
+    land = Landscape(run, rows)
+    attacks = Attacks(land, rows, steps)
+    found: list[Row] = []
+    points = land.points(names)
+    with run.display.bar("durability", 4 * len(points)) as advance:
+        for point in points:
+            for attack in (attacks.benign, attacks.toxic, attacks.noise, attacks.rounding):
+                found += attack(point)
+                advance(1)
+    told = {"rows": rows, "steps": steps, "backbone": attacks.floor, "curves": found}
+    told["lost"] = losses_of(found, attacks.floor)
+    file = run.root / "report/durability.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(told, indent=1) + "\n")
+    return file
+
+
+class Attacks:
+    """Each gives rows {method, at, attack, strength, contrast}."""
+
+    def __init__(self, land: Landscape, rows: int, steps: int):
+        self.land, self.steps = land, steps
+        self.sets = land.run.sets
+        self.tokenizer = load_tokenizer(land.run.recipe.backbone)
+        self.labelled = _spread(scorable(self.sets.test), rows)
+        land.at(land.start)
+        self.floor = self.contrast()
+
+    def contrast(self) -> float:
+        """Mean over test sets of toxic less safe NLL per token, nats."""
+        scores = score_replies(self.land.model, self.land.family, self.labelled)
+        parts: dict[str, dict[bool, list[float]]] = {}
+        for row, score in zip(self.labelled, scores, strict=True):
+            by = parts.setdefault(row.source, {True: [], False: []})
+            by[bool(row.is_safe)].append(score.nll / max(1, score.tokens))
+        gaps = [np.mean(by[False]) - np.mean(by[True]) for by in parts.values() if all(by.values())]
+        return float(np.mean(gaps))
+
+    def benign(self, point: Point) -> list[Row]:
+        rows = [row for row in ordinary(self.sets.test) if row.history]
+        return self._tuned(point, "benign", rows or [r for r in self.sets.policy if r.is_safe])
+
+    def toxic(self, point: Point) -> list[Row]:
+        return self._tuned(point, "toxic", [r for r in self.sets.policy if not r.is_safe])
+
+    def _tuned(self, point: Point, attack: str, rows: list[Dialogue]) -> list[Row]:
+        """Plain fine-tuning with the recipe's settings, looked at every eighth of the way."""
+        land, found = self.land, [self._row(point, attack, 0, point.state)]
+        every = max(1, self.steps // 8)
+        look = _Look(every, lambda step: found.append(self._row(point, attack, step)))
+        land.at(point.state)
+        fields = {"max_steps": self.steps, "warmup_steps": 0, "snapshots": 0, "save_strategy": "no"}
+        with tempfile.TemporaryDirectory() as folder:
+            config = training_config(land.run.recipe, fields, Path(folder))
+            trainer = FlatGDTrainer(
+                land.model,
+                config,
+                train_dataset=rows,
+                processing_class=self.tokenizer,
+                method=Clean(),
+                callbacks=[look],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        land.model.eval()
+        return found
+
+    def noise(self, point: Point) -> list[Row]:
+        found = []
+        for size in NOISE:
+            values = []
+            for draw in range(DRAWS if size else 1):
+                self.land.at(point.state)
+                random = torch.Generator().manual_seed(draw)
+                direction = relative_direction(self.land.parameters, random)
+                with shifted(self.land.parameters, direction, size):
+                    values.append(self.contrast())
+            row = self._row(point, "noise", size, value=float(np.mean(values)))
+            found.append(row)
+        return found
+
+    def rounding(self, point: Point) -> list[Row]:
+        return [
+            self._row(point, "rounding", bits, rounded(point.state, bits)) for bits in (32, *BITS)
+        ]
+
+    def _row(
+        self,
+        point: Point,
+        attack: str,
+        strength: float,
+        state: State | None = None,
+        value: float | None = None,
+    ) -> Row:
+        if state is not None:
+            self.land.at(state)
+        return {
+            "method": point.method,
+            "at": point.at,
+            "attack": attack,
+            "strength": strength,
+            "contrast": self.contrast() if value is None else value,
+        }
+
+
+class _Look(TrainerCallback):
+    def __init__(self, every: int, look: Callable[[int], None]):
+        self.every, self.look = every, look
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            kwargs["model"].eval()
+            self.look(state.global_step)
+            kwargs["model"].train()
+
+
+def rounded(state: State, bits: int) -> State:
+    """Matrices rounded to so many bits, symmetric, one scale a row (absmax); 32 leaves all be."""
+    if bits >= 32:
+        return state
+    levels = 2 ** (bits - 1) - 1
+
+    def one(value: Tensor) -> Tensor:
+        if value.dim() < 2 or not value.is_floating_point():
+            return value
+        scale = value.abs().amax(-1, keepdim=True).clamp(min=1e-12) / levels
+        return (value / scale).round() * scale
+
+    return {name: one(value) for name, value in state.items()}
+
+
+def losses_of(curves: Sequence[Row], floor: float) -> list[Row]:
+    """For each point and attack: the gain in contrast at the start, the share kept at the end, and
+    the strength at which half of it was gone, straight between what was measured (None: never).
+
+    Rounding counts bits down, so its strength is 32 - bits.
+    """
+    rows = []
+    keys = dict.fromkeys((r["method"], r["at"], r["attack"]) for r in curves)
+    for method, at, attack in keys:
+        mine = [r for r in curves if (r["method"], r["at"], r["attack"]) == (method, at, attack)]
+        strengths = [float(r["strength"]) for r in mine]
+        if attack == "rounding":
+            strengths = [32 - strength for strength in strengths]
+        gains = [r["contrast"] - floor for r in mine]
+        rows.append(
+            {
+                "method": method,
+                "at": at,
+                "attack": attack,
+                "gain": gains[0],
+                "kept": gains[-1] / gains[0] if gains[0] > 0 else None,
+                "half_lost": half_lost(strengths, gains),
+            }
+        )
+    return rows
+
+
+def half_lost(strengths: Sequence[float], gains: Sequence[float]) -> float | None:
+    """Where a falling gain first passes half of what it was, by straight lines.
+
+    >>> half_lost([0, 10, 20], [1.0, 0.8, 0.2])
+    15.0
+    """
+    if gains[0] <= 0:
+        return None
+    half = gains[0] / 2
+    for place in range(1, len(gains)):
+        before, after = gains[place - 1], gains[place]
+        if after <= half:
+            share = (before - half) / (before - after)
+            return strengths[place - 1] + share * (strengths[place] - strengths[place - 1])
+    return None
+
+
+def _spread(rows: Sequence[Dialogue], count: int) -> list[Dialogue]:
+    """`count` rows of each test set, evenly spread."""
+    parts: dict[str, list[Dialogue]] = {}
+    for row in rows:
+        parts.setdefault(row.source, []).append(row)
+    chosen = []
+    for part in parts.values():
+        wanted = min(count, len(part))
+        chosen += [part[place * len(part) // wanted] for place in range(wanted)]
+    return chosen

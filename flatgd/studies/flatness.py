@@ -1,0 +1,152 @@
+"""How flat each method's minimum of L_S is: at its end point, and at the same L_S as the others'.
+
+Written to report/flatness.json:
+
+    points   for each point: L_S on training and test rows, ||grad L_S||, top eigenvalue and trace
+             of its Hessian, relative flatness, L_S under random and worst-case perturbation
+    path     along each training: step, L_S on training and test rows, ||grad L_S||
+    slices   L_S on the line from the backbone through each end point, and across it (Figure 1)
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatgd.flatness.curvature import (
+    Mean,
+    gradient,
+    loss_value,
+    relative_direction,
+    relative_flatness,
+    shifted,
+    top_eigenvalue,
+    trace,
+    under_random,
+    under_worst,
+)
+from flatgd.flatness.penalty import norm
+from flatgd.progress import Display
+from flatgd.studies.points import Landscape, Point, State, between, open_run
+
+Row = dict[str, Any]
+RADII = (0.002, 0.005, 0.01, 0.02, 0.05)
+ALONG = [round(-0.25 + 0.125 * i, 3) for i in range(15)]  # 0 the backbone, 1 the end point
+ACROSS = [round(-0.1 + 0.02 * i, 3) for i in range(11)]  # relative to the weights
+
+
+def study_flatness(
+    checkpoints: Sequence[Path], rows: int, probes: int, display: Display | None = None
+) -> Path:
+    """Measure the checkpoints of one run; returns the file with the figures."""
+    run, names = open_run(checkpoints, display)
+    land = Landscape(run, rows)
+    run.display.line("flatness", f"{rows} training and {rows} test rows, {probes} probes")
+    measured = []
+    points = land.points(names)
+    with run.display.bar("flatness", len(points)) as advance:
+        for point in points:
+            measured.append(measure(land, point, probes))
+            advance(1)
+    paths = [row for name in names for row in path_of(land, name)]
+    slices = [row for name in names for row in slices_of(land, name)]
+    told = {
+        "rows": rows,
+        "probes": probes,
+        "radii": RADII,
+        "points": measured,
+        "path": paths,
+        "slices": slices,
+    }
+    file = run.root / "report/flatness.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(told, indent=1) + "\n")
+    return file
+
+
+def measure(land: Landscape, point: Point, probes: int) -> Row:
+    """The figures of one point; the same random probes for every point."""
+    land.at(point.state)
+    parameters, losses = land.parameters, land.losses
+    random = torch.Generator().manual_seed(0)
+    return {
+        "method": point.method,
+        "at": point.at,
+        "step": round(point.step, 2),
+        "safety_loss": loss_value(losses),
+        "safety_loss_test": loss_value(land.test_losses),
+        "grad_norm": norm(gradient(parameters, losses)),
+        "top_eigenvalue": top_eigenvalue(parameters, losses, random),
+        "trace": _plain(trace(parameters, losses, random, probes)),
+        "relative_flatness": _plain(relative_flatness(parameters, losses, random, probes)),
+        "random": [_plain(m) for m in under_random(parameters, losses, RADII, random)],
+        "worst": under_worst(parameters, losses, RADII),
+    }
+
+
+def path_of(land: Landscape, name: str) -> list[Row]:
+    rows = []
+    for step, state in land.path(name):
+        land.at(state)
+        rows.append(
+            {
+                "method": name,
+                "step": step,
+                "safety_loss": loss_value(land.losses),
+                "safety_loss_test": loss_value(land.test_losses),
+                "grad_norm": norm(gradient(land.parameters, land.losses)),
+            }
+        )
+    return rows
+
+
+def slices_of(land: Landscape, name: str) -> list[Row]:
+    """L_S on test and training rows along the way and across it; the same random direction across
+    for every method."""
+    end = land.path(name)[-1][1]
+    rows = [
+        {
+            "method": name,
+            "slice": "along",
+            "at": share,
+            **_both(land, between(land.start, end, share)),
+        }
+        for share in ALONG
+    ]
+    land.at(end)
+    across = _orthogonal(land, end)
+    for share in ACROSS:
+        with shifted(land.parameters, across, share):
+            values = {
+                "safety_loss": loss_value(land.losses),
+                "safety_loss_test": loss_value(land.test_losses),
+            }
+        rows.append({"method": name, "slice": "across", "at": share, **values})
+    return rows
+
+
+def _both(land: Landscape, state: State) -> Row:
+    land.at(state)
+    return {
+        "safety_loss": loss_value(land.losses),
+        "safety_loss_test": loss_value(land.test_losses),
+    }
+
+
+def _orthogonal(land: Landscape, end: State) -> list[Tensor]:
+    """A random direction, each tensor as long as the weights', at right angles to the way."""
+    drawn = relative_direction(land.parameters, torch.Generator().manual_seed(1))
+    names = [name for name, p in land.model.named_parameters() if p.requires_grad]
+    way = [end[name] - land.start[name] for name in names]
+    size = norm(way)
+    if size == 0.0:
+        return drawn
+    along = sum(float((d * w).sum()) for d, w in zip(drawn, way, strict=True)) / size**2
+    return [d - along * w for d, w in zip(drawn, way, strict=True)]
+
+
+def _plain(mean: Mean) -> list[float]:
+    return [mean.value, mean.error]

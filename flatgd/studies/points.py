@@ -1,0 +1,197 @@
+"""Points in weight space to compare: where a training ended, and where it passed a given L_S.
+
+End points differ in how far they got down L_S, and a lower loss is often a sharper one. So methods
+are also compared where their L_S is the same: on the way from the backbone over the kept snapshots
+(`train: {snapshots: 4}`) to the end point, straight from one to the next, the first place where L_S
+is that of the end point with the highest L_S.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatgd.check import EXPERTS
+from flatgd.data.mixture import scorable
+from flatgd.errors import RecipeError
+from flatgd.flatness.curvature import loss_value
+from flatgd.methods import SafetyLoss, Totals
+from flatgd.models import load_model, reply_tokens
+from flatgd.progress import Display
+from flatgd.recipe import Recipe
+from flatgd.records import Dialogue
+from flatgd.run import RECIPE, Run
+
+State = dict[str, Tensor]
+BISECTIONS = 10
+
+
+class Point(NamedTuple):
+    """Weights of a method. `at`: end, or matched; `step`: where on its path, in optimizer steps."""
+
+    method: str
+    at: str
+    step: float
+    state: State
+
+
+def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tuple[Run, list[str]]:
+    """The run that the checkpoints belong to, and their names in it."""
+    roots = {}
+    for folder in checkpoints:
+        parents = [folder.absolute(), *folder.absolute().parents]
+        root = next((p for p in parents if (p / RECIPE).exists()), None)
+        if root is None or not (folder / "config.json").exists():
+            raise RecipeError(
+                f"{folder}: no checkpoint of a flatgd run; give folders as runs/demo/methods/flatgd"
+            )
+        roots[folder] = root
+    if len(set(roots.values())) > 1:
+        raise RecipeError("the checkpoints are of different runs; give those of one")
+    root = next(iter(roots.values()))
+    recipe = Recipe.model_validate(json.loads((root / RECIPE).read_text()))
+    names = [folder.absolute().name for folder in checkpoints]
+    if unknown := [name for name in names if name not in recipe.methods]:
+        raise RecipeError(
+            f"{unknown[0]} is no method of {root}; it has {', '.join(recipe.methods)}"
+        )
+    return Run(recipe, display), names
+
+
+class Landscape:
+    """L_S over weight space: one model whose weights are moved, on fixed rows, with the experts."""
+
+    def __init__(self, run: Run, rows: int):
+        self.run = run
+        backbone = run.recipe.backbone
+        self.model, self.family = run.model_of("backbone")
+        self.model.eval()
+        self.start: State = _copied(load_model(backbone).state_dict())
+        clean, toxic = (run.model_of(name)[0] for name in EXPERTS)
+        fields = run.recipe.train
+        self.method = SafetyLoss(
+            clean,
+            toxic,
+            attract_weight=float(fields.get("attract_weight", 3.0)),
+            repel_weight=float(fields.get("repel_weight", 2.0)),
+        )
+        drawn = _drawn(run.sets.policy, rows), _drawn(scorable(run.sets.test), rows)
+        self.train_parts, self.test_parts = (self._prepared(part) for part in drawn)
+
+    @cached_property
+    def parameters(self) -> list[Tensor]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def at(self, state: State) -> nn.Module:
+        """The model, at these weights."""
+        self.model.load_state_dict(state)
+        return self.model
+
+    def losses(self) -> Iterator[Tensor]:
+        """L_S on the training rows, part by part."""
+        return self._losses(self.train_parts)
+
+    def test_losses(self) -> Iterator[Tensor]:
+        return self._losses(self.test_parts)
+
+    def _losses(self, parts: Sequence[Any]) -> Iterator[Tensor]:
+        tokens = float(sum(len(reply_tokens(part)[0]) for part in parts))
+        for part in parts:
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+                yield self.method.terms(self.model, part, Totals(tokens, tokens)).terms.penalised
+
+    def _prepared(self, rows: Sequence[Dialogue], size: int = 16) -> list[Any]:
+        examples = sorted((self.family.encode(row) for row in rows), key=lambda e: len(e.reply_ids))
+        batches = [
+            self.family.collate(examples[start : start + size])
+            for start in range(0, len(examples), size)
+        ]
+        device = next(self.model.parameters()).device
+        return [self.method.prepare({k: v.to(device) for k, v in b.items()}) for b in batches]
+
+    def path(self, name: str) -> list[tuple[int, State]]:
+        """(step, weights) from the backbone over the snapshots to the end point."""
+        folder = self.run.folder_of(name)
+        kept = sorted(
+            (folder / "path").glob("*/model.safetensors"), key=lambda p: int(p.parent.name)
+        )
+        steps = [(int(path.parent.name), self._loaded(path)) for path in kept]
+        last = _copied(load_model(folder).state_dict())
+        log = (folder / "training.jsonl").read_text().splitlines()
+        end = int(json.loads(log[-1])["step"]) if log else 0
+        inner = [(step, state) for step, state in steps if step < end]
+        return [(0, self.start), *inner, (end, last)]
+
+    def _loaded(self, path: Path) -> State:
+        """A snapshot: tied weights stand in the file once."""
+        found = load_file(path)
+        state = {name: found.get(name) for name in self.start}
+        if any(value is None for value in state.values()):
+            state = _copied(load_model(path.parent).state_dict())  # type: ignore[assignment]
+        return state  # type: ignore[return-value]
+
+    def points(self, names: Iterable[str]) -> list[Point]:
+        """Each method's end point, and the point on its path whose L_S is that of the worst end."""
+        paths = {name: self.path(name) for name in names}
+        ends = {name: self._value(path[-1][1]) for name, path in paths.items()}
+        target = max(ends.values())
+        points = [Point(n, "end", float(p[-1][0]), p[-1][1]) for n, p in paths.items()]
+        if len(ends) < 2:
+            return points
+        for name, path in paths.items():
+            step, state = first_below(path, target, self._value)
+            points.append(Point(name, "matched", step, state))
+        return points
+
+    def _value(self, state: State) -> float:
+        self.at(state)
+        return loss_value(self.losses)
+
+
+def first_below(
+    path: Sequence[tuple[int, State]], target: float, value: Callable[[State], float]
+) -> tuple[float, State]:
+    """(step, weights) of the first place on the path, straight between its nodes, where `value`
+    comes down to `target`; its end where it never does."""
+    for (step, near), (next_step, far) in pairwise(path):
+        if value(far) > target:
+            continue
+        low, high = 0.0, 1.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            if value(between(near, far, middle)) > target:
+                low = middle
+            else:
+                high = middle
+        return step + high * (next_step - step), between(near, far, high)
+    return float(path[-1][0]), path[-1][1]
+
+
+def between(one: State, other: State, share: float) -> State:
+    """one + share * (other - one)."""
+    return {
+        name: torch.lerp(value, other[name], share) if value.is_floating_point() else value
+        for name, value in one.items()
+    }
+
+
+def _copied(state: State) -> State:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def _drawn(rows: Sequence[Dialogue], count: int) -> list[Dialogue]:
+    """As many safe as toxic rows where there are enough, evenly spread over all."""
+    parts = [[row for row in rows if row.is_safe is label] for label in (True, False)]
+    return [
+        part[place * len(part) // wanted]
+        for part in parts
+        for wanted in [min(len(part), count // 2)]
+        for place in range(wanted)
+    ]

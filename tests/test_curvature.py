@@ -1,0 +1,161 @@
+"""Curvature against the dense Hessian of a tiny model in float64, and against closed forms."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flatgd.flatness.curvature import (
+    gradient,
+    hessian_vector,
+    loss_value,
+    relative_direction,
+    relative_flatness,
+    shifted,
+    top_eigenvalue,
+    trace,
+    under_random,
+    under_worst,
+)
+
+Case = tuple[nn.Module, list[Tensor], Callable[[], Iterator[Tensor]]]
+
+
+@pytest.fixture
+def case() -> Case:
+    """A network of two layers with ReLU on eight points, its loss in two parts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)).double()
+    x, y = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 1] * 4)
+
+    def losses() -> Iterator[Tensor]:
+        for part in (slice(0, 3), slice(3, 8)):
+            yield nn.functional.cross_entropy(model(x[part]), y[part], reduction="sum") / 8
+
+    return model, list(model.parameters()), losses
+
+
+def dense_hessian(parameters: list[Tensor], losses: Callable[[], Iterator[Tensor]]) -> Tensor:
+    """Row by row, by differentiating each entry of the gradient."""
+    total = torch.stack(list(losses())).sum()
+    grads = torch.autograd.grad(total, parameters, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    rows = []
+    for entry in flat:
+        row = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
+        pairs = zip(row, parameters, strict=True)
+        rows.append(
+            torch.cat([(torch.zeros_like(p) if r is None else r).reshape(-1) for r, p in pairs])
+        )
+    return torch.stack(rows)
+
+
+def split(flat: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    parts = flat.split([p.numel() for p in parameters])
+    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+def test_products_spectrum_and_trace_are_those_of_the_dense_hessian(case: Case) -> None:
+    _, parameters, losses = case
+    dense = dense_hessian(parameters, losses)
+    torch.manual_seed(3)
+    vector = torch.randn(len(dense), dtype=torch.float64)
+    product = hessian_vector(parameters, losses, split(vector, parameters))
+    assert torch.allclose(torch.cat([p.reshape(-1) for p in product]), dense @ vector, atol=1e-12)
+    top = top_eigenvalue(parameters, losses, seeded(), steps=len(dense))
+    assert top == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-8)
+    estimate = trace(parameters, losses, seeded(), probes=600)
+    assert abs(estimate.value - float(dense.trace())) < 4 * estimate.error
+    assert estimate.error < 0.1 * float(dense.trace())
+
+
+def by_blocks(parameters: list[Tensor], dense: Tensor) -> float:
+    """Relative flatness by its definition: over pairs of rows of each matrix, <w, w'> tr(H_ss')."""
+    total, start = 0.0, 0
+    for weights in [p.detach() for p in parameters]:
+        if weights.dim() == 2:
+            rows, width = weights.shape
+            for s in range(rows):
+                for t in range(rows):
+                    a, b = start + s * width, start + t * width
+                    block = dense[a : a + width, b : b + width]
+                    total += float(weights[s] @ weights[t]) * float(block.trace())
+        start += weights.numel()
+    return total
+
+
+def test_relative_flatness_is_its_definition(case: Case) -> None:
+    _, parameters, losses = case
+    wanted = by_blocks(parameters, dense_hessian(parameters, losses))
+    estimate = relative_flatness(parameters, losses, seeded(), probes=3000)
+    assert abs(estimate.value - wanted) < 4 * estimate.error
+    assert estimate.error < 0.1 * abs(wanted)
+
+
+def test_rescaling_layers_leaves_relative_flatness_and_moves_the_trace(case: Case) -> None:
+    """relu(c W1 x) W2 / c is the same function. In the definition <w, w'> grows by c^2 where the
+    block shrinks by c^2; the plain trace keeps the shrunken and the grown blocks."""
+    model, parameters, losses = case
+    before = dense_hessian(parameters, losses)
+    value, kappa = loss_value(losses), by_blocks(parameters, before)
+    with torch.no_grad():
+        model[0].weight.mul_(10.0)
+        model[2].weight.div_(10.0)
+    after = dense_hessian(parameters, losses)
+    assert loss_value(losses) == pytest.approx(value, rel=1e-12)
+    assert by_blocks(parameters, after) == pytest.approx(kappa, rel=1e-9)
+    assert float(after.trace()) > 5 * float(before.trace())
+
+
+def quadratic(scale: Tensor) -> tuple[list[Tensor], Callable[[], Iterator[Tensor]]]:
+    theta = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+    return [theta], lambda: iter([(scale * theta**2).sum() / 2])
+
+
+def test_worst_case_of_a_quadratic_is_found_on_the_sphere() -> None:
+    """f = (a x^2 + b y^2) / 2 at (3, 4), of length 5, one tensor: the sphere of relative radius r
+    has radius 5 r. With a = b the worst is straight on: (5 + 5 r)^2 / 2."""
+    parameters, losses = quadratic(torch.ones(2, dtype=torch.float64))
+    found = under_worst(parameters, losses, [0.1, 0.2])
+    assert found == pytest.approx([5.5**2 / 2, 6.0**2 / 2], rel=1e-9)
+    assert torch.equal(parameters[0].detach(), torch.tensor([3.0, 4.0], dtype=torch.float64))
+
+
+def test_random_perturbations_of_a_quadratic() -> None:
+    """E f(theta + r d) = f(theta) + r^2 |d|^2 / 2 for a = b = 1, as E d = 0 and |d| = 5."""
+    parameters, losses = quadratic(torch.ones(2, dtype=torch.float64))
+    (estimate,) = under_random(parameters, losses, [0.2], seeded(), draws=800)
+    assert estimate.value == pytest.approx(12.5 + 0.04 * 25 / 2, abs=4 * estimate.error)
+    direction = relative_direction(parameters, seeded())
+    assert float(direction[0].norm()) == pytest.approx(5.0)
+
+
+def test_weights_come_back_even_when_the_block_raises(case: Case) -> None:
+    parameters = case[1]
+    before = [p.detach().clone() for p in parameters]
+    with pytest.raises(ZeroDivisionError), shifted(parameters, parameters, 0.3):
+        _ = 1 / 0
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+def test_gradient_and_value_add_up_over_parts(case: Case) -> None:
+    _, parameters, losses = case
+    whole = torch.stack(list(losses())).sum()
+    wanted = torch.autograd.grad(whole, parameters)
+    assert all(
+        torch.allclose(a, b) for a, b in zip(gradient(parameters, losses), wanted, strict=True)
+    )
+    assert loss_value(losses) == pytest.approx(float(whole.detach()))
+
+
+def test_one_probe_has_no_error() -> None:
+    parameters, losses = quadratic(torch.ones(2, dtype=torch.float64))
+    estimate = trace(parameters, losses, seeded(), probes=1)
+    assert estimate.value == pytest.approx(2.0)
+    assert math.isnan(estimate.error)
