@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
@@ -47,6 +47,13 @@ class Parcel:
         except Exception as error:  # of whichever HTTP client the hub's library uses
             raise ModelError(f"{self.repo} could not be sent to the hub: {error}") from None
         return str(made)
+
+
+def write_cards(recipe: Recipe) -> None:
+    """A README.md beside each method's checkpoint, the card that a push would send."""
+    for method in recipe.methods:
+        folder = recipe.output / f"methods/{method}"
+        ModelCard(Parcel(recipe, method, f"{recipe.name}-{method}").card).save(folder / "README.md")
 
 
 def _folder(recipe: Recipe, method: str) -> Path:

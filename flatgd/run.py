@@ -82,7 +82,7 @@ class Run:
             ) from None
         self.stages = Stages(self.root, parent.stages if parent else None)
         self._key_of_model = parent._key_of_model if parent else cache(model_key)
-        (self.root / RECIPE).write_text(recipe.model_dump_json(indent=2) + "\n")
+        (self.root / RECIPE).write_text(recipe.model_dump_json(indent=2, exclude_unset=True) + "\n")
 
     def all(self) -> Path:
         """The whole job; returns the report's page."""
@@ -333,9 +333,11 @@ class Run:
 
     def report(self) -> Path:
         """Tables, figures and page from the files of the run."""
+        from flatgd.hub import write_cards
         from flatgd.report.build import build_report
 
         page = build_report(self.recipe)
+        write_cards(self.recipe)
         self.display.line("report", str(page))
         return page
 

@@ -21,6 +21,7 @@ from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import ModelError, RecipeError
 from flatgd.evaluation.hf_judge import HFJudge, check_judge, render, toxic_column
 from flatgd.evaluation.judge import pairs_of
+from flatgd.evaluation.judges import load_judge, make_judge
 from flatgd.recipe import JudgeSettings
 from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
@@ -167,14 +168,14 @@ def test_a_long_input_loses_its_beginning(tmp_path: Path) -> None:
 
 def test_the_threshold_is_set_on_labelled_rows_and_kept(tmp_path: Path) -> None:
     folder = roberta(tmp_path / "model", ["neutral", "toxic"])
-    judge = HFJudge.load(settings(folder, false_positive_rate=0.25))
-    judge.calibrate(ROWS)
+    asked = settings(folder, false_positive_rate=0.25)
+    judge, _ = make_judge(asked, ROWS, tmp_path / "judge")
     safe = [row for row in ROWS if row.is_safe]
-    assert (judge.score(pairs_of(safe)) > judge.threshold).mean() == pytest.approx(0.25, abs=0.13)
-    judge.save(tmp_path / "judge")
-    again = HFJudge.load(judge.settings, tmp_path / "judge")
-    assert again.threshold == judge.threshold
-    assert json.loads((tmp_path / "judge/judge.json").read_text())["toxic_label"] == "toxic"
+    marked = judge.score(pairs_of(safe)) > judge.calibration.threshold
+    assert marked.mean() == pytest.approx(0.25, abs=0.13)
+    again = load_judge(asked, tmp_path / "judge")
+    assert again.calibration == judge.calibration
+    assert [p.name for p in (tmp_path / "judge").iterdir()] == ["calibration.json"]
 
 
 def test_other_architectures_work_too(tmp_path: Path) -> None:

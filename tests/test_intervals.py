@@ -12,8 +12,12 @@ from flatgd.evaluation.intervals import (
     UNDEFINED,
     Estimate,
     across_seeds,
+    bootstrap,
+    difference_of_means,
+    exp_ratio,
     holm,
     jackknife,
+    paired,
     paired_across_seeds,
     paired_share,
     ratio,
@@ -177,3 +181,65 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 def test_totals_of_one_conversation_add_up() -> None:
     assert share(sum_by(["a", "a"], [(1.0, 1.0), (0.0, 1.0)])) == Estimate(0.5, None, None)
+
+
+def test_bootstrap_value_is_the_statistic_of_all() -> None:
+    totals = sum_by(["a", "b", "a"], [(1.0, 1.0), (0.0, 1.0), (1.0, 1.0)])
+    estimate = bootstrap(totals, ratio, 500, seed=0)
+    assert estimate.value == pytest.approx(2 / 3)
+    assert estimate.low <= estimate.value <= estimate.high
+    assert estimate == bootstrap(totals, ratio, 500, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([], UNDEFINED),
+        ([(0.0, 0.0)], UNDEFINED),
+        ([(0.0, 0.0), (0.0, 0.0)], UNDEFINED),
+    ],
+)
+def test_degenerate_data_is_undefined(rows: list, wanted: object) -> None:
+    assert bootstrap(sum_by(range(len(rows)), rows), ratio, 100, seed=0) == wanted
+
+
+def test_one_conversation_has_a_value_but_no_interval() -> None:
+    estimate = bootstrap(sum_by(["a"], [(3.0, 4.0)]), ratio, 100, seed=0)
+    assert estimate == Estimate(0.75, None, None)
+
+
+def test_all_alike_has_an_interval_of_no_width() -> None:
+    estimate = bootstrap(sum_by(range(5), [(1.0, 1.0)] * 5), ratio, 100, seed=0)
+    assert estimate[:3] == (1.0, 1.0, 1.0)
+
+
+def test_coverage_of_the_interval() -> None:
+    """95 % intervals of a mean over 60 conversations of 4 correlated rows hold the truth in 95 %
+    of 400 data sets, within what 400 trials can tell: 2.6 * sqrt(.95 * .05 / 400) = .03 about it.
+    """
+    rng = np.random.default_rng(11)
+    held = 0
+    for trial in range(400):
+        shared = rng.normal(size=60)
+        rows = [(shared[c] + rng.normal(), 1.0) for c in range(60) for _ in range(4)]
+        keys = [c for c in range(60) for _ in range(4)]
+        estimate = bootstrap(sum_by(keys, rows), ratio, 400, seed=trial)
+        held += estimate.low <= 0.0 <= estimate.high
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_paired_difference_is_tighter_than_its_parts() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.normal(size=80)
+    ours = sum_by(range(80), [(b + 0.1 + 0.01 * rng.normal(), 1.0) for b in base])
+    theirs = sum_by(range(80), [(b, 1.0) for b in base])
+    difference = paired(ours, theirs, ratio, 500, seed=0)
+    alone = bootstrap(ours, ratio, 500, seed=0)
+    assert difference.value == pytest.approx(0.1, abs=0.01)
+    assert (difference.high - difference.low) < (alone.high - alone.low) / 10
+    assert paired(ours, {}, ratio, 100, seed=0) == UNDEFINED
+
+
+def test_statistics_by_hand() -> None:
+    assert difference_of_means(np.array([6.0, 2.0, 1.0, 1.0])) == 2.0
+    assert exp_ratio(np.array([math.log(4) * 3, 3.0])) == pytest.approx(4.0)

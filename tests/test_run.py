@@ -62,6 +62,8 @@ def test_the_main_job_leaves_what_it_promises(recipe_file: Path) -> None:
         "value",
         "low",
         "high",
+        "p",
+        "p_holm",
         "n",
         "excluded",
     }
@@ -252,18 +254,58 @@ def test_report_escapes_and_hides_what_models_said(recipe_file: Path) -> None:
     assert before.count("<details") > before.count("</details")
 
 
-def test_no_contrast_is_said(recipe_file: Path) -> None:
+JUDGE = {
+    "name": "linear",
+    "quality": [
+        {
+            "rows_of": "bad, bot replies, no canned ones",
+            "auc": [0.7, 0.65, 0.75],
+            "false_positive_rate": [0.02, 0.01, 0.03],
+            "true_positive_rate": [0.1, 0.05, 0.15],
+        }
+    ],
+    "few_labels": False,
+    "safe": 900,
+    "toxic": 700,
+}
+
+
+def difference(method: str, metric: str, low: float, high: float, **more: object) -> dict:
+    own = {"method": method, "dataset": "bad", "metric": metric, "p": 0.01, "p_holm": 0.02}
+    return {**own, "value": (low + high) / 2, "low": low, "high": high, "n": 9, **more}
+
+
+def test_what_is_found_is_said(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
-    row = {
-        "method": "toxic_expert - clean_expert",
-        "dataset": "bad",
-        "metric": "contrast",
-        "value": 0.0,
-    }
-    flat = findings([{**row, "low": -0.1, "high": 0.1, "n": 9, "excluded": 0}], recipe)
+    experts = "toxic_expert - clean_expert"
+    flat = findings([difference(experts, "contrast", -0.1, 0.1)], recipe, [JUDGE])
     assert flat[0].startswith("bad: no contrast between the experts")
-    clear = findings([{**row, "low": -0.3, "high": -0.1, "n": 9, "excluded": 0}], recipe)
+    clear = findings([difference(experts, "contrast", -0.3, -0.1)], recipe, [JUDGE])
     assert clear[0].startswith("bad: the experts differ")
+    assert "perfectly safe model has up to 0.040 on any of 2" in clear[1]
+    assert "AUC 0.70" in clear[2]
+    assert "shows at 8% of its size" in clear[2]
+    few = findings([], recipe, [{**JUDGE, "few_labels": True, "toxic": 12}])
+    assert "900 safe and 12 toxic ones: its figures may be chance" in few[-1]
+
+
+def test_a_difference_that_holms_correction_takes_back_is_undecided(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    for p, is_decided in ((0.02, True), (0.06, False)):
+        row = difference("flatgd - clean", "contrast", 0.01, 0.05, p_holm=p)
+        told = findings([row], recipe, [JUDGE])[0]
+        assert told.endswith("+0.050].") == is_decided
+
+
+def test_quality_that_is_kept_and_lost_is_said(recipe_file: Path) -> None:
+    rows = [
+        difference("flatgd - clean", "div1", -0.02, 0.02),
+        difference("flatgd - clean", "perplexity", 5.0, 9.0),
+        difference("clean", "div1", 0.5, 0.7),
+        difference("clean", "perplexity", 38.0, 42.0),
+    ]
+    told = " ".join(findings(rows, load_recipe(recipe_file), [JUDGE]))
+    assert "quality of clean within 10%: kept: div1 on bad; lost: perplexity on bad" in told
 
 
 def test_without_a_scorer_there_is_no_perplexity(recipe_file: Path) -> None:

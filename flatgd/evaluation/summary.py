@@ -194,8 +194,7 @@ def _rows(
 
 def _pairs(methods: list[str], against: str) -> list[tuple[str, str]]:
     own = [m for m in methods if m not in (against, "reference", "backbone", *EXPERTS)]
-    pairs = [("backbone", against), *((m, against) for m in own)]
-    pairs += [(m, "backbone") for m in (against, *own)]
+    pairs = [(m, against) for m in own] + [(m, "backbone") for m in (against, *own)]
     pairs += [EXPERTS, FLATNESS]
     return [(a, b) for a, b in dict.fromkeys(pairs) if a in methods and b in methods and a != b]
 

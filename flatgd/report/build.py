@@ -52,13 +52,14 @@ def build_report(recipe: Recipe) -> Path:
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     told = findings(summary, recipe, judges)
-    parts = [
-        Part("Results", main_tables(summary, names, recipe.generate.samples, recipe.seeds), []),
-        _compared(summary, recipe, folder),
-        _judged(judges, seeds[0], generations, recipe, folder),
-        _trained(recipe, folder),
-        *_studied(recipe, folder),
-    ]
+    with figures.styled():
+        parts = [
+            Part("Results", main_tables(summary, names, recipe.generate.samples, recipe.seeds), []),
+            _compared(summary, recipe, folder),
+            _judged(judges, seeds[0], generations, recipe, folder),
+            _trained(recipe, folder),
+            *_studied(recipe, folder),
+        ]
     _write_tables(recipe, told, parts, folder)
     page = _template().render(
         name=recipe.name,
@@ -70,7 +71,7 @@ def build_report(recipe: Recipe) -> Path:
             if part.tables or part.figures
         ],
         samples=_samples(generations, recipe),
-        recipe=recipe.model_dump_json(indent=2),
+        recipe=recipe.model_dump_json(indent=2, exclude_unset=True),
         versions=[("python", platform.python_version()), *((p, version(p)) for p in PACKAGES)],
     )
     (folder / "index.html").write_text(page)

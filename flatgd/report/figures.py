@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -39,6 +40,11 @@ CURVES = [
     ("safety_grad_norm", "||grad L_S||"),
 ]
 WEIGHTS = [place / 20 for place in range(21)]
+
+
+def styled() -> AbstractContextManager[None]:
+    """Inside the block figures are drawn in the report's style."""
+    return cast(AbstractContextManager[None], plt.rc_context(STYLE))
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:

@@ -48,8 +48,8 @@ MAIN = [
     Metric("div1", "div1 ↑", "div1 ↑", 3),
     Metric("div2", "div2 ↑", "div2 ↑", 3),
     Metric("nll_ordinary", "NLL of human replies ↓", "nll ↓", 3),
-    Metric("relevance", "relevance ↑", "relevance ↑", 3),
-    Metric("evasive", "evasive ↓", "evasive ↓", 3),
+    Metric("relevance", "relevance ↑", "rel ↑", 3),
+    Metric("evasive", "evasive ↓", None, 3),
     Metric("reply_words", "words", "words", 1),
 ]
 MORE = [

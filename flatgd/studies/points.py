@@ -25,7 +25,7 @@ from flatgd.flatness.curvature import loss_value
 from flatgd.methods import SafetyLoss, Totals
 from flatgd.models import load_model, reply_tokens
 from flatgd.progress import Display
-from flatgd.recipe import Recipe
+from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
 from flatgd.run import RECIPE, Run
 
@@ -56,12 +56,12 @@ def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tup
     if len(set(roots.values())) > 1:
         raise RecipeError("the checkpoints are of different runs; give those of one")
     root = next(iter(roots.values()))
-    recipe = Recipe.model_validate(json.loads((root / RECIPE).read_text()))
-    names = [folder.absolute().name for folder in checkpoints]
-    if unknown := [name for name in names if name not in recipe.methods]:
-        raise RecipeError(
-            f"{unknown[0]} is no method of {root}; it has {', '.join(recipe.methods)}"
-        )
+    recipe = load_recipe(root / RECIPE)
+    own = {root.absolute() / "methods" / name: name for name in recipe.methods}
+    if strange := [folder for folder in checkpoints if folder.absolute() not in own]:
+        told = ", ".join(recipe.methods)
+        raise RecipeError(f"{strange[0]} is no method of its run; {root}/methods has {told}")
+    names = [own[folder.absolute()] for folder in checkpoints]
     return Run(recipe, display), names
 
 
