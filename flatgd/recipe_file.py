@@ -54,6 +54,28 @@ def _not_yaml(path: Path, error: yaml.YAMLError) -> str:
     return f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}"
 
 
+def as_text(recipe: Recipe) -> str:
+    """What was set in a recipe, overrides and all, as a recipe file that works from any folder."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        is_model = isinstance(value, str) and os.sep in value and Path(value).is_dir()
+        return _from_anywhere(Path(value)) if is_model or isinstance(value, Path) else value
+
+    fields = plain(recipe.model_dump(exclude_unset=True))
+    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+
+
+def _from_anywhere(path: Path) -> str:
+    """An absolute path, or demo:NAME."""
+    if path.is_relative_to(PACKAGE / "demo"):
+        return f"demo:{path.relative_to(PACKAGE / 'demo')}"
+    return str(path.absolute())
+
+
 def write_template(path: Path, backbone: str, replies: str) -> None:
     """Write a recipe with every part commented; RecipeError where the file exists."""
     text = (PACKAGE / "template.yaml").read_text(encoding="utf-8")

@@ -36,6 +36,7 @@ from flatgd.methods import METHODS, Clean
 from flatgd.models import load_config, load_model, load_tokenizer
 from flatgd.progress import Display
 from flatgd.recipe import JudgeSettings, Recipe, Source
+from flatgd.recipe_file import as_text
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
 from flatgd.report.trained import SETTINGS
 from flatgd.stages import Stages, key_of
@@ -82,7 +83,7 @@ class Run:
             ) from None
         self.stages = Stages(self.root, parent.stages if parent else None)
         self._key_of_model = parent._key_of_model if parent else cache(model_key)
-        (self.root / RECIPE).write_text(recipe.model_dump_json(indent=2, exclude_unset=True) + "\n")
+        (self.root / RECIPE).write_text(as_text(recipe))
 
     def all(self) -> Path:
         """The whole job; returns the report's page."""

@@ -7,7 +7,7 @@ from conftest import mild_rows, write_rows
 
 from flatgd.check import check, training_config
 from flatgd.errors import RecipeError
-from flatgd.recipe_file import load_recipe
+from flatgd.recipe_file import as_text, load_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -203,3 +203,40 @@ def test_two_judges_of_one_name(recipe_file: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe(recipe_file, ["judges=[{kind: linear}, {kind: linear}]"])
     assert str(raised.value).endswith("\n  judges: two are called 'linear'; give each a name")
+
+
+def test_a_recipe_as_text_is_the_same_recipe_from_anywhere(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe_file.parent)
+    overrides = ["turn_separator=//", "seed=3", "scorer=demo:scorer"]
+    recipe = load_recipe(recipe_file.name, overrides)
+    assert not recipe.output.is_absolute()
+    text = as_text(recipe)
+    assert '"scorer": "demo:scorer"' in text
+    elsewhere = recipe_file.parent / "below"
+    elsewhere.mkdir()
+    (elsewhere / "again.json").write_text(text)
+    monkeypatch.chdir(elsewhere)
+    again = load_recipe(elsewhere / "again.json")
+    assert again.turn_separator == "//"
+    assert again.output == recipe_file.parent / "run"
+    assert again.data.policy[0].path == recipe_file.parent / "policy.jsonl"
+    assert as_text(again) == text
+
+
+def test_fields_of_a_judge_are_for_its_kind(recipe_file: Path) -> None:
+    for fields, told in (
+        ("{kind: linear, epochs: 2}", "epochs is for kind: trained"),
+        ("{kind: hf, model: a/b, learning_rate: 1e-3}", "learning_rate is for kind: trained"),
+        ("{kind: trained, model: a/b, template: '{reply}'}", "template is for kind: hf"),
+        ("{kind: trained}", "kind: trained needs a model"),
+        ("{max_tokens: 64}", "max_tokens is for kind: hf or trained"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            load_recipe(recipe_file, [f"judges=[{fields}]"])
+
+
+def test_histories_are_for_test_sets(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match="histories, which is for test sets"):
+        load_recipe(recipe_file, ["data.policy.0.histories=3"])

@@ -15,6 +15,7 @@ from flatgd.evaluation.agreement import agreement
 from flatgd.evaluation.human import labelled_toxicity
 from flatgd.evaluation.summary import Settings, diversity_rows, summarise
 from flatgd.recipe import Recipe
+from flatgd.recipe_file import as_text
 from flatgd.records import read_jsonl
 from flatgd.report import figures, studies
 from flatgd.report.cells import Table, latex, markdown
@@ -71,7 +72,7 @@ def build_report(recipe: Recipe) -> Path:
             if part.tables or part.figures
         ],
         samples=_samples(generations, recipe),
-        recipe=recipe.model_dump_json(indent=2, exclude_unset=True),
+        recipe=as_text(recipe),
         versions=[("python", platform.python_version()), *((p, version(p)) for p in PACKAGES)],
     )
     (folder / "index.html").write_text(page)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib
 
@@ -44,7 +44,7 @@ WEIGHTS = [place / 20 for place in range(21)]
 
 def styled() -> AbstractContextManager[None]:
     """Inside the block figures are drawn in the report's style."""
-    return cast(AbstractContextManager[None], plt.rc_context(STYLE))
+    return plt.rc_context(STYLE)
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:

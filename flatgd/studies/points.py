@@ -62,7 +62,7 @@ def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tup
         told = ", ".join(recipe.methods)
         raise RecipeError(f"{strange[0]} is no method of its run; {root}/methods has {told}")
     names = [own[folder.absolute()] for folder in checkpoints]
-    return Run(recipe, display), names
+    return Run(recipe.model_copy(update={"output": root}), display), names
 
 
 class Landscape:
