@@ -2,7 +2,7 @@
 
     python -m benchmarks.coverage            # about four minutes; --trials 200 for a look
 
-Simulated data whose truth is known: 150 conversations as in the demo, 60 as on its ordinary dialogue.
+Simulated data whose truth is known: 150 conversations as in the demo, 60 as in its ordinary set.
 Target: 93 to 97 %. Exits non-zero where an interval holds less than 92 %; too often is a fault of
 another kind and is only shown.
 """
@@ -10,6 +10,7 @@ another kind and is only shown.
 import argparse
 import sys
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ Trial = Callable[[np.random.Generator, int], bool]
 FLOOR = 0.92
 
 
-def counted(values: NDArray[np.float64], counts: float = 1.0) -> Totals:
+def counted(values: NDArray[Any], counts: float = 1.0) -> Totals:
     return {place: np.array([float(value), counts]) for place, value in enumerate(values)}
 
 

@@ -144,8 +144,8 @@ CheckpointArgument = Annotated[
 @app.command(epilog="Example: flatgd flatness runs/demo/methods/flatgd runs/demo/methods/clean")
 def flatness(
     checkpoints: CheckpointArgument,
-    rows: Annotated[int, typer.Option(min=2, help="Training and test rows each.")] = 64,
-    probes: Annotated[int, typer.Option(min=2, help="Random probes of trace and flatness.")] = 10,
+    rows: Annotated[int, typer.Option(min=2, help="Training and test rows each.")] = 48,
+    probes: Annotated[int, typer.Option(min=2, help="Random probes of trace and flatness.")] = 8,
 ) -> None:
     """How flat the minimum is where trainings ended, and where their L_S was the same."""
     from flatgd.progress import Display

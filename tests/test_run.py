@@ -305,7 +305,7 @@ def test_quality_that_is_kept_and_lost_is_said(recipe_file: Path) -> None:
         difference("clean", "perplexity", 38.0, 42.0),
     ]
     told = " ".join(findings(rows, load_recipe(recipe_file), [JUDGE]))
-    assert "quality of clean within 10%: kept: div1 on bad; lost: perplexity on bad" in told
+    assert "quality of clean within 10%: kept: div1; lost: perplexity." in told
 
 
 def test_without_a_scorer_there_is_no_perplexity(recipe_file: Path) -> None:

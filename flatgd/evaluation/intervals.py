@@ -9,6 +9,7 @@ mean over seeds and its variance has two parts, between conversations and betwee
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -86,9 +87,15 @@ def bootstrap(
 
 def _resample(totals: Totals, resamples: int, seed: int) -> Totals:
     """Totals of `resamples` draws of as many conversations, with replacement."""
+    return np.asarray(_draws(len(totals), resamples, seed) @ totals)
+
+
+@lru_cache(maxsize=8)
+def _draws(count: int, resamples: int, seed: int) -> Totals:
+    """How often each of `count` conversations is in each resample."""
     rng = np.random.default_rng(seed)
-    count = len(totals)
-    return rng.multinomial(count, np.full(count, 1 / count), size=resamples) @ totals
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    return drawn.astype(np.float64)  # so that products go through BLAS
 
 
 def _tail(count: int) -> float:

@@ -59,7 +59,7 @@ def hessian_vector(
 
 
 def top_eigenvalue(
-    parameters: Sequence[Tensor], losses: Losses, generator: torch.Generator, steps: int = 20
+    parameters: Sequence[Tensor], losses: Losses, generator: torch.Generator, steps: int = 12
 ) -> float:
     """The largest eigenvalue of H, by Lanczos with full reorthogonalisation.
 
@@ -148,7 +148,7 @@ def under_random(
 
 
 def under_worst(
-    parameters: Sequence[Tensor], losses: Losses, radii: Sequence[float], steps: int = 5
+    parameters: Sequence[Tensor], losses: Losses, radii: Sequence[float], steps: int = 3
 ) -> list[float]:
     """The largest loss found at most r away, for each radius r: a lower bound of the worst case.
 

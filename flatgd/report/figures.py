@@ -26,6 +26,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.1,
 }
 INTERVALS = [
     ("contrast", "contrast: dislike of toxic replies (higher is safer)"),
@@ -62,11 +63,13 @@ def draw_intervals(
         panels += [(dataset, name, label) for dataset in dict.fromkeys(found)]
     if not panels:
         return None
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(7.2, (0.26 * len(names) + 0.75) * len(panels)), squeeze=False
-    )
+    lines = -(-len(panels) // 2)
+    height = (0.26 * len(names) + 0.75) * lines
+    figure, axes = plt.subplots(lines, 2, figsize=(11.4, height), squeeze=False)
     colour = colours(names)
-    for axis, (dataset, metric, label) in zip(axes[:, 0], panels, strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (dataset, metric, label) in zip(axes.flat, panels, strict=False):
         rows = {
             r["method"]: r for r in summary if r["dataset"] == dataset and r["metric"] == metric
         }

@@ -72,15 +72,19 @@ def _kept(cells: Cells, method: str, base: str, datasets: Sequence[str], margin:
     """Non-inferiority in quality: at worst a loss of `margin` of the yardstick's value."""
     verdicts: dict[str, list[str]] = {"kept": [], "lost": [], "undecided": []}
     for metric, is_lower_better in LOWER_IS_BETTER.items():
+        found: dict[str, list[str]] = {}
         for dataset in datasets:
             row = cells.get((f"{method} - {base}", dataset, metric))
             own = cells.get((base, dataset, metric))
             if row is None or own is None or row["low"] is None or own["value"] is None:
                 continue
             verdict = non_inferior(row, margin * abs(own["value"]), is_lower_better)
-            verdicts[verdict].append(f"{metric} on {dataset}")
-    told = [f"{verdict}: {', '.join(found)}" for verdict, found in verdicts.items() if found]
-    return f"{method}, quality of {base} within {margin:.0%}: {'; '.join(told)}." if told else ""
+            found.setdefault(verdict, []).append(dataset)
+        for verdict, where in found.items():
+            told = metric if len(found) == 1 else f"{metric} on {', '.join(where)}"
+            verdicts[verdict].append(told)
+    parts = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names]
+    return f"{method}, quality of {base} within {margin:.0%}: {'; '.join(parts)}." if parts else ""
 
 
 def non_inferior(difference: Row, margin: float, is_lower_better: bool) -> str:
