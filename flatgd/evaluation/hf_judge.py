@@ -11,6 +11,7 @@ as each such model wants them:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ TOXIC = {
 
 @dataclass
 class HFJudge:
-    """A sequence classifier at work. Nothing of it is saved: its weights stay where they are."""
+    """A sequence classifier at work."""
 
     settings: JudgeSettings
     model: Any
@@ -51,6 +52,9 @@ class HFJudge:
         """The judge, its calibration from labelled rows."""
         scores = self.score(pairs_of(rows))
         return Judge(self, calibrate(scores, rows, self.settings.false_positive_rate))
+
+    def save(self, folder: Path) -> None:
+        """Nothing: its weights stay where they are."""
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Score of each (history, reply), 0..1."""

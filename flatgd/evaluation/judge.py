@@ -31,6 +31,9 @@ class Scorer(Protocol):
     def score(self, pairs: Sequence[Pair]) -> Scores:
         """Score of each (history, reply), 0..1, higher is more toxic."""
 
+    def save(self, folder: Path) -> None:
+        """Into `folder`, which is there."""
+
 
 class Calibration(NamedTuple):
     """P(toxic) = sigmoid(slope * logit(score) + intercept)  (Platt 1999), and two marks on it.

@@ -32,8 +32,7 @@ def make_judge(
     else:
         judge = train_judge(rows, settings.false_positive_rate)
         about = f"linear, trained on {len(rows):,} labelled replies"
-    if settings.kind != "hf":  # an hf judge's weights stay where they are
-        judge.scorer.save(folder)  # type: ignore[attr-defined]
+    judge.scorer.save(folder)
     save_calibration(judge, folder)
     return judge, about
 

@@ -68,7 +68,6 @@ class LinearJudge:
         return self.fitted.predict(_counts(pairs)) if pairs else np.zeros(0)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         columns, idf, weights, bias = self.fitted
         save_file(
             {"columns": columns, "idf": idf, "weights": weights}, folder / "judge.safetensors"

@@ -98,7 +98,6 @@ class TrainedJudge:
         return judge
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().contiguous().clone() for k, v in self._state().items()}
         save_file(state, folder / "judge.safetensors")
         about = {"model": self.settings.model, "epochs": self.settings.epochs}

@@ -26,6 +26,7 @@ from flatgd.report.trained import trained_with
 from flatgd.stages import key_of
 
 Row = dict[str, Any]
+STUDIES = ("flatness", "durability", "generalisation")
 PACKAGES = ("flatgd", "torch", "transformers", "numpy", "scikit-learn")
 
 
@@ -52,14 +53,15 @@ def build_report(recipe: Recipe) -> Path:
     _refuse_other_recipes(seeds[0], recipe)
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    told = findings(summary, recipe, judges)
+    studied = [studies.load_study(folder, name) for name in STUDIES]
+    told = findings(summary, recipe, judges) + studies.told_by(*studied)
     with figures.styled():
         parts = [
             Part("Results", main_tables(summary, names, recipe.generate.samples, recipe.seeds), []),
             _compared(summary, recipe, folder),
             _judged(judges, seeds[0], generations, recipe, folder),
             _trained(recipe, folder),
-            *_studied(recipe, folder),
+            *_studied(studied, recipe, folder),
         ]
     _write_tables(recipe, told, parts, folder)
     page = _template().render(
@@ -148,21 +150,19 @@ def _trained(recipe: Recipe, folder: Path) -> Part:
     return Part("Training", [], [("Step by step, smoothed", drawn)] if drawn else [])
 
 
-def _studied(recipe: Recipe, folder: Path) -> list[Part]:
+def _studied(studied: Sequence[Any], recipe: Recipe, folder: Path) -> list[Part]:
     """The studies that were made of this run."""
     names, at, parts = recipe.models, folder / "figures", []
-    flat = studies.load_study(folder, "flatness")
+    flat, durable, unseen = studied
     if flat:
         drawn = [
             ("Figure 1, from real checkpoints", studies.draw_slices(flat, names, at)),
             ("Perturbation, and the way there", studies.draw_flatness(flat, names, at)),
         ]
         parts.append(Part("Flatness", [studies.flatness_table(flat)], drawn))
-    durable = studies.load_study(folder, "durability")
     if durable:
         drawn = [("What is left of the contrast", studies.draw_durability(durable, names, at))]
         parts.append(Part("Durability", [studies.durability_table(durable, flat)], drawn))
-    unseen = studies.load_study(folder, "generalisation")
     if unseen:
         drawn = [("Seen and unseen", studies.draw_generalisation(unseen, names, at))]
         parts.append(Part("Generalisation", [studies.generalisation_table(unseen)], drawn))

@@ -2,6 +2,7 @@
 generalisation."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from flatgd.report.cells import Table, interval, number, significant
 from flatgd.report.figures import colours, save
 
 Row = dict[str, Any]
+FLATNESS = {"flatgd", "safety_loss"}
 LINES = {"end": "-", "matched": "--"}
 QUESTIONS = {"missing_negatives": "toxic replies missing", "left_out": "left out"}
 
@@ -219,3 +221,43 @@ def draw_generalisation(rows: Sequence[Row], names: Sequence[str], folder: Path)
         axis.set_ylabel("unseen")
     axes.flat[0].legend(frameon=False, fontsize=6)
     return save(figure, folder / "generalisation.svg")
+
+
+def told_by(flat: Row | None, durable: Row | None, unseen: Sequence[Row] | None) -> list[str]:
+    """What the studies say of flatgd beside safety_loss, in sentences."""
+    told = []
+    if flat and (pair := _pair(flat["points"], "matched")):
+        (a, error_a), (b, error_b) = (point["relative_flatness"] for point in pair)
+        is_clear = abs(a - b) > 2 * math.hypot(error_a, error_b)
+        verdict = ("flatter" if a < b else "sharper") if is_clear else "undecided"
+        told.append(
+            f"At the same L_S of {pair[0]['safety_loss']:.4f} flatgd's relative flatness is "
+            f"{significant(a)} ± {significant(error_a, 2)}, safety_loss's {significant(b)} ± "
+            f"{significant(error_b, 2)}: {verdict}; ‖grad L_S‖ {significant(pair[0]['grad_norm'])} "
+            f"and {significant(pair[1]['grad_norm'])}."
+        )
+    if durable:
+        for attack in ("benign", "toxic"):
+            rows = [row for row in durable["lost"] if row["attack"] == attack]
+            if pair := _pair(rows, "matched"):
+                shown = [_lasting(row, durable, attack) for row in pair]
+                told.append(
+                    f"Until half of the gain in contrast is lost to {attack} tuning, from the same "
+                    f"L_S: flatgd {shown[0]}, safety_loss {shown[1]}."
+                )
+    for row in unseen or []:
+        if row["method"] == "flatgd - safety_loss" and row["metric"] == "contrast":
+            is_clear = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+            gap = interval(row["value"], row["low"], row["high"], 3)
+            told.append(
+                f"{row['dataset']} {QUESTIONS[row['question']]}: flatgd's loss in contrast less "
+                f"safety_loss's {gap}{'' if is_clear else ' (undecided)'}; above 0, it "
+                "generalises better."
+            )
+    return told
+
+
+def _pair(rows: Sequence[Row], at: str) -> list[Row]:
+    """flatgd's and safety_loss's row at such a point, none where one is missing."""
+    found = {row["method"]: row for row in rows if row["at"] == at}
+    return [found[name] for name in ("flatgd", "safety_loss")] if found.keys() >= FLATNESS else []

@@ -45,11 +45,14 @@ def study_flatness(
     run, names = open_run(checkpoints, display)
     land = Landscape(run, rows)
     run.display.line("flatness", f"{rows} training and {rows} test rows, {probes} probes")
-    measured = []
+    measured: list[Row] = []
     points = land.points(names)
     with run.display.bar("flatness", len(points)) as advance:
         for point in points:
-            measured.append(measure(land, point, probes))
+            ends = [row for row in measured if row["method"] == point.method]
+            is_end = bool(ends) and ends[0]["step"] == round(point.step, 2)
+            found = {**ends[0], "at": point.at} if is_end else measure(land, point, probes)
+            measured.append(found)
             advance(1)
     paths = [row for name in names for row in path_of(land, name)]
     slices = [row for name in names for row in slices_of(land, name)]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -70,10 +69,9 @@ class Landscape:
 
     def __init__(self, run: Run, rows: int):
         self.run = run
-        backbone = run.recipe.backbone
         self.model, self.family = run.model_of("backbone")
         self.model.eval()
-        self.start: State = _copied(load_model(backbone).state_dict())
+        self.start: State = load_model(run.recipe.backbone).state_dict()
         clean, toxic = (run.model_of(name)[0] for name in EXPERTS)
         fields = run.recipe.train
         self.method = SafetyLoss(
@@ -122,20 +120,11 @@ class Landscape:
         kept = sorted(
             (folder / "path").glob("*/model.safetensors"), key=lambda p: int(p.parent.name)
         )
-        steps = [(int(path.parent.name), self._loaded(path)) for path in kept]
-        last = _copied(load_model(folder).state_dict())
+        steps = [(int(path.parent.name), load_model(path.parent).state_dict()) for path in kept]
         log = (folder / "training.jsonl").read_text().splitlines()
         end = int(json.loads(log[-1])["step"]) if log else 0
         inner = [(step, state) for step, state in steps if step < end]
-        return [(0, self.start), *inner, (end, last)]
-
-    def _loaded(self, path: Path) -> State:
-        """A snapshot: tied weights stand in the file once."""
-        found = load_file(path)
-        state = {name: found.get(name) for name in self.start}
-        if any(value is None for value in state.values()):
-            state = _copied(load_model(path.parent).state_dict())  # type: ignore[assignment]
-        return state  # type: ignore[return-value]
+        return [(0, self.start), *inner, (end, load_model(folder).state_dict())]
 
     def points(self, names: Iterable[str]) -> list[Point]:
         """Each method's end point, and the point on its path whose L_S is that of the worst end."""
@@ -180,10 +169,6 @@ def between(one: State, other: State, share: float) -> State:
         name: torch.lerp(value, other[name], share) if value.is_floating_point() else value
         for name, value in one.items()
     }
-
-
-def _copied(state: State) -> State:
-    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def _drawn(rows: Sequence[Dialogue], count: int) -> list[Dialogue]:
