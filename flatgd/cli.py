@@ -145,7 +145,7 @@ CheckpointArgument = Annotated[
 def flatness(
     checkpoints: CheckpointArgument,
     rows: Annotated[int, typer.Option(min=2, help="Training and test rows each.")] = 48,
-    probes: Annotated[int, typer.Option(min=2, help="Random probes of trace and flatness.")] = 8,
+    probes: Annotated[int, typer.Option(min=2, help="Random probes of trace and flatness.")] = 12,
 ) -> None:
     """How flat the minimum is where trainings ended, and where their L_S was the same."""
     from flatgd.progress import Display

@@ -342,6 +342,10 @@ class Run:
         self.display.line("report", str(page))
         return page
 
+    def keys(self, names: Sequence[str]) -> dict[str, str | None]:
+        """What the trained methods stand for: a study is of these checkpoints and no others."""
+        return {self._place(name): self.stages.key(self._place(name)) for name in names}
+
     # Plumbing
 
     def _produce(self, place: str, key: str, build: Callable[[Path], str]) -> None:

@@ -45,7 +45,7 @@ class Stages:
     def produce(self, name: str, key: str, build: Callable[[Path], None]) -> Outcome:
         """Make `root/name` hold what `key` stands for; `build` writes it to a given path."""
         target, stamp = self.root / name, self._stamp(name)
-        if self._key(name) == key:
+        if self.key(name) == key:
             return "kept"
         target.parent.mkdir(parents=True, exist_ok=True)
         begun = time.time()
@@ -67,10 +67,10 @@ class Stages:
 
     def is_outdated(self, name: str, key: str) -> bool:
         """Whether the output is there, under another key."""
-        return self._key(name) not in (None, key)
+        return self.key(name) not in (None, key)
 
-    def _key(self, name: str) -> str | None:
-        """The key of a finished output, None where there is none."""
+    def key(self, name: str) -> str | None:
+        """What a finished output stands for, None where there is none."""
         try:
             record = json.loads(self._stamp(name).read_text())
         except (OSError, ValueError):
@@ -84,7 +84,7 @@ class Stages:
         """Another output of that key, here or above."""
         for path in sorted(self._stamps.glob("*.json")):
             other = json.loads(path.read_text())["name"]
-            if (other != name or is_parent) and self._key(other) == key:
+            if (other != name or is_parent) and self.key(other) == key:
                 return self.root / str(other)
         return self._parent._twin(name, key, True) if self._parent else None
 

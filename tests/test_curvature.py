@@ -118,13 +118,25 @@ def quadratic(scale: Tensor) -> tuple[list[Tensor], Callable[[], Iterator[Tensor
     return [theta], lambda: iter([(scale * theta**2).sum() / 2])
 
 
-def test_worst_case_of_a_quadratic_is_found_on_the_sphere() -> None:
-    """f = (a x^2 + b y^2) / 2 at (3, 4), of length 5, one tensor: the sphere of relative radius r
-    has radius 5 r. With a = b the worst is straight on: (5 + 5 r)^2 / 2."""
+def test_worst_case_of_a_quadratic_is_a_corner_of_the_box() -> None:
+    """f = (x^2 + y^2) / 2 at (3, 4): the worst with no weight moved by more than r of its size is
+    both grown by r, (1 + r)^2 * 12.5. With -y^2 it is x grown and y shrunk."""
     parameters, losses = quadratic(torch.ones(2, dtype=torch.float64))
     found = under_worst(parameters, losses, [0.1, 0.2])
-    assert found == pytest.approx([5.5**2 / 2, 6.0**2 / 2], rel=1e-9)
+    assert found == pytest.approx([1.21 * 12.5, 1.44 * 12.5], rel=1e-9)
     assert torch.equal(parameters[0].detach(), torch.tensor([3.0, 4.0], dtype=torch.float64))
+    parameters, losses = quadratic(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    (found_here,) = under_worst(parameters, losses, [0.1])
+    assert found_here == pytest.approx((9 * 1.21 - 16 * 0.81) / 2, rel=1e-9)
+
+
+def test_rescaling_layers_leaves_the_worst_case_as_it_is(case: Case) -> None:
+    model, parameters, losses = case
+    before = under_worst(parameters, losses, [0.01, 0.05])
+    with torch.no_grad():
+        model[0].weight.mul_(10.0)
+        model[2].weight.div_(10.0)
+    assert under_worst(parameters, losses, [0.01, 0.05]) == pytest.approx(before, rel=1e-9)
 
 
 def test_random_perturbations_of_a_quadratic() -> None:

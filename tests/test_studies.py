@@ -139,13 +139,19 @@ def test_rounding_by_hand() -> None:
 
 def test_what_was_lost_by_hand() -> None:
     """A gain of 1 that falls to .5 between strengths 2 and 4 (.8 to .2): at 3. Rounding counts from
-    32 bits down: half lost between 8 and 6 bits is 25 below."""
+    32 bits down: half lost between 8 and 6 bits is 25 below. The gain is over the backbone treated
+    alike: 2 - 1 at 32 bits, 2.5 - 1.5 at 8, 1 - 1 at 6."""
     assert half_lost([0, 2, 4], [1.0, 0.8, 0.2]) == pytest.approx(3.0)
     assert half_lost([0, 2], [1.0, 0.9]) is None
     assert half_lost([0, 2], [-1.0, -2.0]) is None
     row = {"method": "m", "at": "end", "attack": "rounding"}
-    curves = [{**row, "strength": s, "contrast": c} for s, c in ((32, 2.0), (8, 2.0), (6, 1.0))]
-    (found,) = losses_of(curves, floor=1.0)
+    measured = {"m": (2.0, 2.5, 1.0), "backbone": (1.0, 1.5, 1.0)}
+    curves = [
+        {**row, "method": method, "strength": bits, "contrast": contrast}
+        for method, values in measured.items()
+        for bits, contrast in zip((32, 8, 6), values, strict=True)
+    ]
+    (found,) = losses_of(curves)
     assert found["gain"] == 1.0
     assert found["kept"] == 0.0
     assert found["half_lost"] == pytest.approx(25.0)
@@ -156,7 +162,7 @@ def test_generalisation_trains_what_is_left_and_reuses_the_rest(two_sources: Pat
     judges = (job.root / "judges/linear/calibration.json").stat().st_mtime
     shown = CliRunner().invoke(app, ["generalise", str(two_sources)])
     assert shown.exit_code == 0, shown.output
-    rows = json.loads((job.root / "report/generalisation.json").read_text())
+    rows = json.loads((job.root / "report/generalisation.json").read_text())["rows"]
     asked = {(row["question"], row["dataset"]) for row in rows}
     assert asked == {(q, d) for q in ("missing_negatives", "left_out") for d in ("more", "test")}
     assert {row["method"] for row in rows} == {*job.recipe.methods, "flatgd - safety_loss"}
@@ -172,6 +178,8 @@ def test_generalisation_trains_what_is_left_and_reuses_the_rest(two_sources: Pat
     )
     assert seen["seen"] == pytest.approx(own)
     assert "Generalisation" in (job.root / "report/index.html").read_text()
+    finished(two_sources, "train.max_steps=2")  # of other checkpoints than those that are there now
+    assert "Generalisation" not in (job.root / "report/index.html").read_text()
 
 
 def test_without_a_second_data_set_there_is_nothing_to_hold_out(

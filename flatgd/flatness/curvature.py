@@ -150,24 +150,25 @@ def under_random(
 def under_worst(
     parameters: Sequence[Tensor], losses: Losses, radii: Sequence[float], steps: int = 3
 ) -> list[float]:
-    """The largest loss found at most r away, for each radius r: a lower bound of the worst case.
+    """The largest loss found with no weight moved by more than r of its size, for each radius r: a
+    lower bound of the worst case.
 
-    Distance is measured tensor by tensor relative to the tensor's length, as in `under_random`: the
-    root of the sum of (|d_i| / |theta_i|)^2 over tensors i, over the root of their number. Steps of
-    steepest ascent in that measure, each back to the sphere (adaptive SAM's, Kwon et al. 2021).
+    Steps of ascent by the gradient's signs, each weight by its own size, back into the box (the
+    sharpness of Keskar et al. 2017, whose box is relative too; scale-free as adaptive SAM's, Kwon
+    et al. 2021, with p = infinity). Not a ball: in a ball a few weights may use up all the room.
     """
-    lengths = [max(float(p.detach().norm()), 1e-12) for p in parameters]
+    sizes = [p.detach().abs() for p in parameters]
     found = []
     for radius in radii:
         offset = [torch.zeros_like(p) for p in parameters]
         best = -math.inf
-        for _ in range(steps):
+        for step in range(steps):
             with shifted(parameters, offset, 1.0):
                 grads = gradient(parameters, losses)
-            rise = [g * length**2 for g, length in zip(grads, lengths, strict=True)]
-            size = _relative(rise, lengths)
-            torch._foreach_add_(offset, rise, alpha=radius / max(size, 1e-30))
-            offset = _scaled(offset, radius / max(_relative(offset, lengths), 1e-30))
+            length = radius if step == 0 else radius / 2
+            for move, grad, size in zip(offset, grads, sizes, strict=True):
+                move.add_(grad.sign() * size, alpha=length)
+                torch.clamp(move, -radius * size, radius * size, out=move)
             with shifted(parameters, offset, 1.0):
                 best = max(best, loss_value(losses))
         found.append(best)
@@ -196,11 +197,6 @@ def shifted(
     finally:
         with torch.no_grad():
             torch._foreach_copy_(list(parameters), saved)
-
-
-def _relative(tensors: Sequence[Tensor], lengths: Sequence[float]) -> float:
-    parts = [(float(t.norm()) / length) ** 2 for t, length in zip(tensors, lengths, strict=True)]
-    return math.sqrt(sum(parts) / len(parts))
 
 
 def _gaussian(parameters: Sequence[Tensor], generator: torch.Generator) -> Gradient:

@@ -53,7 +53,7 @@ def build_report(recipe: Recipe) -> Path:
     _refuse_other_recipes(seeds[0], recipe)
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    studied = [studies.load_study(folder, name) for name in STUDIES]
+    studied = [studies.load_study(root, name) for name in STUDIES]
     told = findings(summary, recipe, judges) + studies.told_by(*studied)
     with figures.styled():
         parts = [

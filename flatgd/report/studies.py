@@ -11,17 +11,23 @@ import matplotlib.pyplot as plt
 
 from flatgd.report.cells import Table, interval, number, significant
 from flatgd.report.figures import colours, save
+from flatgd.stages import Stages
 
 Row = dict[str, Any]
 FLATNESS = {"flatgd", "safety_loss"}
-LINES = {"end": "-", "matched": "--"}
+LINES = {"start": ":", "end": "-", "matched": "--"}
 QUESTIONS = {"missing_negatives": "toxic replies missing", "left_out": "left out"}
 
 
-def load_study(report: Path, name: str) -> Any:
-    """The figures of a study, None where it was not made."""
-    path = report / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def load_study(root: Path, name: str) -> Any:
+    """The figures of a study of a run; None where it was not made, or of other checkpoints than
+    those that are there now."""
+    path, stages = root / f"report/{name}.json", Stages(root)
+    if not path.exists():
+        return None
+    study = json.loads(path.read_text())
+    is_current = all(stages.key(place) == key for place, key in study["of"].items())
+    return study if is_current else None
 
 
 def flatness_table(study: Row) -> Table:
@@ -137,7 +143,8 @@ def durability_table(study: Row, flatness: Row | None) -> Table:
             "relative flatness",
         ],
         rows,
-        f"Gain in contrast over the backbone, and what it takes until half of it is lost: steps of "
+        "Gain in contrast over the backbone treated alike, and what it takes until half of it is "
+        f"lost: steps of "
         f"tuning ({study['steps']} at most), relative size of the noise, bits of the weights. "
         "'kept' tells the share of the gain that is left where half never was lost.",
     )
@@ -159,18 +166,21 @@ def draw_durability(study: Row, names: Sequence[str], folder: Path) -> Path:
     labels = ("steps of benign tuning", "steps of toxic tuning", "noise, relative", "bits")
     for axis, attack, label in zip(axes.flat, attacks, labels, strict=True):
         rows = [row for row in study["curves"] if row["attack"] == attack]
-        for method, at in dict.fromkeys((row["method"], row["at"]) for row in rows):
+        own = [row for row in rows if row["method"] != "backbone"]
+        for method, at in dict.fromkeys((row["method"], row["at"]) for row in own):
             mine = [r for r in rows if (r["method"], r["at"]) == (method, at)]
+            floor = {r["strength"]: r["contrast"] for r in rows if r["method"] == "backbone"}
+            gains = [r["contrast"] - floor[r["strength"]] for r in mine]
             places = [str(r["strength"]) if attack == "rounding" else r["strength"] for r in mine]
             how = {"color": colour[method], "ls": LINES[at], "label": f"{method}, {at}"}
-            axis.plot(places, [r["contrast"] for r in mine], lw=1.3, **how)
-        axis.axhline(study["backbone"], color="#8a8f98", lw=0.8)
-        axis.set_title(f"contrast after {label}", loc="left", fontsize=9)
+            axis.plot(places, gains, lw=1.3, **how)
+        axis.axhline(0.0, color="#8a8f98", lw=0.8)
+        axis.set_title(f"gain after {label}", loc="left", fontsize=9)
     axes.flat[0].legend(frameon=False, fontsize=7)
     return save(figure, folder / "durability.svg")
 
 
-def generalisation_table(rows: Sequence[Row]) -> Table:
+def generalisation_table(study: Row) -> Table:
     shown = [
         [
             row["method"],
@@ -180,7 +190,7 @@ def generalisation_table(rows: Sequence[Row]) -> Table:
             "" if row["unseen"] is None else number(row["unseen"], 3),
             interval(row["value"], row["low"], row["high"], 3),
         ]
-        for row in rows
+        for row in study["rows"]
     ]
     return Table(
         "Generalisation: what was not trained on",
@@ -192,8 +202,9 @@ def generalisation_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def draw_generalisation(rows: Sequence[Row], names: Sequence[str], folder: Path) -> Path:
+def draw_generalisation(study: Row, names: Sequence[str], folder: Path) -> Path:
     """Seen against unseen, a panel a metric and test set."""
+    rows = study["rows"]
     panels = list(dict.fromkeys((row["dataset"], row["metric"]) for row in rows))
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -223,7 +234,7 @@ def draw_generalisation(rows: Sequence[Row], names: Sequence[str], folder: Path)
     return save(figure, folder / "generalisation.svg")
 
 
-def told_by(flat: Row | None, durable: Row | None, unseen: Sequence[Row] | None) -> list[str]:
+def told_by(flat: Row | None, durable: Row | None, unseen: Row | None) -> list[str]:
     """What the studies say of flatgd beside safety_loss, in sentences."""
     told = []
     if flat and (pair := _pair(flat["points"], "matched")):
@@ -245,7 +256,7 @@ def told_by(flat: Row | None, durable: Row | None, unseen: Sequence[Row] | None)
                     f"Until half of the gain in contrast is lost to {attack} tuning, from the same "
                     f"L_S: flatgd {shown[0]}, safety_loss {shown[1]}."
                 )
-    for row in unseen or []:
+    for row in unseen["rows"] if unseen else []:
         if row["method"] == "flatgd - safety_loss" and row["metric"] == "contrast":
             is_clear = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
             gap = interval(row["value"], row["low"], row["high"], 3)

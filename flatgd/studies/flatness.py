@@ -33,7 +33,7 @@ from flatgd.progress import Display
 from flatgd.studies.points import Landscape, Point, State, between, open_run
 
 Row = dict[str, Any]
-RADII = (0.002, 0.005, 0.01, 0.02, 0.05)
+RADII = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 ALONG = [round(-0.25 + 0.125 * i, 3) for i in range(15)]  # 0 the backbone, 1 the end point
 ACROSS = [round(-0.1 + 0.02 * i, 3) for i in range(11)]  # relative to the weights
 
@@ -57,6 +57,7 @@ def study_flatness(
     paths = [row for name in names for row in path_of(land, name)]
     slices = [row for name in names for row in slices_of(land, name)]
     told = {
+        "of": run.keys(names),
         "rows": rows,
         "probes": probes,
         "radii": RADII,

@@ -54,7 +54,8 @@ def study_generalisation(run: Run) -> Path:
             rows += [{"question": question, **row} for row in gaps(seen, unseen, settings)]
     file = run.root / "report/generalisation.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    told = {"of": run.keys(list(run.recipe.methods)), "rows": rows}
+    file.write_text(json.dumps(told, indent=1) + "\n")
     return file
 
 
