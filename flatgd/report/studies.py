@@ -261,7 +261,7 @@ def told_by(flat: Row | None, durable: Row | None, unseen: Row | None) -> list[s
             is_clear = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
             gap = interval(row["value"], row["low"], row["high"], 3)
             told.append(
-                f"{row['dataset']} {QUESTIONS[row['question']]}: flatgd's loss in contrast less "
+                f"{row['dataset']} {QUESTIONS[row['question']]}: flatgd's change in contrast less "
                 f"safety_loss's {gap}{'' if is_clear else ' (undecided)'}; above 0, it "
                 "generalises better."
             )
