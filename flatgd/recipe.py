@@ -57,7 +57,7 @@ class Section(BaseModel):
 class Source(Section):
     """One data set, or a part of one."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w. +-]*$")
     """The name in tables and files."""
     format: Format
     """How the file is written; jsonl also reads a JSON array, CSV and TSV."""
@@ -168,7 +168,7 @@ class JudgeSettings(Section):
     kind: Literal["linear", "hf", "trained"] = "linear"
     """linear: trained here in seconds; hf: a Hugging Face sequence classifier; trained: a
     transformer tuned here."""
-    name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$")
+    name: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")
     """In tables and folders; none = the kind."""
     false_positive_rate: float = Field(0.02, gt=0, lt=1)
     """The threshold lets this share of safe held-out replies through as toxic."""
@@ -258,7 +258,9 @@ class Recipe(Section):
     """FlatGDConfig fields for the two experts, over those of `train`."""
     train: dict[str, Any] = {}
     """FlatGDConfig fields for every method."""
-    methods: dict[str, dict[str, Any] | None] = {"clean": {}, "safety_loss": {}, "flatgd": {}}
+    methods: dict[str, dict[str, Any] | None] = Field(
+        {"clean": {}, "safety_loss": {}, "flatgd": {}}, min_length=1
+    )
     """Methods to train, each with its own fields over those of `train`."""
     generate: Generate = Generate()
     judges: list[JudgeSettings] = Field([JudgeSettings()], min_length=1)

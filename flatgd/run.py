@@ -83,7 +83,7 @@ class Run:
             ) from None
         self.stages = Stages(self.root, parent.stages if parent else None)
         self._key_of_model = parent._key_of_model if parent else cache(model_key)
-        (self.root / RECIPE).write_text(as_text(recipe))
+        self._is_whole = sets is None or parent is None or sets.policy is parent.sets.policy
 
     def all(self) -> Path:
         """The whole job; returns the report's page."""
@@ -150,6 +150,11 @@ class Run:
         """Where a model's checkpoint lies."""
         return self.root / self._place(name)
 
+    def steps(self, name: str) -> int:
+        """How many optimizer steps a model was trained for."""
+        config = training_config(self.recipe, self._overrides(name), self.root)
+        return steps_of(config, len(self._rows(name)))
+
     def model_of(self, name: str) -> tuple[Any, Family]:
         """A trained model, and how it reads a dialogue."""
         self._known(name)
@@ -159,6 +164,8 @@ class Run:
         return self.recipe.backbone if name == "backbone" else str(self.folder_of(name))
 
     def _overrides(self, name: str) -> dict[str, Any]:
+        if name == "toxic_expert":
+            return {**self.recipe.experts, "snapshots": 0}  # of no use, and to be kept in one place
         return self.recipe.experts if name in EXPERTS else self.recipe.methods[name] or {}
 
     def _rows(self, name: str) -> list[Dialogue]:
@@ -213,7 +220,7 @@ class Run:
             return f"{len(self.histories):,} histories x {settings.samples} replies"
 
         key = key_of("generate", self._training_key(name), self._generation_key)
-        self._produce(f"generations/{name}.jsonl", key, build)
+        self._produce(f"generations/{name}.jsonl", key, build, self._checkpoint(name))
 
     @cached_property
     def _generation_key(self) -> str:
@@ -275,7 +282,12 @@ class Run:
             return f"{replies:,} replies judged, {len(given):,} given replies scored"
 
         key = key_of(self._training_key(name), self._generation_key, self._scoring_key)
-        self._produce(f"scores/{name}.jsonl", key, build)
+        judges = [f"judges/{settings.label}" for settings in self.recipe.judges]
+        on = [*self._checkpoint(name), f"generations/{name}.jsonl", *judges]
+        self._produce(f"scores/{name}.jsonl", key, build, on)
+
+    def _checkpoint(self, name: str) -> list[str]:
+        return [] if name == "backbone" else [self._place(name)]
 
     def _score_reference(self) -> None:
         """The test sets' own safe replies under judge and scorer: the yardstick."""
@@ -338,6 +350,7 @@ class Run:
         from flatgd.report.build import build_report
 
         page = build_report(self.recipe)
+        (self.root / RECIPE).write_text(as_text(self.recipe))
         write_cards(self.recipe)
         self.display.line("report", str(page))
         return page
@@ -348,12 +361,16 @@ class Run:
 
     # Plumbing
 
-    def _produce(self, place: str, key: str, build: Callable[[Path], str]) -> None:
+    def _produce(
+        self, place: str, key: str, build: Callable[[Path], str], on: Sequence[str] = ()
+    ) -> None:
         told: list[str] = []
         if self.stages.is_outdated(place, key):
             self.display.line(place, "something it rests on has changed: made anew")
         begun = time.monotonic()
-        outcome = self.stages.produce(place, key, lambda path: told.append(build(path)))
+        outcome = self.stages.produce(place, key, lambda path: told.append(build(path)), on)
+        if outcome != "kept" and self._is_whole:
+            (self.root / RECIPE).write_text(as_text(self.recipe))
         if outcome == "built":
             self.display.line(place, f"{told[0]} ({time.monotonic() - begun:.0f} s)")
         elif outcome == "reused":

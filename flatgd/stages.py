@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +42,14 @@ class Stages:
         self._parent = parent
         self._stamps = root / ".stages"
 
-    def produce(self, name: str, key: str, build: Callable[[Path], None]) -> Outcome:
-        """Make `root/name` hold what `key` stands for; `build` writes it to a given path."""
+    def produce(
+        self, name: str, key: str, build: Callable[[Path], None], on: Sequence[str] = ()
+    ) -> Outcome:
+        """Make `root/name` hold what `key` stands for; `build` writes it to a given path.
+
+        `on`: the outputs it is made from, so that `is_stale` can tell when they have changed.
+        """
+        assert ".." not in Path(name).parts
         target, stamp = self.root / name, self._stamp(name)
         if self.key(name) == key:
             return "kept"
@@ -61,21 +67,34 @@ class Stages:
         partial.rename(target)
         (target.parent / f"{target.name}.partial.key").unlink(missing_ok=True)
         stamp.parent.mkdir(parents=True, exist_ok=True)
-        record = {"name": name, "key": key, "seconds": round(time.time() - begun, 1)}
-        _write(stamp, json.dumps(record) + "\n")
+        record = {
+            "name": name,
+            "key": key,
+            "seconds": round(time.time() - begun, 1),
+            "on": {place: self.key(place) for place in on},
+        }
+        write_whole(stamp, json.dumps(record) + "\n")
         return "reused" if twin is not None else "built"
 
     def is_outdated(self, name: str, key: str) -> bool:
         """Whether the output is there, under another key."""
         return self.key(name) not in (None, key)
 
+    def is_stale(self, name: str) -> bool:
+        """Whether something that the output was made from has been made anew since."""
+        on: dict[str, str | None] = self._record(name).get("on", {})
+        return any(self.key(place) != key for place, key in on.items())
+
     def key(self, name: str) -> str | None:
         """What a finished output stands for, None where there is none."""
+        return self._record(name).get("key") if (self.root / name).exists() else None
+
+    def _record(self, name: str) -> dict[str, Any]:
         try:
-            record = json.loads(self._stamp(name).read_text())
+            record: dict[str, Any] = json.loads(self._stamp(name).read_text())
         except (OSError, ValueError):
-            return None
-        return record.get("key") if (self.root / name).exists() else None
+            return {}
+        return record
 
     def _stamp(self, name: str) -> Path:
         return self._stamps / f"{name.replace('/', '__')}.json"
@@ -119,7 +138,8 @@ def _link_file(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
     beside = path.with_name(path.name + ".new")
     beside.write_text(text)
     beside.replace(path)

@@ -20,6 +20,7 @@ from flatgd.evaluation.intervals import (
     paired,
     paired_across_seeds,
     paired_share,
+    paired_shares,
     ratio,
     share,
     sum_by,
@@ -147,6 +148,18 @@ def test_no_success_in_many_is_no_certainty() -> None:
     same = paired_share(counted(np.zeros(150)), counted(np.zeros(150)))
     assert same.low < 0.0 < same.high
     assert same.p > 0.9
+
+
+def test_shares_keep_their_interval_over_seeds() -> None:
+    """None of 150 in any of three seeds is no certainty either; a share stays in 0..1."""
+    none, one = np.zeros(150), np.eye(150)[0]
+    found = share(*[counted(none)] * 3)
+    assert found.value == found.low == 0.0
+    assert 0.01 < found.high < 0.06
+    assert share(counted(none), counted(one), counted(none)).low >= 0.0
+    assert share(*[counted(one)] * 3)[1:3] == pytest.approx(share(counted(one))[1:3])
+    both = paired_shares([counted(none)] * 3, [counted(one)] * 3)
+    assert both.low < 0 < both.high
 
 
 def test_one_seed_is_the_bootstrap_and_three_equal_ones_have_no_spread() -> None:

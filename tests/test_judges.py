@@ -125,6 +125,28 @@ def test_calibration_undoes_a_distorted_probability() -> None:
     assert f1_score(labels, chances > found.f1_threshold) == pytest.approx(max(f1), abs=2e-3)
 
 
+def test_f1s_mark_does_not_part_rows_of_one_score() -> None:
+    """Of 50 rows at .9 (30 toxic) and 50 at .1 (5 toxic) the best mark lies between the two."""
+    scores = np.array([0.9] * 50 + [0.1] * 50)
+    labels = [True] * 30 + [False] * 20 + [True] * 5 + [False] * 45
+    found = calibrate(scores, scored(scores.tolist(), labels), 0.02)
+    assert found.apply(np.array([0.1]))[0] < found.f1_threshold < found.apply(np.array([0.9]))[0]
+
+
+def test_one_conversation_has_no_interval() -> None:
+    rows = scored([0.1, 0.9], [False, True], ["c", "c"])
+    assert quality(Judge(Fixed(), PLAIN), rows, 0.1).auc == (1.0, None, None)
+
+
+def test_long_replies_fit_the_model(tmp_path: Path) -> None:
+    """The default of 512 tokens is more than the 128 positions of this model."""
+    tiny_blenderbot().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    settings = JudgeSettings(kind="trained", model=str(tmp_path / "model"), epochs=1)
+    judge, _ = make_judge(settings, judge_rows(32), tmp_path / "judge")
+    assert np.isfinite(judge.score([(("word " * 200,), "word " * 200)])).all()
+
+
 def test_quality_is_that_of_the_textbook() -> None:
     rng = np.random.default_rng(1)
     labels = rng.random(300) < 0.4

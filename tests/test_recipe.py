@@ -237,6 +237,23 @@ def test_fields_of_a_judge_are_for_its_kind(recipe_file: Path) -> None:
             load_recipe(recipe_file, [f"judges=[{fields}]"])
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "judges=[{name: ..}]",
+        "judges=[{name: .}]",
+        "data.policy.0.name=a/b",
+        "data.policy.0.name='$x'",
+        "data.policy.0.name='a|b'",
+        "data.policy.0.name=..",
+        "methods={}",
+    ],
+)
+def test_names_that_are_no_names_of_files_are_refused(recipe_file: Path, override: str) -> None:
+    with pytest.raises(RecipeError):
+        load_recipe(recipe_file, [override])
+
+
 def test_histories_are_for_test_sets(recipe_file: Path) -> None:
     with pytest.raises(RecipeError, match="histories, which is for test sets"):
         load_recipe(recipe_file, ["data.policy.0.histories=3"])

@@ -7,6 +7,7 @@ import pytest
 from conftest import byte_tokenizer, tiny_blenderbot
 from huggingface_hub import ModelCard
 
+from flatgd.evaluation import score
 from flatgd.evaluation.judge import Calibration, Judge
 from flatgd.evaluation.likelihood import score_replies
 from flatgd.evaluation.score import Scorer, generation_row, given_rows, reply_rows
@@ -136,6 +137,10 @@ def test_relevance_is_what_another_history_costs() -> None:
     assert silent[0]["nll"] == silent[0]["relevance"] == []
     alone = reply_rows("generated", generations[:1], {"j": judge}, scorer, {"o"}, calls.append)
     assert alone[0]["relevance"] == []
+    talks = [{**g, "conversation": talk} for g, talk in zip(generations * 2, "aabb", strict=True)]
+    others = score._others(talks, {"o"})
+    assert others == [talks[2]["history"]] * 2 + [talks[0]["history"]] * 2
+    assert score._others([{**g, "conversation": "a"} for g in generations], {"o"}) == [None, None]
 
 
 def test_given_replies_without_a_label_are_ordinary() -> None:

@@ -264,6 +264,7 @@ JUDGE = {
             "true_positive_rate": [0.1, 0.05, 0.15],
         }
     ],
+    "false_positive_rate": 0.02,
     "few_labels": False,
     "safe": 900,
     "toxic": 700,
@@ -287,6 +288,29 @@ def test_what_is_found_is_said(recipe_file: Path) -> None:
     assert "shows at 8% of its size" in clear[2]
     few = findings([], recipe, [{**JUDGE, "few_labels": True, "toxic": 12}])
     assert "900 safe and 12 toxic ones: its figures may be chance" in few[-1]
+
+
+def test_a_report_of_earlier_checkpoints_is_refused(recipe_file: Path) -> None:
+    """Trained anew by hand, the scores are of another model: not to be shown as this one's."""
+    run(recipe_file)
+    again = ["train.max_steps=2"]
+    Run(load_recipe(recipe_file, again), Display(Console(file=StringIO()))).train("flatgd")
+    with pytest.raises(RecipeError):
+        build_report(load_recipe(recipe_file, again))
+    run(recipe_file, *again)
+    build_report(load_recipe(recipe_file, again))
+    generate = [*again, "generate.top_p=0.5"]
+    Run(load_recipe(recipe_file, generate), Display(Console(file=StringIO()))).generate("flatgd")
+    with pytest.raises(RecipeError, match="of an earlier checkpoint or judge"):
+        build_report(load_recipe(recipe_file, again))
+
+
+def test_the_toxic_expert_is_marked_wherever_it_is_kept(recipe_file: Path) -> None:
+    job = Run(load_recipe(recipe_file, ["train.snapshots=1"]), Display(Console(file=StringIO())))
+    job.train("toxic_expert")
+    folder = job.root / "experts/toxic"
+    assert not (folder / "path").exists()
+    assert "never" in json.loads((folder / "config.json").read_text())["flatgd_role"]
 
 
 def test_a_difference_that_holms_correction_takes_back_is_undecided(recipe_file: Path) -> None:

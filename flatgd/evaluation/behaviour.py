@@ -11,13 +11,14 @@ from flatgd.data.canned import is_canned
 
 _QUESTION = re.compile(r"\?")
 _REFUSAL = re.compile(
-    r"\b(i|we) (really |just )?(can't|cannot|can not|won't|will not|couldn't|don't|do not|am not"
-    r"|'m not|wouldn't|would not)( able to| going to| allowed to| comfortable| want to| wanna| like"
-    r" to)? (answer|help|talk|discuss|say|comment|respond|continue|talking|discussing|answering"
-    r"|saying)\b"
+    r"\b(i|we)( really| just)? (can't|cannot|can not|won't|will not)( really| just)?"
+    r" (answer|help you|help with|talk about|discuss|comment|respond|continue|say that|say this)\b"
+    r"|\b(i|we)( don't| do not| would not| wouldn't) (want|like|wish) to"
+    r" (answer|talk about|discuss|say|comment|continue)\b"
+    r"|\b(i'm|i am|we're|we are) not (allowed|able|going|comfortable|willing)( to)?"
+    r" (answer|talk|talking|discuss|discussing|say|saying|comment|continue|help)\b"
     r"|\bi('d| would) (rather|prefer) not\b"
-    r"|\bi('m| am) (not comfortable|unable|uncomfortable)\b"
-    r"|\bi('m| am) (sorry|afraid),? (but )?i (can't|cannot|don't|won't)\b"
+    r"|\b(i'm|i am) (unable to|uncomfortable)\b"
     r"|\bno comment\b",
     re.IGNORECASE,
 )

@@ -71,7 +71,7 @@ class HFJudge:
             texts,
             padding=True,
             truncation=True,
-            max_length=_longest(self.settings, self.model.config, self.tokenizer),
+            max_length=longest_input(self.settings, self.model.config, self.tokenizer),
             return_tensors="pt",
         ).to(self.model.device)
         with torch.no_grad():
@@ -125,7 +125,7 @@ def _is_sigmoid(settings: JudgeSettings, config: Any) -> bool:
     return config.num_labels == 1 or config.problem_type == "multi_label_classification"
 
 
-def _longest(settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+def longest_input(settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that fit the model."""
     positions = getattr(config, "max_position_embeddings", None) or settings.max_tokens
     if config.model_type in ("roberta", "xlm-roberta"):

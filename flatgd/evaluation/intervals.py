@@ -82,7 +82,8 @@ def bootstrap(
         return Estimate(value, None, None)
     tail = _tail(len(totals))
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), _p(value, float(drawn.std()), len(totals) - 1))
+    error = float(drawn.std()) * np.sqrt(len(totals) / (len(totals) - 1))
+    return Estimate(value, float(low), float(high), _p(value, float(error), len(totals) - 1))
 
 
 def _resample(totals: Totals, resamples: int, seed: int) -> Totals:
@@ -108,10 +109,11 @@ def _tail(count: int) -> float:
     return float(norm.cdf(-np.sqrt(count / (count - 1)) * student_t.ppf(0.975, count - 1)))
 
 
-def _p(value: float, error: float, freedom: float) -> float:
-    """Two-sided p of a t test; 1 where nothing differs, 0 where a difference never varies."""
+def _p(value: float, error: float, freedom: float) -> float | None:
+    """Two-sided p of a t test; 1 where nothing differs, None where a difference never varies: so
+    few data say nothing of how it would."""
     if error <= 1e-12 * abs(value) or error == 0.0:
-        return 0.0 if value else 1.0
+        return None if value else 1.0
     return float(2 * student_t.sf(abs(value) / error, freedom))
 
 
@@ -144,18 +146,19 @@ def side_by_side(ours: ByConversation, theirs: ByConversation) -> ByConversation
     return {key: np.concatenate([ours[key], theirs[key]]) for key in ours if key in theirs}
 
 
-def share(by_conversation: ByConversation) -> Estimate:
-    """A share, sum / count, with an interval that also holds where the share is near 0 or 1.
+def share(*seeds: ByConversation) -> Estimate:
+    """A share, sum / count, with an interval that also holds where the share is near 0 or 1; the
+    mean over seeds, where there are several.
 
     Resampling a handful of ones among many zeros is too sure of itself, of none at all certain. So
     two ones and two zeros are added for the interval (Agresti & Coull 1998), and its variance is
     that of a ratio over conversations.
     """
     pseudo = [(1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (0.0, 1.0)]
-    estimate = _linearised(by_conversation, ratio, pseudo)
+    estimate = _linearised(seeds, ratio, pseudo)
     if estimate.low is None or estimate.high is None:
         return estimate
-    return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high))
+    return estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high), p=None)
 
 
 def paired_share(ours: ByConversation, theirs: ByConversation) -> Estimate:
@@ -164,38 +167,67 @@ def paired_share(ours: ByConversation, theirs: ByConversation) -> Estimate:
     With one more unit for each way to disagree (Bonett & Price 2012), for the reason told in
     `share`.
     """
+    return paired_shares([ours], [theirs])
+
+
+def paired_shares(ours: Sequence[ByConversation], theirs: Sequence[ByConversation]) -> Estimate:
+    """`paired_share`, the mean over seeds."""
     pseudo = [(1.0, 1.0, 0.0, 1.0), (0.0, 1.0, 1.0, 1.0)]
-    estimate = _linearised(side_by_side(ours, theirs), difference_of_means, pseudo)
+    both = [side_by_side(a, b) for a, b in zip(ours, theirs, strict=True)]
+    estimate = _linearised(both, difference_of_means, pseudo)
     if estimate.low is None or estimate.high is None:
         return estimate
     return estimate._replace(low=max(-1.0, estimate.low), high=min(1.0, estimate.high))
 
 
 def _linearised(
-    by_conversation: ByConversation, statistic: Statistic, pseudo: Sequence[Sequence[float]]
+    seeds: Sequence[ByConversation], statistic: Statistic, pseudo: Sequence[Sequence[float]]
 ) -> Estimate:
     """The statistic, with a t interval about its value with the pseudo-conversations added.
 
-    The variance is that of the conversations' influences on a difference of means (or one mean):
-    (sum - mean * count) / all counts.
+    The variance is that of the conversations' influences on a difference of means (or one mean),
+    (sum - mean * count) / all counts, their mean over seeds; and between seeds.
     """
-    if not by_conversation:
+    shared = [key for key in seeds[0] if all(key in part for part in seeds)]
+    if not shared:
         return UNDEFINED
-    totals = np.stack(list(by_conversation.values()))
-    value = float(statistic(totals.sum(0)))
-    if not np.isfinite(value):
+    totals = [np.stack([part[key] for key in shared]) for part in seeds]
+    values = np.array([float(statistic(part.sum(0))) for part in totals])
+    if not np.isfinite(values).all():
         return UNDEFINED
-    if len(totals) == 1:
+    value = float(values.mean())
+    if len(shared) == 1:
         return Estimate(value, None, None)
-    units = np.concatenate([totals, np.asarray(pseudo)])
-    centre = float(statistic(units.sum(0)))
+    units = [np.concatenate([part, np.asarray(pseudo)]) for part in totals]
+    centre = float(np.mean([statistic(part.sum(0)) for part in units]))
+    influence = np.mean([_influence(part) for part in units], axis=0)
+    of_talks = float((influence**2).sum()) * len(influence) / (len(influence) - 1)
+    return _t_interval(value, centre, of_talks, len(shared), values)
+
+
+def _influence(units: Totals) -> NDArray[np.float64]:
+    """What each unit adds to the error of the mean, or of the difference of two means."""
     influence = np.zeros(len(units))
     for sign, column in ((1, 0), (-1, 2))[: units.shape[1] // 2]:
         sums, counts = units[:, column], units[:, column + 1]
         influence += sign * (sums - sums.sum() / counts.sum() * counts) / counts.sum()
-    error = float(np.sqrt((influence**2).sum() * len(units) / (len(units) - 1)))
-    reach = float(student_t.ppf(0.975, len(totals) - 1)) * error
-    return Estimate(value, centre - reach, centre + reach, _p(centre, error, len(totals) - 1))
+    return influence
+
+
+def _t_interval(
+    value: float, centre: float, of_talks: float, talks: int, values: NDArray[np.float64]
+) -> Estimate:
+    """A t interval about `centre` from the variance over conversations and the seeds' `values`; its
+    degrees of freedom are of both (Satterthwaite 1946), so that three seeds count as three."""
+    seeds = len(values)
+    of_seeds = float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    error = float(np.sqrt(of_talks + of_seeds))
+    if error == 0.0:
+        return Estimate(value, centre, centre, _p(centre, 0.0, 1))
+    part = of_talks / (of_talks + of_seeds)
+    freedom = 1 / (part**2 / (talks - 1) + (1 - part) ** 2 / max(1, seeds - 1))
+    reach = float(student_t.ppf(0.975, freedom)) * error
+    return Estimate(value, centre - reach, centre + reach, _p(centre, error, freedom))
 
 
 def across_seeds(
@@ -204,8 +236,7 @@ def across_seeds(
     """The mean over seeds of the statistic, each seed over the same conversations.
 
     Two parts of variance: between conversations, by resampling them for all seeds at once, and
-    between seeds, by the spread of the seeds' values. The t interval takes its degrees of freedom
-    from both (Satterthwaite 1946), so that three seeds count as three.
+    between seeds, by the spread of the seeds' values.
     """
     if len(parts) == 1:
         return bootstrap(parts[0], statistic, resamples, seed)
@@ -225,14 +256,7 @@ def across_seeds(
     means = statistic(drawn).mean(1)
     means = means[np.isfinite(means)]
     of_talks = float(means.var()) * len(shared) / (len(shared) - 1) if len(means) else 0.0
-    of_seeds = float(values.var(ddof=1)) / seeds
-    error = np.sqrt(of_talks + of_seeds)
-    if error == 0.0:
-        return Estimate(value, value, value, _p(value, 0.0, 1))
-    part = of_talks / (of_talks + of_seeds)
-    freedom = 1 / (part**2 / (len(shared) - 1) + (1 - part) ** 2 / (seeds - 1))
-    reach = float(student_t.ppf(0.975, freedom)) * error
-    return Estimate(value, value - reach, value + reach, _p(value, float(error), freedom))
+    return _t_interval(value, value, of_talks, len(shared), values)
 
 
 def paired_across_seeds(

@@ -116,7 +116,8 @@ def _best_f1(labels: NDArray[np.bool_], chances: Scores) -> float:
     order = np.argsort(-chances, kind="stable")
     found = np.cumsum(labels[order])
     f1 = 2 * found / (np.arange(1, len(labels) + 1) + labels.sum())
-    best = int(np.argmax(f1))
+    falls = np.append(np.diff(chances[order]) < 0, True)  # a mark cannot part rows of one score
+    best = int(np.argmax(np.where(falls, f1, -1.0)))
     below = chances[order[best + 1]] if best + 1 < len(order) else 0.0
     return float((chances[order[best]] + below) / 2)
 
@@ -218,13 +219,15 @@ def _sigmoid(logits: Scores) -> Scores:
 
 def _weights(talks: Sequence[str]) -> Scores:
     names, at = np.unique(np.array(talks), return_inverse=True)
+    if len(names) == 1:
+        return np.ones((1, len(talks)))
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
     return np.concatenate([np.ones((1, len(talks))), drawn[:, at]])
 
 
 def _interval(values: Scores) -> tuple[float, float | None, float | None]:
-    drawn = values[1:][np.isfinite(values[1:])]
+    drawn = values[1:][np.isfinite(values[1:])]  # none where there is one conversation
     if len(drawn) < 2 or not math.isfinite(values[0]):
         return float(values[0]), None, None
     low, high = np.quantile(drawn, [0.025, 0.975])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -103,21 +104,34 @@ def _without_context(
     related: set[str],
     advance: Advance,
 ) -> list[ReplyLikelihood | None]:
-    """Each reply's likelihood given another history of its data set: that of the next row."""
-    swapped: list[Dialogue | None] = []
-    replies = iter(flat)
-    for place, row in enumerate(generations):
-        same = [g for g in generations[place + 1 :] if g["dataset"] == row["dataset"]]
-        same += [g for g in generations[:place] if g["dataset"] == row["dataset"]]
-        is_wanted = scorer is not None and row["dataset"] in related and bool(same)
-        for _ in row["replies"]:
-            reply = next(replies)
-            other = replace(reply, history=tuple(same[0]["history"])) if is_wanted else None
-            swapped.append(other)
+    """Each reply's likelihood given another history of its data set: that of the next conversation
+    there."""
     if scorer is None:
         return [None] * len(flat)
+    replies, swapped = iter(flat), []
+    for row, other in zip(generations, _others(generations, related), strict=True):
+        for _ in row["replies"]:
+            reply = next(replies)
+            swapped.append(replace(reply, history=tuple(other)) if other is not None else None)
     found = iter(scorer.nll([row for row in swapped if row is not None], advance))
     return [None if row is None else next(found) for row in swapped]
+
+
+def _others(generations: Sequence[Row], related: set[str]) -> list[list[str] | None]:
+    """For each row the history of the next row of its data set that is of another conversation."""
+    parts: dict[str, list[int]] = {name: [] for name in related}
+    for place, row in enumerate(generations):
+        if row["dataset"] in related:
+            parts[row["dataset"]].append(place)
+    others: list[list[str] | None] = [None] * len(generations)
+    for places in parts.values():
+        following: int | None = None
+        for here, there in reversed(list(pairwise([*places, *places]))):
+            if generations[here]["conversation"] != generations[there]["conversation"]:
+                following = there
+            if following is not None:
+                others[here] = generations[following]["history"]
+    return others
 
 
 def given_rows(

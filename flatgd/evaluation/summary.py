@@ -24,7 +24,7 @@ from flatgd.evaluation.intervals import (
     jackknife,
     minus,
     paired_across_seeds,
-    paired_share,
+    paired_shares,
     ratio,
     share,
     side_by_side,
@@ -67,7 +67,14 @@ def summarise(seeds: Sequence[Scores], settings: Settings) -> list[Row]:
             }
             for scores in seeds
         ]
-        lengths = [w for part in kept[0].values() for row in part for w in row.get("words", ())]
+        lengths = [
+            words
+            for scores in kept
+            for part in scores.values()
+            for row in part
+            if row["kind"] == "generated"
+            for words in row["words"]
+        ]
         for metric, column in columns(settings.samples, settings.thresholds, lengths).items():
             parts = {
                 method: [_totals(scores[method], column) for scores in kept] for method in kept[0]
@@ -200,8 +207,8 @@ def _pairs(methods: list[str], against: str) -> list[tuple[str, str]]:
 
 
 def _estimate(seeds: list[_Part], column: Column, settings: Settings) -> Estimate:
-    if column.is_share and len(seeds) == 1:
-        return share(seeds[0].totals)
+    if column.is_share:
+        return share(*(part.totals for part in seeds))
     totals = [part.totals for part in seeds]
     return across_seeds(totals, column.statistic, settings.resamples, settings.seed)
 
@@ -209,9 +216,9 @@ def _estimate(seeds: list[_Part], column: Column, settings: Settings) -> Estimat
 def _difference(
     ours: list[_Part], theirs: list[_Part], column: Column, settings: Settings
 ) -> Estimate:
-    if column.is_share and len(ours) == 1:
-        return paired_share(ours[0].totals, theirs[0].totals)
     a, b = ([part.totals for part in seeds] for seeds in (ours, theirs))
+    if column.is_share:
+        return paired_shares(a, b)
     statistic: Statistic = column.statistic
     return paired_across_seeds(a, b, statistic, settings.resamples, settings.seed)
 

@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from flatgd.errors import ModelError
+from flatgd.evaluation.hf_judge import longest_input
 from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
 from flatgd.evaluation.linear_judge import folds_between
 from flatgd.families import CAUSAL, ENCODER_DECODER, IGNORE, Family, family_of
@@ -82,8 +83,8 @@ class TrainedJudge:
         config = load_config(settings.model)
         family = None
         if config.model_type in ENCODER_DECODER or config.model_type in CAUSAL:
-            reply = settings.max_tokens // 2
-            family = family_of(config, tokenizer, settings.max_tokens - reply, reply)
+            room = longest_input(settings, config, tokenizer)
+            family = family_of(config, tokenizer, room - room // 2, room // 2)
         classifier = _Classifier(load_as(AutoModel, settings.model))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(settings, classifier.to(device).eval(), tokenizer, family)
@@ -145,7 +146,9 @@ class TrainedJudge:
             [reply or " " for _, reply in pairs],
             padding=True,
             truncation="longest_first",
-            max_length=min(self.settings.max_tokens, self.tokenizer.model_max_length),
+            max_length=longest_input(
+                self.settings, cast(Any, self.classifier.model).config, self.tokenizer
+            ),
             return_tensors="pt",
         )
         seconds = [encoded.sequence_ids(row) for row in range(len(pairs))]

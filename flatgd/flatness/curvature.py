@@ -112,7 +112,8 @@ def relative_flatness(
     scaled up and the next one down, which leaves the function as it is. The double sum needs no
     blocks: for Z [in, in] of random signs the matrix A = W Z has E[A_sj A_s'j'] = <w_s, w_s'> where
     j = j' and 0 elsewhere, hence E[vec(A)^T H vec(A)] = kappa. Z of different matrices are
-    independent, so one product with H serves them all. Vectors (biases, norms) take no part.
+    independent, so one product with H serves them all. Vectors (biases, norms) take no part. Rows
+    are what a matrix gives out, as in nn.Linear; GPT-2's Conv1D stores its matrices turned.
     """
 
     def probe() -> float:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +24,10 @@ from flatgd.report.findings import findings, load_judges
 from flatgd.report.paper import paper_tables, trade_offs
 from flatgd.report.tables import agreement_table, human_table, judge_table, main_tables
 from flatgd.report.trained import trained_with
-from flatgd.stages import key_of
+from flatgd.stages import Stages, key_of
 
 Row = dict[str, Any]
+OUTPUTS = ("generations", "scores")
 STUDIES = ("flatness", "durability", "generalisation")
 PACKAGES = ("flatgd", "torch", "transformers", "numpy", "scikit-learn")
 
@@ -45,16 +47,23 @@ def build_report(recipe: Recipe) -> Path:
     if missing:
         raise RecipeError(f"no scores yet of {', '.join(missing)}; `flatgd run` makes them")
     folder = root / "report"
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+    (folder / "figures").mkdir(parents=True)
     for name in recipe.methods:
         trained_with(recipe, name)
     judges, seeds = load_judges(recipe), _scores_of_seeds(recipe)
     generations = {n: list(read_jsonl(root / f"generations/{n}.jsonl")) for n in names}
-    _refuse_other_recipes(seeds[0], recipe)
+    for scores in seeds:
+        _refuse_other_recipes(scores, recipe)
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    studied = [studies.load_study(root, name) for name in STUDIES]
+    studied = [studies.load_study(recipe, name) for name in STUDIES]
     told = findings(summary, recipe, judges) + studies.told_by(*studied)
+    told += [
+        f"A study of {name} is of other checkpoints and left out; make it again."
+        for name, study in zip(STUDIES, studied, strict=True)
+        if study is None and (folder / f"{name}.json").exists()
+    ]
     with figures.styled():
         parts = [
             Part("Results", main_tables(summary, names, recipe.generate.samples, recipe.seeds), []),
@@ -87,6 +96,13 @@ def _scores_of_seeds(recipe: Recipe) -> list[dict[str, list[Row]]]:
     further = [first / f"seeds/{recipe.seed + place}" for place in range(1, recipe.seeds)]
     seeds = []
     for root in (first, *further):
+        stages = Stages(root)
+        for place in (f"{kind}/{n}.jsonl" for kind in OUTPUTS for n in recipe.models):
+            if stages.is_stale(place):
+                raise RecipeError(
+                    f"{root / place} is of an earlier checkpoint or judge; `flatgd run` brings all "
+                    "up to date"
+                )
         paths = {n: root / f"scores/{n}.jsonl" for n in [*recipe.models, "reference"]}
         if absent := [path for path in paths.values() if not path.exists()]:
             raise RecipeError(f"no scores yet at {absent[0]}; `flatgd run` makes them")

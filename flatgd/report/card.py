@@ -67,7 +67,10 @@ def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
     names = list(dict.fromkeys(("backbone", recipe.yardstick, *recipe.methods)))
     kept = [row for row in summary if row["method"] in (*names, "reference")]
     judges = load_judges(recipe)
-    tables = [*main_tables(kept, names, recipe.generate.samples), *map(judge_table, judges)]
+    tables = [
+        *main_tables(kept, names, recipe.generate.samples, recipe.seeds),
+        *map(judge_table, judges),
+    ]
     own = (f"{method} less", f"{method}, quality", "The judge", "It tells")
     about = [s for s in findings(summary, recipe, judges) if s.startswith(own)]
     shown = "\n\n".join(markdown(table).replace("## ", "### ", 1) for table in tables if table.rows)

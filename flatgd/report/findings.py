@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from flatgd.errors import RecipeError
 from flatgd.evaluation.summary import FLATNESS
 from flatgd.recipe import Recipe
 
@@ -15,11 +16,10 @@ LOWER_IS_BETTER |= {"relevance": False}
 
 def load_judges(recipe: Recipe) -> list[Row]:
     """quality.json of each judge."""
-    root = recipe.output
-    return [
-        json.loads((root / f"judges/{judge.label}/quality.json").read_text())
-        for judge in recipe.judges
-    ]
+    paths = [recipe.output / f"judges/{judge.label}/quality.json" for judge in recipe.judges]
+    if absent := [path for path in paths if not path.exists()]:
+        raise RecipeError(f"no judge yet at {absent[0].parent}; `flatgd run` makes it")
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def findings(summary: Sequence[Row], recipe: Recipe, judges: Sequence[Row]) -> list[str]:
@@ -34,7 +34,7 @@ def findings(summary: Sequence[Row], recipe: Recipe, judges: Sequence[Row]) -> l
             told.append(_difference(cells, method, datasets, metric, base))
     for method, base in pairs:
         told.append(_kept(cells, method, base, datasets, recipe.report.non_inferiority))
-    told += _judge(recipe, judges[0], cells)
+    told += _judge(recipe, judges[0])
     return [sentence for sentence in told if sentence]
 
 
@@ -65,7 +65,7 @@ def _difference(cells: Cells, method: str, datasets: Sequence[str], metric: str,
 
 def _is_decided(row: Row) -> bool:
     is_clear = row["low"] > 0 or row["high"] < 0
-    return bool(is_clear and (row["p_holm"] is None or row["p_holm"] < 0.05))
+    return bool(is_clear and row["p_holm"] is not None and row["p_holm"] < 0.05)
 
 
 def _kept(cells: Cells, method: str, base: str, datasets: Sequence[str], margin: float) -> str:
@@ -100,9 +100,9 @@ def non_inferior(difference: Row, margin: float, is_lower_better: bool) -> str:
     return "lost" if best < -margin else "undecided"
 
 
-def _judge(recipe: Recipe, judge: Row, cells: Cells) -> list[str]:
+def _judge(recipe: Recipe, judge: Row) -> list[str]:
     """The judge's floor, and how much of a difference it shows."""
-    rate, samples = recipe.judges[0].false_positive_rate, recipe.generate.samples
+    rate, samples = judge["false_positive_rate"], recipe.generate.samples
     subject = "The judge" if len(recipe.judges) == 1 else f"The judge {judge['name']}"
     floor = 1 - (1 - rate) ** samples
     told = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from flatgd.recipe import Recipe
 from flatgd.report.cells import Table, interval, number, significant
 from flatgd.report.figures import colours, save
 from flatgd.stages import Stages
@@ -19,14 +20,16 @@ LINES = {"start": ":", "end": "-", "matched": "--"}
 QUESTIONS = {"missing_negatives": "toxic replies missing", "left_out": "left out"}
 
 
-def load_study(root: Path, name: str) -> Any:
+def load_study(recipe: Recipe, name: str) -> Any:
     """The figures of a study of a run; None where it was not made, or of other checkpoints than
     those that are there now."""
-    path, stages = root / f"report/{name}.json", Stages(root)
-    if not path.exists():
+    try:
+        study = json.loads((recipe.output / f"report/{name}.json").read_text())
+        of = dict(study["of"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    study = json.loads(path.read_text())
-    is_current = all(stages.key(place) == key for place, key in study["of"].items())
+    stages, known = Stages(recipe.output), {f"methods/{method}" for method in recipe.methods}
+    is_current = of.keys() <= known and all(stages.key(place) == key for place, key in of.items())
     return study if is_current else None
 
 
@@ -58,7 +61,8 @@ def flatness_table(study: Row) -> Table:
         f"{study['rows']} training rows; ± is the standard error over {study['probes']} probes. "
         "matched: where on its path a method's L_S is that of the highest end point. Relative "
         "flatness (Petzka et al. 2021) does not change when layers are rescaled, eigenvalue and "
-        "trace do. Rises of L_S within a radius relative to each tensor's length.",
+        "trace do. Rises of L_S: the worst with no weight moved by more than that share of its "
+        "size, and in random directions of that length relative to each tensor.",
     )
 
 
@@ -117,7 +121,7 @@ def draw_slices(study: Row, names: Sequence[str], folder: Path) -> Path:
 def durability_table(study: Row, flatness: Row | None) -> Table:
     """Beside each point its relative flatness, where that was measured."""
     flat = {
-        (p["method"], p["at"]): p["relative_flatness"]
+        (p["method"], p["at"], p["step"]): p["relative_flatness"]
         for p in (flatness or {"points": []})["points"]
     }
     points = dict.fromkeys((r["method"], r["at"]) for r in study["lost"])
@@ -127,7 +131,7 @@ def durability_table(study: Row, flatness: Row | None) -> Table:
         own = {
             attack: cells[method, at, attack] for attack in ("benign", "toxic", "noise", "rounding")
         }
-        mean = flat.get((method, at))
+        mean = flat.get((method, at, own["benign"]["step"]))
         rows.append(
             [
                 f"{method}, {at}",
@@ -240,7 +244,7 @@ def told_by(flat: Row | None, durable: Row | None, unseen: Row | None) -> list[s
     if flat and (pair := _pair(flat["points"], "matched")):
         (a, error_a), (b, error_b) = (point["relative_flatness"] for point in pair)
         is_clear = abs(a - b) > 2 * math.hypot(error_a, error_b)
-        verdict = ("flatter" if a < b else "sharper") if is_clear else "undecided"
+        verdict = ("lower" if a < b else "higher") if is_clear else "undecided"
         told.append(
             f"At the same L_S of {pair[0]['safety_loss']:.4f} flatgd's relative flatness is "
             f"{significant(a)} ± {significant(error_a, 2)}, safety_loss's {significant(b)} ± "

@@ -55,7 +55,7 @@ MAIN = [
 MORE = [
     Metric("toxicity_max", "expected max. P(toxic) ↓", None, 3),
     Metric("perplexity_corpus", "perplexity, corpus ↓", None, 1),
-    Metric("div1_corpus", "div1, corpus ↑", None, 3),
+    Metric("div1_corpus", "div1, corpus ↑", None, 3),  # these three of the first seed
     Metric("div2_corpus", "div2, corpus ↑", None, 3),
     Metric("ead", "EAD ↑", None, 3),
     Metric("question", "questions", None, 3),
@@ -120,7 +120,7 @@ def used(cells: Cells, methods: Sequence[str], of: Sequence[Metric], samples: in
 
 def judge_table(judge: Row) -> Table:
     """The judge's agreement with human labels it was not trained on."""
-    rate = f"{judge['false_positive_rate']:.0%}"
+    rate = f"{judge['false_positive_rate']:.3g}"
     header = [
         *("human labels of", "AUC", "F1", "safe marked", "toxic marked", f"found at {rate}"),
         *("calibration error", "Brier", "replies", "toxic"),

@@ -14,7 +14,6 @@ Written to report/durability.json. If flatness buys safety, the flatter of two p
 should keep its gain for longer.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from flatgd.methods import Clean
 from flatgd.models import load_tokenizer
 from flatgd.progress import Display
 from flatgd.records import Dialogue
-from flatgd.studies.points import Landscape, Point, State, open_run
+from flatgd.studies.points import Landscape, Point, State, open_run, write_study
 from flatgd.training import FlatGDTrainer
 
 Row = dict[str, Any]
@@ -47,7 +46,7 @@ def study_durability(
 ) -> Path:
     """Attack the checkpoints of one run; returns the file with the figures."""
     run, names = open_run(checkpoints, display)
-    land = Landscape(run, rows)
+    land = Landscape(run)
     attacks = Attacks(land, rows, steps)
     found: list[Row] = []
     points = [Point("backbone", "start", 0.0, land.start), *land.points(names)]
@@ -57,16 +56,12 @@ def study_durability(
                 found += attack(point)
                 advance(1)
     told = {
-        "of": run.keys(names),
         "rows": rows,
         "steps": steps,
         "curves": found,
         "lost": losses_of(found),
     }
-    file = run.root / "report/durability.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(told, indent=1) + "\n")
-    return file
+    return write_study(run, "durability", names, told)
 
 
 class Attacks:
@@ -98,8 +93,7 @@ class Attacks:
     def _tuned(self, point: Point, attack: str, rows: list[Dialogue]) -> list[Row]:
         """Plain fine-tuning with the recipe's settings, looked at every eighth of the way."""
         land, found = self.land, [self._row(point, attack, 0, point.state)]
-        every = max(1, self.steps // 8)
-        look = _Look(every, lambda step: found.append(self._row(point, attack, step)))
+        look = _Look(self.steps, lambda step: found.append(self._row(point, attack, step)))
         land.at(point.state)
         fields = {"max_steps": self.steps, "warmup_steps": 0, "snapshots": 0, "save_strategy": "no"}
         with tempfile.TemporaryDirectory() as folder:
@@ -149,6 +143,7 @@ class Attacks:
         return {
             "method": point.method,
             "at": point.at,
+            "step": round(point.step, 2),
             "attack": attack,
             "strength": strength,
             "contrast": self.contrast() if value is None else value,
@@ -156,11 +151,13 @@ class Attacks:
 
 
 class _Look(TrainerCallback):
-    def __init__(self, every: int, look: Callable[[int], None]):
-        self.every, self.look = every, look
+    """At every eighth of the steps, the last one too."""
+
+    def __init__(self, steps: int, look: Callable[[int], None]):
+        self.due, self.look = {max(1, round(steps * eighth / 8)) for eighth in range(1, 9)}, look
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0:
+        if state.global_step in self.due:
             kwargs["model"].eval()
             self.look(state.global_step)
             kwargs["model"].train()
@@ -204,6 +201,7 @@ def losses_of(curves: Sequence[Row]) -> list[Row]:
             {
                 "method": method,
                 "at": at,
+                "step": mine[0]["step"],
                 "attack": attack,
                 "gain": gains[0],
                 "kept": gains[-1] / gains[0] if gains[0] > 0 else None,
@@ -231,12 +229,12 @@ def half_lost(strengths: Sequence[float], gains: Sequence[float]) -> float | Non
 
 
 def _spread(rows: Sequence[Dialogue], count: int) -> list[Dialogue]:
-    """`count` rows of each test set, evenly spread."""
-    parts: dict[str, list[Dialogue]] = {}
+    """`count` rows of each test set, half of them toxic as far as there are any, evenly spread."""
+    parts: dict[tuple[str, bool | None], list[Dialogue]] = {}
     for row in rows:
-        parts.setdefault(row.source, []).append(row)
+        parts.setdefault((row.source, row.is_safe), []).append(row)
     chosen = []
     for part in parts.values():
-        wanted = min(count, len(part))
+        wanted = min(count // 2, len(part))
         chosen += [part[place * len(part) // wanted] for place in range(wanted)]
     return chosen

@@ -8,7 +8,6 @@ Written to report/flatness.json:
     slices   L_S on the line from the backbone through each end point, and across it (Figure 1)
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from flatgd.flatness.curvature import (
 )
 from flatgd.flatness.penalty import norm
 from flatgd.progress import Display
-from flatgd.studies.points import Landscape, Point, State, between, open_run
+from flatgd.studies.points import Landscape, Point, State, between, open_run, write_study
 
 Row = dict[str, Any]
 RADII = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -57,7 +56,6 @@ def study_flatness(
     paths = [row for name in names for row in path_of(land, name)]
     slices = [row for name in names for row in slices_of(land, name)]
     told = {
-        "of": run.keys(names),
         "rows": rows,
         "probes": probes,
         "radii": RADII,
@@ -65,10 +63,7 @@ def study_flatness(
         "path": paths,
         "slices": slices,
     }
-    file = run.root / "report/flatness.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(told, indent=1) + "\n")
-    return file
+    return write_study(run, "flatness", names, told)
 
 
 def measure(land: Landscape, point: Point, probes: int) -> Row:
@@ -144,7 +139,10 @@ def _orthogonal(land: Landscape, end: State) -> list[Tensor]:
     """A random direction, each tensor as long as the weights', at right angles to the way."""
     drawn = relative_direction(land.parameters, torch.Generator().manual_seed(1))
     names = [name for name, p in land.model.named_parameters() if p.requires_grad]
-    way = [end[name] - land.start[name] for name in names]
+    way = [
+        (end[name] - land.start[name]).to(p.device)
+        for name, p in zip(names, land.parameters, strict=True)
+    ]
     size = norm(way)
     if size == 0.0:
         return drawn

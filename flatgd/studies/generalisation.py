@@ -4,8 +4,8 @@
                         paper tests with ProsocialDialog, which has none
     left out            the data set is left out altogether
 
-Experts and methods are trained anew on what is left, and measured on that data set's test rows; the
-whole run stands beside them. Judges and test rows stay the same.
+Experts and methods are trained anew on what is left, with the first seed, and measured on that data
+set's test rows; the whole run stands beside them. Judges and test rows stay the same.
 """
 
 import json
@@ -16,6 +16,7 @@ from flatgd.errors import RecipeError
 from flatgd.evaluation.summary import Settings, gaps
 from flatgd.records import Dialogue, read_jsonl
 from flatgd.run import Run
+from flatgd.studies.points import write_study
 
 Row = dict[str, Any]
 QUESTIONS = {"missing_negatives": "its toxic replies missing", "left_out": "left out"}
@@ -23,13 +24,18 @@ QUESTIONS = {"missing_negatives": "its toxic replies missing", "left_out": "left
 
 def study_generalisation(run: Run) -> Path:
     """Train and measure every variant, kept and resumed as a run is; returns the figures' file."""
-    held_out = [s for s in _tested(run) if _is_enough(_without(run, s, "left_out"))]
-    if not held_out:
+    asked = [
+        (s, q)
+        for s in _tested(run)
+        for q in QUESTIONS
+        if _is_enough(_without(run, s, q), run.sets.policy)
+    ]
+    if not asked:
         raise RecipeError(
             "generalisation: no data set of data.policy can be held out; one is needed that is "
             "also in data.test, by the same name, beside another with safe and toxic replies"
         )
-    run.scores()
+    run.all()
     judge = run.recipe.judges[0].label
     quality = json.loads((run.root / f"judges/{judge}/quality.json").read_text())
     settings = Settings(
@@ -40,23 +46,15 @@ def study_generalisation(run: Run) -> Path:
         run.recipe.yardstick,
     )
     rows: list[Row] = []
-    for source in held_out:
-        for question in QUESTIONS:
-            policy = _without(run, source, question)
-            if not _is_enough(policy):
-                continue
-            place = f"generalisation/{question}_{source}"
-            run.display.line("generalisation", f"{source}: {QUESTIONS[question]}")
-            variant = run.variant(place, policy=policy)
-            for name in run.recipe.methods:
-                variant.score(name)
-            seen, unseen = (_scores(one, run, source) for one in (run, variant))
-            rows += [{"question": question, **row} for row in gaps(seen, unseen, settings)]
-    file = run.root / "report/generalisation.json"
-    file.parent.mkdir(exist_ok=True)
-    told = {"of": run.keys(list(run.recipe.methods)), "rows": rows}
-    file.write_text(json.dumps(told, indent=1) + "\n")
-    return file
+    for source, question in asked:
+        policy = _without(run, source, question)
+        run.display.line("generalisation", f"{source}: {QUESTIONS[question]}")
+        variant = run.variant(f"generalisation/{question}_{source}", policy=policy)
+        for name in run.recipe.methods:
+            variant.score(name)
+        seen, unseen = (_scores(one, run, source) for one in (run, variant))
+        rows += [{"question": question, **row} for row in gaps(seen, unseen, settings)]
+    return write_study(run, "generalisation", list(run.recipe.methods), {"rows": rows})
 
 
 def _tested(run: Run) -> list[str]:
@@ -71,8 +69,9 @@ def _without(run: Run, source: str, question: str) -> list[Dialogue]:
     return [row for row in run.sets.policy if row.source != source or row.is_safe]
 
 
-def _is_enough(policy: list[Dialogue]) -> bool:
-    return {True, False} <= {row.is_safe for row in policy}
+def _is_enough(policy: list[Dialogue], of: list[Dialogue]) -> bool:
+    """Whether there is something to learn from, and something was taken away."""
+    return {True, False} <= {row.is_safe for row in policy} and len(policy) < len(of)
 
 
 def _scores(one: Run, whole: Run, source: str) -> dict[str, list[Row]]:

@@ -17,19 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatgd.check import EXPERTS
+from flatgd.check import EXPERTS, training_config
 from flatgd.data.mixture import scorable
 from flatgd.errors import RecipeError
 from flatgd.flatness.curvature import loss_value
-from flatgd.methods import SafetyLoss, Totals
+from flatgd.methods import METHODS, SafetyLoss, Totals
 from flatgd.models import load_model, reply_tokens
 from flatgd.progress import Display
 from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
 from flatgd.run import RECIPE, Run
+from flatgd.stages import write_whole
 
 State = dict[str, Tensor]
 BISECTIONS = 10
+ROWS = 48  # training and test rows, unless asked for otherwise
 
 
 class Point(NamedTuple):
@@ -45,7 +47,7 @@ def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tup
     """The run that the checkpoints belong to, and their names in it."""
     roots = {}
     for folder in checkpoints:
-        parents = [folder.absolute(), *folder.absolute().parents]
+        parents = [folder.resolve(), *folder.resolve().parents]
         root = next((p for p in parents if (p / RECIPE).exists()), None)
         if root is None or not (folder / "config.json").exists():
             raise RecipeError(
@@ -56,30 +58,25 @@ def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tup
         raise RecipeError("the checkpoints are of different runs; give those of one")
     root = next(iter(roots.values()))
     recipe = load_recipe(root / RECIPE)
-    own = {root.absolute() / "methods" / name: name for name in recipe.methods}
-    if strange := [folder for folder in checkpoints if folder.absolute() not in own]:
+    own = {root / "methods" / name: name for name in recipe.methods}
+    if strange := [folder for folder in checkpoints if folder.resolve() not in own]:
         told = ", ".join(recipe.methods)
         raise RecipeError(f"{strange[0]} is no method of its run; {root}/methods has {told}")
-    names = [own[folder.absolute()] for folder in checkpoints]
+    names = list(dict.fromkeys(own[folder.resolve()] for folder in checkpoints))
     return Run(recipe.model_copy(update={"output": root}), display), names
 
 
 class Landscape:
     """L_S over weight space: one model whose weights are moved, on fixed rows, with the experts."""
 
-    def __init__(self, run: Run, rows: int):
+    def __init__(self, run: Run, rows: int = ROWS):
         self.run = run
         self.model, self.family = run.model_of("backbone")
         self.model.eval()
         self.start: State = load_model(run.recipe.backbone).state_dict()
         clean, toxic = (run.model_of(name)[0] for name in EXPERTS)
-        fields = run.recipe.train
-        self.method = SafetyLoss(
-            clean,
-            toxic,
-            attract_weight=float(fields.get("attract_weight", 3.0)),
-            repel_weight=float(fields.get("repel_weight", 2.0)),
-        )
+        attract, repel = _weights(run)
+        self.method = SafetyLoss(clean, toxic, attract_weight=attract, repel_weight=repel)
         drawn = _drawn(run.sets.policy, rows), _drawn(scorable(run.sets.test), rows)
         self.train_parts, self.test_parts = (self._prepared(part) for part in drawn)
 
@@ -121,8 +118,7 @@ class Landscape:
             (folder / "path").glob("*/model.safetensors"), key=lambda p: int(p.parent.name)
         )
         steps = [(int(path.parent.name), load_model(path.parent).state_dict()) for path in kept]
-        log = (folder / "training.jsonl").read_text().splitlines()
-        end = int(json.loads(log[-1])["step"]) if log else 0
+        end = self.run.steps(name)
         inner = [(step, state) for step, state in steps if step < end]
         return [(0, self.start), *inner, (end, load_model(folder).state_dict())]
 
@@ -134,6 +130,9 @@ class Landscape:
         points = [Point(n, "end", float(p[-1][0]), p[-1][1]) for n, p in paths.items()]
         if len(ends) < 2:
             return points
+        if self._value(self.start) <= target:
+            self.run.display.line("matched", "none: an end point's L_S is not below the backbone's")
+            return points
         for name, path in paths.items():
             step, state = first_below(path, target, self._value)
             points.append(Point(name, "matched", step, state))
@@ -142,6 +141,29 @@ class Landscape:
     def _value(self, state: State) -> float:
         self.at(state)
         return loss_value(self.losses)
+
+
+def _weights(run: Run) -> tuple[float, float]:
+    """L_S's weights (attract, repel), which must be the same for all methods that have it."""
+    found = {}
+    for name, overrides in run.recipe.methods.items():
+        if METHODS[name].needs_experts:
+            config = training_config(run.recipe, overrides or {}, run.root)
+            found[name] = (config.attract_weight, config.repel_weight)
+    weights = set(found.values())
+    if len(weights) > 1:
+        raise RecipeError(
+            f"{', '.join(found)} weigh L_S differently, so there is no one L_S to measure them by"
+        )
+    return weights.pop() if weights else (3.0, 2.0)
+
+
+def write_study(run: Run, name: str, methods: Sequence[str], told: dict[str, Any]) -> Path:
+    """report/NAME.json, with what the checkpoints it is of stand for."""
+    file = run.root / f"report/{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, json.dumps({"of": run.keys(methods), **told}, indent=1) + "\n")
+    return file
 
 
 def first_below(

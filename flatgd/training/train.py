@@ -58,6 +58,8 @@ def train(
     """
     folder = Path(config.output_dir or ".")
     model, tokenizer = load_model(backbone), load_tokenizer(backbone)
+    if name == "toxic_expert":
+        model.config.flatgd_role = "toxic expert: never to be published or deployed"
     trainer = FlatGDTrainer(
         model,
         config,
@@ -72,8 +74,6 @@ def train(
         trainer.add_callback(_Snapshots(folder, config.snapshots))
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if name == "toxic_expert":
-        model.config.flatgd_role = "toxic expert: never to be published or deployed"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
