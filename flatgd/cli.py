@@ -151,15 +151,9 @@ def flatness(
     probes: Annotated[int, typer.Option(min=2, help="Random probes of trace and flatness.")] = 12,
 ) -> None:
     """How flat the minimum is where trainings ended, and where their L_S was the same."""
-    from flatgd.progress import Display
-    from flatgd.report.build import build_report
     from flatgd.studies.flatness import study_flatness
-    from flatgd.studies.points import open_run
 
-    display = Display()
-    file = study_flatness(checkpoints, rows, probes, display)
-    page = build_report(open_run(checkpoints, display)[0].recipe)
-    typer.echo(f"{file}\nReport: {page}")
+    _show_study(study_flatness(checkpoints, rows, probes), checkpoints)
 
 
 @app.command(epilog="Example: flatgd durability runs/demo/methods/flatgd runs/demo/methods/clean")
@@ -169,15 +163,18 @@ def durability(
     steps: Annotated[int, typer.Option(min=1, help="Steps of tuning.")] = 40,
 ) -> None:
     """What it takes until safety is lost: tuning, noise, rounding."""
-    from flatgd.progress import Display
-    from flatgd.report.build import build_report
     from flatgd.studies.durability import study_durability
+
+    _show_study(study_durability(checkpoints, rows, steps), checkpoints)
+
+
+def _show_study(file: Path, checkpoints: list[Path]) -> None:
+    """The report anew, with the study in it."""
+    from flatgd.report.build import build_report
     from flatgd.studies.points import open_run
 
-    display = Display()
-    file = study_durability(checkpoints, rows, steps, display)
-    page = build_report(open_run(checkpoints, display)[0].recipe)
-    typer.echo(f"{file}\nReport: {page}")
+    typer.echo(f"Measured: {file}")
+    typer.echo(f"Report: {build_report(open_run(checkpoints)[0].recipe)}")
 
 
 @app.command(epilog="Example: flatgd generalise recipes/demo.yaml")
