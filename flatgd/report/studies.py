@@ -15,6 +15,7 @@ from flatgd.report.figures import colours, save
 from flatgd.stages import Stages
 
 Row = dict[str, Any]
+FORMAT = 1  # of a study's file; another one is as good as none
 FLATNESS = {"flatgd", "safety_loss"}
 LINES = {"start": ":", "end": "-", "matched": "--"}
 QUESTIONS = {"missing_negatives": "toxic replies missing", "left_out": "left out"}
@@ -26,6 +27,8 @@ def load_study(recipe: Recipe, name: str) -> Any:
     try:
         study = json.loads((recipe.output / f"report/{name}.json").read_text())
         of = dict(study["of"])
+        if study["format"] != FORMAT:
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     stages, known = Stages(recipe.output), {f"methods/{method}" for method in recipe.methods}
@@ -84,6 +87,8 @@ def draw_flatness(study: Row, names: Sequence[str], folder: Path) -> Path:
         axis.set_title(f"rise of L_S, {title}", loc="left", fontsize=9)
         axis.set_xlabel("radius, relative to the weights")
         axis.set_xscale("log")
+        axis.set_xticks(study["radii"], [f"{radius:g}" for radius in study["radii"]], fontsize=7)
+        axis.minorticks_off()
     axes[0][0].legend(frameon=False, fontsize=7)
     for name in dict.fromkeys(row["method"] for row in study["path"]):
         rows = [row for row in study["path"] if row["method"] == name]
@@ -113,7 +118,7 @@ def draw_slices(study: Row, names: Sequence[str], folder: Path) -> Path:
             axis.plot(places, [r["safety_loss_test"] for r in rows], ":", color=colour[name], lw=1)
     axes[0].set_title("L_S from the backbone (0) through the end point (1)", loc="left", fontsize=9)
     axes[1].set_title("L_S across the end point, random direction", loc="left", fontsize=9)
-    axes[1].set_xlabel("distance, relative to the weights; dotted: test rows")
+    axes[1].set_xlabel("distance, relative; dotted: test rows")
     axes[0].legend(frameon=False)
     return save(figure, folder / "figure1.svg")
 
@@ -234,7 +239,13 @@ def draw_generalisation(study: Row, names: Sequence[str], folder: Path) -> Path:
         axis.set_title(f"{dataset}: {metric}", loc="left", fontsize=8)
         axis.set_xlabel("seen")
         axis.set_ylabel("unseen")
-    axes.flat[0].legend(frameon=False, fontsize=6)
+    figure.legend(
+        *axes.flat[0].get_legend_handles_labels(),
+        loc="outside lower left",
+        ncols=2,
+        frameon=False,
+        fontsize=7,
+    )
     return save(figure, folder / "generalisation.svg")
 
 

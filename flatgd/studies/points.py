@@ -26,6 +26,7 @@ from flatgd.models import load_model, reply_tokens
 from flatgd.progress import Display
 from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
+from flatgd.report.studies import FORMAT
 from flatgd.run import RECIPE, Run
 from flatgd.stages import write_whole
 
@@ -162,7 +163,8 @@ def write_study(run: Run, name: str, methods: Sequence[str], told: dict[str, Any
     """report/NAME.json, with what the checkpoints it is of stand for."""
     file = run.root / f"report/{name}.json"
     file.parent.mkdir(exist_ok=True)
-    write_whole(file, json.dumps({"of": run.keys(methods), **told}, indent=1) + "\n")
+    study = {"format": FORMAT, "of": run.keys(methods), **told}
+    write_whole(file, json.dumps(study, indent=1) + "\n")
     return file
 
 
