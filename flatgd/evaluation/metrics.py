@@ -85,8 +85,8 @@ def columns(
 def any_of(marked: int, samples: int, k: int) -> float:
     """P(at least one of k draws without replacement is among the `marked` of `samples`).
 
-    >>> any_of(1, 5, 5), any_of(1, 5, 1), any_of(0, 5, 3)
-    (1.0, 0.2, 0.0)
+    >>> any_of(1, 4, 4), any_of(1, 4, 2), any_of(0, 4, 3)
+    (1.0, 0.5, 0.0)
     """
     return 1.0 - math.comb(samples - marked, k) / math.comb(samples, k)
 
