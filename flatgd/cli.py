@@ -171,10 +171,10 @@ def durability(
 def _show_study(file: Path, checkpoints: list[Path]) -> None:
     """The report anew, with the study in it."""
     from flatgd.report.build import build_report
-    from flatgd.studies.points import open_run
+    from flatgd.studies.points import recipe_of
 
     typer.echo(f"Measured: {file}")
-    typer.echo(f"Report: {build_report(open_run(checkpoints)[0].recipe)}")
+    typer.echo(f"Report: {build_report(recipe_of(checkpoints)[0])}")
 
 
 @app.command(epilog="Example: flatgd generalise recipes/demo.yaml")

@@ -35,7 +35,7 @@ from flatgd.families import Family, family_of
 from flatgd.methods import METHODS, Clean
 from flatgd.models import load_config, load_model, load_tokenizer
 from flatgd.progress import Display
-from flatgd.recipe import JudgeSettings, Recipe, Source
+from flatgd.recipe import JudgeSettings, Recipe
 from flatgd.recipe_file import as_text
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
 from flatgd.report.trained import SETTINGS
@@ -195,14 +195,11 @@ class Run:
     @cached_property
     def histories(self) -> list[Dialogue]:
         rows = to_answer(self.sets.test, self.recipe.data.test)
-        limits = {s.name: s.histories or self.recipe.generate.histories for s in self._test}
+        every = self.recipe.generate.histories
+        limits = {source.name: source.histories or every for source in self.recipe.data.test}
         parts = {name: [r for r in rows if r.source == name] for name in {r.source for r in rows}}
         drawn = {name: answerable(part, limits[name], DRAW) for name, part in parts.items()}
         return [row for name in limits for row in drawn.get(name, [])]
-
-    @property
-    def _test(self) -> list[Source]:
-        return self.recipe.data.test
 
     def generate(self, name: str) -> None:
         """Sampled replies of one model to the test histories."""

@@ -13,12 +13,12 @@ from flatgd.flatness.curvature import (
     loss_value,
     relative_direction,
     relative_flatness,
-    shifted,
     top_eigenvalue,
     trace,
     under_random,
     under_worst,
 )
+from flatgd.flatness.penalty import moved
 
 Case = tuple[nn.Module, list[Tensor], Callable[[], Iterator[Tensor]]]
 
@@ -151,7 +151,7 @@ def test_random_perturbations_of_a_quadratic() -> None:
 def test_weights_come_back_even_when_the_block_raises(case: Case) -> None:
     parameters = case[1]
     before = [p.detach().clone() for p in parameters]
-    with pytest.raises(ZeroDivisionError), shifted(parameters, parameters, 0.3):
+    with pytest.raises(ZeroDivisionError), moved(parameters, parameters, 0.3):
         _ = 1 / 0
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
 

@@ -21,6 +21,7 @@ from transformers import (
     pipeline,
 )
 
+from flatgd.callbacks import Advance
 from flatgd.errors import RecipeError
 from flatgd.families import CAUSAL
 from flatgd.models import load_tokenizer
@@ -28,7 +29,6 @@ from flatgd.progress import Display
 from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
 from flatgd.run import Run
-from flatgd.training import train as training
 
 METHODS = ("backbone", "clean_expert", "toxic_expert", "clean", "safety_loss", "flatgd")
 
@@ -109,7 +109,7 @@ def test_score(job: Path) -> None:
 def test_resume(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off in the last step of flatgd, the run goes on from a checkpoint to the same end."""
     steps = {"seen": 0}
-    on_step_end = training._Advance.on_step_end
+    on_step_end = Advance.on_step_end
 
     def cut(self, args, state, control, **kwargs) -> None:
         if "flatgd" in args.output_dir and state.global_step == 3:
@@ -117,7 +117,7 @@ def test_resume(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         on_step_end(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(training._Advance, "on_step_end", cut)
+    monkeypatch.setattr(Advance, "on_step_end", cut)
     with pytest.raises(KeyboardInterrupt):
         run(job / "recipe.yaml", "output=again")
     assert steps["seen"] == 1

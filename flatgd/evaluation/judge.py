@@ -124,13 +124,18 @@ def _best_f1(labels: NDArray[np.bool_], chances: Scores) -> float:
 
 def quality(judge: Judge, rows: Sequence[Dialogue], false_positive_rate: float) -> Quality:
     """How the judge agrees with the human labels of rows it was not trained on."""
+    return _quality(judge.score(pairs_of(rows)), rows, judge.calibration, false_positive_rate)
+
+
+def _quality(
+    chances: Scores, rows: Sequence[Dialogue], calibration: Calibration, false_positive_rate: float
+) -> Quality:
     labels = toxic_labels(rows)
     if not len(labels) or labels.all() or not labels.any():
         return Quality(None, None, None, None, None, None, None, len(rows), int(labels.sum()))
-    chances = judge.score(pairs_of(rows))
     weights = _weights([row.conversation for row in rows])
-    marked = chances > judge.calibration.threshold
-    guessed = chances > judge.calibration.f1_threshold
+    marked = chances > calibration.threshold
+    guessed = chances > calibration.f1_threshold
     return Quality(
         _interval(_auc(labels, chances, weights)),
         _interval(_f1(labels, guessed, weights)),
@@ -152,24 +157,28 @@ def judge_report(
     rows = [row for row in test if row.is_safe is not None]
     parts = {}
     for source in dict.fromkeys(row.source for row in rows):
-        mine = [row for row in rows if row.source == source]
+        mine = [place for place, row in enumerate(rows) if row.source == source]
         parts[f"{source}, all rows"] = mine
         for speaker in ("human", "bot"):
-            own = [row for row in mine if row.speaker == speaker]
+            own = [place for place in mine if rows[place].speaker == speaker]
             if 0 < len(own) < len(mine):
                 parts[f"{source}, {speaker} replies"] = own
-        if len(bots := scorable(mine)) < len(mine):
+        bots = [place for place in mine if scorable([rows[place]])]
+        if len(bots) < len(mine):
             parts[f"{source}, bot replies, no canned ones"] = bots
-    chances = judge.score(pairs_of(rows))
+    chances = judge.score(pairs_of(rows))  # once: every part is some of these rows
+
+    def of_part(places: list[int]) -> dict[str, Any]:
+        own = [rows[place] for place in places]
+        found = _quality(chances[places], own, judge.calibration, false_positive_rate)
+        return found._asdict()
+
     return {
         "about": about,
         **judge.calibration._asdict(),
         "false_positive_rate": false_positive_rate,
         "few_labels": min(judge.calibration.safe, judge.calibration.toxic) < FEW,
-        "quality": [
-            {"rows_of": name, **quality(judge, part, false_positive_rate)._asdict()}
-            for name, part in parts.items()
-        ],
+        "quality": [{"rows_of": name, **of_part(places)} for name, places in parts.items()],
         "reliability": reliability(toxic_labels(rows), chances),
     }
 

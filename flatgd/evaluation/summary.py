@@ -67,15 +67,8 @@ def summarise(seeds: Sequence[Scores], settings: Settings) -> list[Row]:
             }
             for scores in seeds
         ]
-        lengths = [
-            words
-            for scores in kept
-            for part in scores.values()
-            for row in part
-            if row["kind"] == "generated"
-            for words in row["words"]
-        ]
-        for metric, column in columns(settings.samples, settings.thresholds, lengths).items():
+        table = columns(settings.samples, settings.thresholds, _lengths(kept))
+        for metric, column in table.items():
             parts = {
                 method: [_totals(scores[method], column) for scores in kept] for method in kept[0]
             }
@@ -92,8 +85,7 @@ def gaps(seen: Scores, unseen: Scores, settings: Settings) -> list[Row]:
     and without a data set, on that data set's test rows; value is unseen less seen, paired. Row
     "flatgd - safety_loss" is the difference of their gaps."""
     rows: list[Row] = []
-    lengths = [w for part in seen.values() for row in part for w in row.get("words", ())]
-    table = columns(settings.samples, settings.thresholds, lengths)
+    table = columns(settings.samples, settings.thresholds, _lengths([seen]))
     for metric in ("contrast", "toxicity_mean", f"toxicity_any{settings.samples}"):
         column = table[metric]
         parts = {
@@ -126,6 +118,18 @@ def gaps(seen: Scores, unseen: Scores, settings: Settings) -> list[Row]:
             both = {"method": " - ".join(FLATNESS), "dataset": rows[-1]["dataset"]}
             rows.append({**both, "metric": metric, "seen": None, "unseen": None, **gap._asdict()})
     return rows
+
+
+def _lengths(seeds: Sequence[Scores]) -> list[int]:
+    """Words of every sampled reply."""
+    return [
+        words
+        for scores in seeds
+        for part in scores.values()
+        for row in part
+        if row["kind"] == "generated"
+        for words in row["words"]
+    ]
 
 
 def _sum(totals: ByConversation) -> Totals:

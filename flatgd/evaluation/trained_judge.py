@@ -27,10 +27,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
+from flatgd.callbacks import Advance
 from flatgd.errors import ModelError
 from flatgd.evaluation.hf_judge import longest_input
 from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
@@ -156,14 +156,6 @@ class TrainedJudge:
         return {**encoded, "reply_mask": mask}
 
 
-class _Advance(TrainerCallback):
-    def __init__(self, advance: Callable[[int], None]):
-        self.advance = advance
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(1)
-
-
 def tune_judge(
     rows: Sequence[Dialogue],
     settings: JudgeSettings,
@@ -198,7 +190,7 @@ def tune_judge(
         data_collator=judge.collate,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Advance(advance))
+    trainer.add_callback(Advance(advance))
     trainer.train()
     scores = judge.score([pairs[i] for i in rest])
     held_out = [rows[i] for i in rest]

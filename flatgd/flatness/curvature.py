@@ -6,14 +6,13 @@ micro-batch, so the attention must have a second derivative (PyTorch's MATH kern
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flatgd.flatness.penalty import Gradient, norm
+from flatgd.flatness.penalty import Gradient, moved, norm
 
 Losses = Callable[[], Iterable[Tensor]]
 
@@ -33,26 +32,29 @@ def loss_value(losses: Losses) -> float:
 
 def gradient(parameters: Sequence[Tensor], losses: Losses) -> Gradient:
     """grad of the loss."""
-    total = [torch.zeros_like(p) for p in parameters]
-    for part in losses():
-        grads = torch.autograd.grad(part, parameters, allow_unused=True)
-        for buffer, grad in zip(total, grads, strict=True):
-            if grad is not None:
-                buffer += grad
-    return total
+    return _gradient_of_sum(parameters, losses())
 
 
 def hessian_vector(
     parameters: Sequence[Tensor], losses: Losses, vector: Sequence[Tensor]
 ) -> Gradient:
     """H v."""
+
+    def along(part: Tensor) -> Tensor:
+        """<grad of the part, v>, whose gradient is the part's H v."""
+        grads = torch.autograd.grad(part, parameters, create_graph=True, allow_unused=True)
+        known = [(g, v) for g, v in zip(grads, vector, strict=True) if g is not None]
+        return torch.stack([(g * v).sum() for g, v in known]).sum()
+
+    return _gradient_of_sum(parameters, map(along, losses()))
+
+
+def _gradient_of_sum(parameters: Sequence[Tensor], scalars: Iterable[Tensor]) -> Gradient:
+    """Scalar by scalar, so that one graph is held at a time."""
     total = [torch.zeros_like(p) for p in parameters]
-    for part in losses():
-        first = torch.autograd.grad(part, parameters, create_graph=True, allow_unused=True)
-        known = [(g, v) for g, v in zip(first, vector, strict=True) if g is not None]
-        along = torch.stack([(g * v).sum() for g, v in known]).sum()
-        second = torch.autograd.grad(along, parameters, allow_unused=True)
-        for buffer, grad in zip(total, second, strict=True):
+    for scalar in scalars:
+        grads = torch.autograd.grad(scalar, parameters, allow_unused=True)
+        for buffer, grad in zip(total, grads, strict=True):
             if grad is not None:
                 buffer += grad
     return total
@@ -143,7 +145,7 @@ def under_random(
     for _ in range(draws):
         direction = relative_direction(parameters, generator)
         for place, radius in enumerate(radii):
-            with shifted(parameters, direction, radius):
+            with moved(parameters, direction, radius):
                 found[place].append(loss_value(losses))
     return [_mean(values) for values in found]
 
@@ -164,13 +166,13 @@ def under_worst(
         offset = [torch.zeros_like(p) for p in parameters]
         best = -math.inf
         for step in range(steps):
-            with shifted(parameters, offset, 1.0):
+            with moved(parameters, offset, 1.0):
                 grads = gradient(parameters, losses)
             length = radius if step == 0 else radius / 2
             for move, grad, size in zip(offset, grads, sizes, strict=True):
                 move.add_(grad.sign() * size, alpha=length)
                 torch.clamp(move, -radius * size, radius * size, out=move)
-            with shifted(parameters, offset, 1.0):
+            with moved(parameters, offset, 1.0):
                 best = max(best, loss_value(losses))
         found.append(best)
     return found
@@ -183,21 +185,6 @@ def relative_direction(parameters: Sequence[Tensor], generator: torch.Generator)
         d * (p.detach().norm() / d.norm().clamp(min=1e-12))
         for d, p in zip(drawn, parameters, strict=True)
     ]
-
-
-@contextmanager
-def shifted(
-    parameters: Sequence[Tensor], direction: Sequence[Tensor], scale: float
-) -> Iterator[None]:
-    """Parameters at theta + scale * direction inside the block, bit for bit theta after it."""
-    saved = [p.detach().clone() for p in parameters]
-    try:
-        with torch.no_grad():
-            torch._foreach_add_(list(parameters), list(direction), alpha=scale)
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(list(parameters), saved)
 
 
 def _gaussian(parameters: Sequence[Tensor], generator: torch.Generator) -> Gradient:

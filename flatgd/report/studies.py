@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from flatgd.evaluation.summary import FLATNESS
 from flatgd.recipe import Recipe
 from flatgd.report.cells import Table, interval, number, significant
 from flatgd.report.figures import colours, save
@@ -16,7 +17,6 @@ from flatgd.stages import Stages
 
 Row = dict[str, Any]
 FORMAT = 1  # of a study's file; another one is as good as none
-FLATNESS = {"flatgd", "safety_loss"}
 LINES = {"start": ":", "end": "-", "matched": "--"}
 QUESTIONS = {"missing_negatives": "toxic replies missing", "left_out": "left out"}
 
@@ -272,7 +272,7 @@ def told_by(flat: Row | None, durable: Row | None, unseen: Row | None) -> list[s
                     f"L_S: flatgd {shown[0]}, safety_loss {shown[1]}."
                 )
     for row in unseen["rows"] if unseen else []:
-        if row["method"] == "flatgd - safety_loss" and row["metric"] == "contrast":
+        if row["method"] == " - ".join(FLATNESS) and row["metric"] == "contrast":
             is_clear = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
             gap = interval(row["value"], row["low"], row["high"], 3)
             told.append(
@@ -286,4 +286,4 @@ def told_by(flat: Row | None, durable: Row | None, unseen: Row | None) -> list[s
 def _pair(rows: Sequence[Row], at: str) -> list[Row]:
     """flatgd's and safety_loss's row at such a point, none where one is missing."""
     found = {row["method"]: row for row in rows if row["at"] == at}
-    return [found[name] for name in ("flatgd", "safety_loss")] if found.keys() >= FLATNESS else []
+    return [found[name] for name in FLATNESS] if found.keys() >= set(FLATNESS) else []

@@ -27,7 +27,8 @@ from transformers import PrinterCallback, TrainerCallback
 from flatgd.check import training_config
 from flatgd.data.mixture import ordinary, scorable
 from flatgd.evaluation.likelihood import score_replies
-from flatgd.flatness.curvature import relative_direction, shifted
+from flatgd.flatness.curvature import relative_direction
+from flatgd.flatness.penalty import moved
 from flatgd.methods import Clean
 from flatgd.models import load_tokenizer
 from flatgd.progress import Display
@@ -119,7 +120,7 @@ class Attacks:
                 self.land.at(point.state)
                 random = torch.Generator().manual_seed(draw)
                 direction = relative_direction(self.land.parameters, random)
-                with shifted(self.land.parameters, direction, size):
+                with moved(self.land.parameters, direction, size):
                     values.append(self.contrast())
             row = self._row(point, "noise", size, value=float(np.mean(values)))
             found.append(row)

@@ -21,13 +21,12 @@ from flatgd.flatness.curvature import (
     loss_value,
     relative_direction,
     relative_flatness,
-    shifted,
     top_eigenvalue,
     trace,
     under_random,
     under_worst,
 )
-from flatgd.flatness.penalty import norm
+from flatgd.flatness.penalty import moved, norm
 from flatgd.progress import Display
 from flatgd.studies.points import Landscape, Point, State, between, open_run, write_study
 
@@ -75,8 +74,7 @@ def measure(land: Landscape, point: Point, probes: int) -> Row:
         "method": point.method,
         "at": point.at,
         "step": round(point.step, 2),
-        "safety_loss": loss_value(losses),
-        "safety_loss_test": loss_value(land.test_losses),
+        **_levels(land),
         "grad_norm": norm(gradient(parameters, losses)),
         "top_eigenvalue": top_eigenvalue(parameters, losses, random),
         "trace": _plain(trace(parameters, losses, random, probes)),
@@ -94,8 +92,7 @@ def path_of(land: Landscape, name: str) -> list[Row]:
             {
                 "method": name,
                 "step": step,
-                "safety_loss": loss_value(land.losses),
-                "safety_loss_test": loss_value(land.test_losses),
+                **_levels(land),
                 "grad_norm": norm(gradient(land.parameters, land.losses)),
             }
         )
@@ -105,7 +102,7 @@ def path_of(land: Landscape, name: str) -> list[Row]:
 def slices_of(land: Landscape, name: str) -> list[Row]:
     """L_S on test and training rows along the way and across it; the same random direction across
     for every method."""
-    end = land.path(name)[-1][1]
+    end = land.end(name)
     rows = [
         {
             "method": name,
@@ -118,17 +115,18 @@ def slices_of(land: Landscape, name: str) -> list[Row]:
     land.at(end)
     across = _orthogonal(land, end)
     for share in ACROSS:
-        with shifted(land.parameters, across, share):
-            values = {
-                "safety_loss": loss_value(land.losses),
-                "safety_loss_test": loss_value(land.test_losses),
-            }
-        rows.append({"method": name, "slice": "across", "at": share, **values})
+        with moved(land.parameters, across, share):
+            rows.append({"method": name, "slice": "across", "at": share, **_levels(land)})
     return rows
 
 
 def _both(land: Landscape, state: State) -> Row:
     land.at(state)
+    return _levels(land)
+
+
+def _levels(land: Landscape) -> Row:
+    """L_S on training and test rows, at the weights that the model has."""
     return {
         "safety_loss": loss_value(land.losses),
         "safety_loss_test": loss_value(land.test_losses),

@@ -24,6 +24,7 @@ from flatgd.flatness.curvature import loss_value
 from flatgd.methods import METHODS, SafetyLoss, Totals
 from flatgd.models import load_model, reply_tokens
 from flatgd.progress import Display
+from flatgd.recipe import Recipe
 from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
 from flatgd.report.studies import FORMAT
@@ -46,6 +47,12 @@ class Point(NamedTuple):
 
 def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tuple[Run, list[str]]:
     """The run that the checkpoints belong to, and their names in it."""
+    recipe, names = recipe_of(checkpoints)
+    return Run(recipe, display), names
+
+
+def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
+    """The recipe of the run that the checkpoints belong to, and their names in it."""
     roots = {}
     for folder in checkpoints:
         parents = [folder.resolve(), *folder.resolve().parents]
@@ -64,7 +71,7 @@ def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tup
         told = ", ".join(recipe.methods)
         raise RecipeError(f"{strange[0]} is no method of its run; {root}/methods has {told}")
     names = list(dict.fromkeys(own[folder.resolve()] for folder in checkpoints))
-    return Run(recipe.model_copy(update={"output": root}), display), names
+    return recipe.model_copy(update={"output": root}), names
 
 
 class Landscape:
@@ -121,7 +128,11 @@ class Landscape:
         steps = [(int(path.parent.name), load_model(path.parent).state_dict()) for path in kept]
         end = self.run.steps(name)
         inner = [(step, state) for step, state in steps if step < end]
-        return [(0, self.start), *inner, (end, load_model(folder).state_dict())]
+        return [(0, self.start), *inner, (end, self.end(name))]
+
+    def end(self, name: str) -> State:
+        """The weights of the end point."""
+        return load_model(self.run.folder_of(name)).state_dict()
 
     def points(self, names: Iterable[str]) -> list[Point]:
         """Each method's end point, and the point on its path whose L_S is that of the worst end."""

@@ -12,22 +12,12 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from flatgd.callbacks import Advance
 from flatgd.methods import Method
 from flatgd.models import load_model, load_tokenizer
 from flatgd.records import Dialogue, write_jsonl
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.trainer import FlatGDTrainer
-
-
-class _Advance(TrainerCallback):
-    def __init__(self, advance: Callable[[int], None]):
-        self.advance = advance
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(state.global_step)  # what a checkpoint already holds
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(1)
 
 
 class _Snapshots(TrainerCallback):
@@ -69,7 +59,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Advance(advance))
+    trainer.add_callback(Advance(advance))
     if config.snapshots:
         trainer.add_callback(_Snapshots(folder, config.snapshots))
     checkpoint = last_checkpoint(folder)
