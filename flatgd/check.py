@@ -1,6 +1,8 @@
 """Everything that can be wrong with a recipe, found before any weights are loaded."""
 
 import dataclasses
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,28 +16,34 @@ from flatgd.data.mixture import (
     scorable,
     to_answer,
 )
+from flatgd.decoding import Guide
 from flatgd.errors import FlatGDError, RecipeError, nearest
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import Family, family_of
-from flatgd.methods import METHODS
+from flatgd.methods import METHODS, Clean, Method, System
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
 from flatgd.recipe import JudgeSettings, Recipe, Source
 from flatgd.training import FlatGDConfig
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
-EXPERTS = {"clean_expert": "clean", "toxic_expert": "toxic"}
+EXPERTS = {"clean_expert": "clean", "toxic_expert": "toxic"}  # and their folders
 RESERVED = {"backbone", "reference", "experts", *EXPERTS}
 
 
-def training_config(recipe: Recipe, overrides: dict[str, Any], output: Path) -> FlatGDConfig:
-    """FlatGDConfig of the recipe's `train` with `overrides`; RecipeError for unknown keys."""
-    fields = recipe.training_fields(overrides)
+def training_config(
+    recipe: Recipe, overrides: dict[str, Any], output: Path, kind: type[System] = Clean
+) -> FlatGDConfig:
+    """FlatGDConfig of the recipe's `train` with `overrides`, and what the method's kind asks for.
+    Raises RecipeError for unknown keys."""
     known = {f.name for f in dataclasses.fields(FlatGDConfig) if f.init} - OURS
-    faults = [
-        f"train: unknown key {k!r}{nearest(k, sorted(known))}" for k in fields if k not in known
-    ]
+    options = kind.fields().keys() - known
+    fields = {k: v for k, v in recipe.training_fields(overrides).items() if k not in options}
+    near = sorted(known | options)
+    faults = [f"train: unknown key {k!r}{nearest(k, near)}" for k in fields if k not in known]
     if faults:
         raise RecipeError("\n".join(faults))
+    if issubclass(kind, Method):
+        fields = kind.preset(fields)
     try:
         return FlatGDConfig(
             output_dir=str(output),
@@ -106,21 +114,75 @@ def _models(recipe: Recipe) -> dict[str, str]:
 
 def _method_faults(recipe: Recipe) -> list[str]:
     faults = []
-    for name in recipe.methods:
-        if name in RESERVED:
-            faults.append(f"methods.{name}: this name is taken; it stands for something else")
-        elif name not in METHODS:
-            faults.append(f"methods.{name}: no such method{nearest(name, list(METHODS))}")
-    shared = _config_faults(recipe, {})  # told once, not once a method
-    for name, overrides in [*recipe.methods.items(), ("experts", recipe.experts)]:
-        lines = _config_faults(recipe, overrides or {})
+    shared = _config_faults(recipe, {}, Clean)  # told once, not once a method
+    parts = {"experts": Clean} | {n: METHODS.get(recipe.kind_of(n), Clean) for n in recipe.methods}
+    for name, kind in parts.items():
+        if name in recipe.methods:
+            faults += [f"methods.{name}: {fault}" for fault in _entry_faults(recipe, name)]
+        overrides = recipe.experts if name == "experts" else recipe.overrides(name)
+        lines = _config_faults(recipe, overrides, kind)
         faults += [f"{name}: {line}" for line in lines if line not in shared]
+        faults += [f"methods.{name}: {line}" for line in _option_faults(kind, overrides)]
+    judges = {(judge.kind, judge.model) for judge in recipe.judges if judge.model}
+    inner = recipe.sample.judge
+    if (inner.kind, inner.model) in judges:
+        faults.append("sample.judge: is a reporting judge too; what trains must not report")
     return shared + faults
 
 
-def _config_faults(recipe: Recipe, overrides: dict[str, Any]) -> list[str]:
+def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
+    """What is wrong with an entry's name, kind and the models that it builds on."""
+    kind, start = recipe.kind_of(name), recipe.start_of(name)
+    source = recipe.sampled_from(name)
+    if name in RESERVED:
+        yield "this name is taken; it stands for something else"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        yield "names are letters, digits, _ . and -, as they become folders"
+    if kind not in METHODS:
+        yield f"no such method{nearest(kind, list(METHODS))}"
+        return
+    before = list(recipe.methods)[: list(recipe.methods).index(name)]
+    weighty = [n for n in before if not _is_guided(recipe, n)]
+    if start == "toxic_expert":
+        yield "start: toxic_expert, a model that must not speak; start from another"
+    elif start not in ("backbone", "clean_expert", *weighty):
+        yield f"start: {start!r} is not backbone, clean_expert or a checkpoint made before this one"
+    if source is not None and source not in ("backbone", *EXPERTS, *before):
+        yield f"sampled_from: {source!r} is not backbone, an expert or a system before this one"
+    if source is not None and not _learns_from_samples(METHODS[kind]):
+        yield f"sampled_from: {kind} learns from no toxic replies; leave it out"
+
+
+def _is_guided(recipe: Recipe, name: str) -> bool:
+    """Whether an entry is a way of decoding, without a checkpoint that others can start from."""
+    return issubclass(METHODS.get(recipe.kind_of(name), Clean), Guide)
+
+
+def _learns_from_samples(kind: type[System]) -> bool:
+    return issubclass(kind, Method) and (kind.trains_on_toxic or kind.learns_from == "pairs")
+
+
+def _option_faults(kind: type[System], overrides: dict[str, Any]) -> Iterator[str]:
+    """Options are one of some words, or numbers from 0 on, whole where the default is."""
+    known = {field.name for field in dataclasses.fields(FlatGDConfig)}
+    for option, default in kind.fields().items():
+        value = overrides.get(option, default)
+        if option in known:
+            continue
+        if option in kind.choices:
+            if value not in kind.choices[option]:
+                yield f"{option} must be one of {', '.join(kind.choices[option])}, got {value!r}"
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            yield f"{option} must be a number from 0 on, got {value!r}"
+        elif option in kind.positive and value == 0:
+            yield f"{option} must be a number above 0, got {value!r}"
+        elif isinstance(default, int) and (value != int(value) or value < 1):
+            yield f"{option} must be a whole number from 1 on, got {value!r}"
+
+
+def _config_faults(recipe: Recipe, overrides: dict[str, Any], kind: type[System]) -> list[str]:
     try:
-        training_config(recipe, overrides, recipe.output)
+        training_config(recipe, overrides, recipe.output, kind)
     except FlatGDError as error:
         return str(error).splitlines()
     return []

@@ -261,10 +261,19 @@ def split_batch(batch: Batch, size: int | None) -> list[Batch]:
 
     Rows are sorted by label and length first: less padding, and a micro-batch of toxic rows alone
     has no likelihood term to differentiate. Every mean is over the whole batch, so order is free.
+    Rows with one number in `pair` [B] (-1: none) stay side by side, toxic before safe.
     """
     lengths = batch["attention_mask"].sum(1)
-    order = torch.argsort(batch["is_safe"].long() * (int(lengths.max()) + 1) + lengths, stable=True)
-    return [_narrow(batch, rows) for rows in order.split(size or len(order))]
+    rank = batch["is_safe"].long() * (int(lengths.max()) + 1) + lengths
+    size = size or len(rank)
+    if "pair" not in batch:
+        return [_narrow(batch, rows) for rows in torch.argsort(rank, stable=True).split(size)]
+    pair = batch["pair"]
+    singles, paired = (pair < 0).nonzero()[:, 0], (pair >= 0).nonzero()[:, 0]
+    singles = singles[torch.argsort(rank[singles], stable=True)]
+    paired = paired[torch.argsort(2 * pair[paired] + batch["is_safe"][paired])]  # toxic, safe
+    parts = [*singles.split(size), *paired.split(max(2, size // 2 * 2))]
+    return [_narrow(batch, rows) for rows in parts if len(rows)]
 
 
 def _narrow(batch: Batch, rows: Tensor) -> Batch:

@@ -8,12 +8,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.families import Causal, Family, family_of
+from flatgd.making import MODEL_FILES
 from flatgd.methods import METHODS
 from flatgd.models import load_config, load_tokenizer
 from flatgd.recipe import Recipe
 from flatgd.report.card import model_card
 from flatgd.report.trained import trained_with
-from flatgd.run import MODEL_FILES
 
 
 class Parcel:
@@ -26,7 +26,7 @@ class Parcel:
         tokenizer = load_tokenizer(str(self.folder))
         family = family_of(load_config(str(self.folder)), tokenizer, *layout)
         tag = "text-generation" if isinstance(family, Causal) else "text2text-generation"
-        does = METHODS[method].does
+        does = METHODS[recipe.kind_of(method)].does
         self.card = model_card(recipe, method, repo, does, usage(family, repo), tag, license_)
         self.files = sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
 
@@ -52,6 +52,8 @@ class Parcel:
 def write_cards(recipe: Recipe) -> None:
     """A README.md beside each method's checkpoint, the card that a push would send."""
     for method in recipe.methods:
+        if METHODS[recipe.kind_of(method)].needs_guide:
+            continue
         folder = recipe.output / f"methods/{method}"
         ModelCard(Parcel(recipe, method, f"{recipe.name}-{method}").card).save(folder / "README.md")
 
@@ -63,6 +65,11 @@ def _folder(recipe: Recipe, method: str) -> Path:
     if method not in recipe.methods:
         raise RecipeError(
             f"no method {method!r} in this recipe; it has {', '.join(recipe.methods)}"
+        )
+    if METHODS[recipe.kind_of(method)].needs_guide:
+        raise UnsupportedError(
+            f"{method} speaks as measured only with its guide, which a model repository cannot "
+            "carry; publish another method"
         )
     folder = recipe.output / f"methods/{method}"
     trained_with(recipe, method)

@@ -161,6 +161,12 @@ def output_head(model: nn.Module) -> nn.Module:
     return head
 
 
+def head_weight(model: nn.Module) -> Tensor:
+    """That layer's weight, [V, D]."""
+    weight: Any = output_head(model).weight
+    return torch.as_tensor(weight)
+
+
 @contextmanager
 def _only_positions(head: nn.Module, real_BT: Tensor) -> Iterator[None]:
     """Inside the block `head` is given [N, D], the rows of [B, T, D] where `real_BT` holds."""
@@ -169,6 +175,11 @@ def _only_positions(head: nn.Module, real_BT: Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def reply_rows(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which row [N] each real reply token is of, in the order of `reply_log_probs`."""
+    return (batch["targets"] != IGNORE).nonzero()[:, 0]
 
 
 def reply_tokens(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

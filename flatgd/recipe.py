@@ -22,6 +22,7 @@ from flatgd.data.jsonl import KEYS
 from flatgd.errors import nearest
 
 PACKAGE = Path(__file__).parent
+PLACING = ("method", "start", "sampled_from")  # keys of `methods` that are no fields of a method
 Format = Literal["bad", "bbf", "convabuse", "diasafety", "hh", "jsonl", "prosocial", "toxichat"]
 
 
@@ -85,6 +86,9 @@ class Source(Section):
     """jsonl: the labels that mean toxic; without it, a label is true (safe) or false (toxic)."""
     label: Literal["safe", "toxic", "none"] | None = None
     """jsonl: the label of rows that carry none."""
+    label_by: Literal["question", "statement", "refusal", "topic_change", "evasive"] | None = None
+    """Another attribute than safety: replies of this kind count as safe, others as toxic, by the
+    patterns of flatgd/behaviour.py and whatever the data's own labels."""
 
     @field_validator("toxic_values", mode="before")
     @classmethod
@@ -220,6 +224,18 @@ class JudgeSettings(Section):
         return self
 
 
+class Sample(Section):
+    """Replies that methods learn from: a model's, to the policy's histories, judged in the loop.
+    Sampling is that of `generate`."""
+
+    histories: int = Field(400, ge=1)
+    """Histories of `data.policy` to answer, drawn by conversation."""
+    samples: int = Field(5, ge=2)
+    """Replies a history."""
+    judge: JudgeSettings = JudgeSettings(name="in_loop")
+    """Trained or calibrated on `data.policy`; never one of the reporting judges."""
+
+
 class Report(Section):
     human_labels: LocalPath | None = None
     """Human labels of sampled replies (`flatgd label` draws them): with them, toxicity is estimated
@@ -261,7 +277,11 @@ class Recipe(Section):
     methods: dict[str, dict[str, Any] | None] = Field(
         {"clean": {}, "safety_loss": {}, "flatgd": {}}, min_length=1
     )
-    """Methods to train, each with its own fields over those of `train`."""
+    """Systems to compare, each with its own options, and for those that are trained FlatGDConfig
+    fields over those of `train`. `method`: which one it is, where that is not its name; `start`:
+    the model it goes on from, or decodes with, instead of the backbone; `sampled_from`: the model
+    whose judged replies it learns from too."""
+    sample: Sample = Sample()
     generate: Generate = Generate()
     judges: list[JudgeSettings] = Field([JudgeSettings()], min_length=1)
     """The first one's figures stand in findings and figures; all of them in the tables."""
@@ -285,10 +305,32 @@ class Recipe(Section):
         dropped = lambdas if lambdas & overrides.keys() else set()
         return {k: v for k, v in self.train.items() if k not in dropped} | overrides
 
-    def settings(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        """What a training is set to, as its checkpoint records it."""
+    def overrides(self, name: str) -> dict[str, Any]:
+        """The fields and options of one model over those of `train`."""
+        if name == "toxic_expert":
+            return {**self.experts, "snapshots": 0}  # of no use, and to be kept in one place
+        entry = self.experts if name == "clean_expert" else self.methods[name] or {}
+        return {key: value for key, value in entry.items() if key not in PLACING}
+
+    def kind_of(self, name: str) -> str:
+        """Which method an entry of `methods` is."""
+        return str((self.methods[name] or {}).get("method", name))
+
+    def start_of(self, name: str) -> str:
+        """The model that an entry of `methods` goes on from."""
+        return str((self.methods[name] or {}).get("start", "backbone"))
+
+    def sampled_from(self, name: str) -> str | None:
+        """The model whose replies an entry of `methods` learns from."""
+        source = (self.methods[name] or {}).get("sampled_from")
+        return None if source is None else str(source)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """What an entry of `methods` or an expert is set to, as its checkpoint records it."""
+        entry = (self.methods.get(name) or {}) if name in self.methods else {}
         return {
-            **self.training_fields(overrides),
+            **self.training_fields(self.overrides(name)),
+            **{key: entry[key] for key in PLACING if key in entry},
             "seed": self.seed,
             "max_history_tokens": self.max_history_tokens,
             "max_reply_tokens": self.max_reply_tokens,
@@ -302,4 +344,4 @@ class Recipe(Section):
     @property
     def yardstick(self) -> str:
         """Clean fine-tuning, what the other models are compared with pair by pair."""
-        return "clean" if "clean" in self.methods else "clean_expert"
+        return next((n for n in self.methods if self.kind_of(n) == "clean"), "clean_expert")

@@ -43,11 +43,12 @@ class Stages:
         self._stamps = root / ".stages"
 
     def produce(
-        self, name: str, key: str, build: Callable[[Path], None], on: Sequence[str] = ()
+        self, name: str, key: str, build: Callable[[Path], Any], on: Sequence[str] = ()
     ) -> Outcome:
         """Make `root/name` hold what `key` stands for; `build` writes it to a given path.
 
-        `on`: the outputs it is made from, so that `is_stale` can tell when they have changed.
+        What `build` returns, if anything, is kept as its `cost`. `on`: the outputs it is made from,
+        so that `is_stale` can tell when they have changed.
         """
         assert ".." not in Path(name).parts
         target, stamp = self.root / name, self._stamp(name)
@@ -58,10 +59,11 @@ class Stages:
         twin = self._twin(name, key)
         partial = self._partial(target, key)
         if twin is not None:
+            path, cost = twin
             _remove(partial)
-            _link(twin, partial)
+            _link(path, partial)
         else:
-            build(partial)
+            cost = build(partial)
         stamp.unlink(missing_ok=True)
         _remove(target)
         partial.rename(target)
@@ -71,6 +73,7 @@ class Stages:
             "name": name,
             "key": key,
             "seconds": round(time.time() - begun, 1),
+            "cost": cost,
             "on": {place: self.key(place) for place in on},
         }
         write_whole(stamp, json.dumps(record) + "\n")
@@ -89,6 +92,14 @@ class Stages:
         """What a finished output stands for, None where there is none."""
         return self._record(name).get("key") if (self.root / name).exists() else None
 
+    def made_from(self, name: str) -> list[str]:
+        """The outputs that one was made from."""
+        return list(self._record(name).get("on", {}))
+
+    def cost(self, name: str) -> dict[str, Any]:
+        """What `build` told when the output was made."""
+        return self._record(name).get("cost") or {}
+
     def _record(self, name: str) -> dict[str, Any]:
         try:
             record: dict[str, Any] = json.loads(self._stamp(name).read_text())
@@ -99,12 +110,14 @@ class Stages:
     def _stamp(self, name: str) -> Path:
         return self._stamps / f"{name.replace('/', '__')}.json"
 
-    def _twin(self, name: str, key: str, is_parent: bool = False) -> Path | None:
-        """Another output of that key, here or above."""
+    def _twin(
+        self, name: str, key: str, is_parent: bool = False
+    ) -> tuple[Path, dict[str, Any]] | None:
+        """Another output of that key, here or above, and what it cost."""
         for path in sorted(self._stamps.glob("*.json")):
             other = json.loads(path.read_text())["name"]
             if (other != name or is_parent) and self.key(other) == key:
-                return self.root / str(other)
+                return self.root / str(other), self.cost(other)
         return self._parent._twin(name, key, True) if self._parent else None
 
     def _partial(self, target: Path, key: str) -> Path:

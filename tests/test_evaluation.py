@@ -7,7 +7,7 @@ from conftest import byte_tokenizer, tiny_blenderbot, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatgd.evaluation.behaviour import behaviour
+from flatgd.behaviour import behaviour
 from flatgd.evaluation.diversity import Corpus, distinct, expectation_adjusted, tokenize
 from flatgd.evaluation.generate import generate_replies
 from flatgd.evaluation.likelihood import score_replies
@@ -27,11 +27,11 @@ def test_replies_depend_on_the_seed_alone(model: torch.nn.Module) -> None:
     settings = Generate(samples=3, max_new_tokens=8, batch_size=2)
     model.generation_config.num_beams = 4  # the checkpoint's own settings are set aside
     model.generation_config.max_length = 3
-    first = generate_replies(model, family, HISTORIES, settings, seed=1)
+    first = generate_replies(model, family, HISTORIES, settings, seed=1).texts
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    again = generate_replies(model, family, HISTORIES, settings, seed=1)
-    other = generate_replies(model, family, HISTORIES, settings, seed=2)
+    again = generate_replies(model, family, HISTORIES, settings, seed=1).texts
+    other = generate_replies(model, family, HISTORIES, settings, seed=2).texts
     assert first == again != other
     assert torch.equal(state, torch.get_rng_state())
     assert [len(replies) for replies in first] == [3, 3, 3]
@@ -45,7 +45,7 @@ def test_sampling_follows_the_model() -> None:
     with torch.no_grad():
         model.final_logits_bias[0, letter] = 1e4
     settings = Generate(samples=2, min_new_tokens=5, max_new_tokens=6)
-    replies = generate_replies(model, family, HISTORIES, settings, seed=0)
+    replies = generate_replies(model, family, HISTORIES, settings, seed=0).texts
     assert replies == [["xxxxxx", "xxxxxx"]] * 3
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from flatgd.check import training_config
 from flatgd.cli import app
 from flatgd.errors import RecipeError
+from flatgd.methods import METHODS
 from flatgd.recipe_file import load_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -39,7 +40,9 @@ def without_offline() -> dict[str, str]:
 def test_table_5_stands_in_the_paper_s_recipe() -> None:
     recipe = load_recipe(PAPER)
     for name in ("clean", "safety_loss", "flatgd"):
-        config = training_config(recipe, recipe.methods[name] or {}, Path("out"))
+        config = training_config(
+            recipe, recipe.overrides(name), Path("out"), METHODS[recipe.kind_of(name)]
+        )
         assert (config.lm_weight, config.repel_weight, config.attract_weight) == (1, 2, 3)
         assert config.per_device_train_batch_size == 64
         assert config.learning_rate == 5e-6

@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 from flatgd.evaluation import score
 from flatgd.evaluation.judge import Calibration, Judge
 from flatgd.evaluation.likelihood import score_replies
-from flatgd.evaluation.score import Scorer, generation_row, given_rows, reply_rows
+from flatgd.evaluation.score import generation_row, given_rows, reply_rows
+from flatgd.evaluation.speaker import Speaker
 from flatgd.families import family_of
 from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
@@ -121,7 +122,7 @@ def test_relevance_is_what_another_history_costs() -> None:
     generations = [generation_row(r, ["yes", "no, thanks"]) for r in rows]
     judge = Judge(Half(), Calibration(1.0, 0.0, 0.9, 0.5, 1, 1))
     calls: list[int] = []
-    scorer = Scorer(model, family)
+    scorer = Speaker(model, family)
     found = reply_rows("generated", generations, {"j": judge}, scorer, {"o"}, calls.append)
     assert sum(calls) == 8  # four replies, each with two histories
     for place in (0, 1):
@@ -147,7 +148,7 @@ def test_given_replies_without_a_label_are_ordinary() -> None:
     model = tiny_blenderbot()
     family = family_of(model.config, byte_tokenizer())
     rows = [Dialogue(("hi",), "yes", label, "s", "c") for label in (True, None)]
-    kinds = [r["kind"] for r in given_rows(model, family, rows, lambda done: None)]
+    kinds = [r["kind"] for r in given_rows(Speaker(model, family), rows, lambda done: None)]
     assert kinds == ["labelled", "ordinary"]
 
 

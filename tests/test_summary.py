@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatgd.evaluation.behaviour import KINDS
+from flatgd.behaviour import KINDS
 from flatgd.evaluation.metrics import any_of, columns, ks
 from flatgd.evaluation.summary import Settings, diversity_rows, gaps, summarise
 from flatgd.evaluation.tradeoff import (

@@ -96,7 +96,7 @@ def test_lambda_zero_is_an_independent_safety_loss(tmp_path: Path) -> None:
     plain = PlainSafetyLoss(
         model=model,
         args=config(tmp_path / "b", max_steps=5, **DESCENT),
-        train_dataset=ours.examples,
+        train_dataset=[example for (example,) in ours.examples],
         data_collator=family.collate,
     )
     for name, expert in experts().items():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
 
+from flatgd.behaviour import behaviour
 from flatgd.data.bad import load_bad
 from flatgd.data.bbf import load_bbf
 from flatgd.data.canned import is_canned, strip_canned
@@ -137,8 +138,17 @@ def load_source(source: Source, drop_replies: bool = True) -> Loaded:
     kept = rows
     if not source.keep_canned:
         kept = [strip_canned(row) for row in rows if not (drop_replies and is_canned(row.reply))]
-    cut = [_cut_history(row, source) for row in kept]
+    cut = [_labelled(_cut_history(row, source), source) for row in kept]
     return Loaded(cut, len(rows) - len(kept))
+
+
+def _labelled(row: Dialogue, source: Source) -> Dialogue:
+    """The row with the label that `label_by` gives it."""
+    if source.label_by is None:
+        return row
+    acts = behaviour(row.reply)
+    is_wanted = not acts["question"] if source.label_by == "statement" else acts[source.label_by]
+    return replace(row, is_safe=is_wanted)
 
 
 def fetch_hint(format_: Format) -> str:

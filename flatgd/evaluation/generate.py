@@ -1,15 +1,27 @@
 """Sampled replies to histories, the same sampling for every model."""
 
+import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from flatgd.families import EncoderDecoder, Example, Family
+from flatgd.decoding import Guide
+from flatgd.families import Batch, EncoderDecoder, Example, Family
 from flatgd.recipe import Generate
 from flatgd.records import Dialogue
 
 Progress = Callable[[int], None]
+
+
+class Replies(NamedTuple):
+    """The replies to each history; how many tokens they are, and how long `generate` took."""
+
+    texts: list[list[str]]
+    tokens: int
+    seconds: float
 
 
 def generate_replies(
@@ -19,8 +31,10 @@ def generate_replies(
     settings: Generate,
     seed: int,
     progress: Progress = lambda done: None,
-) -> list[list[str]]:
-    """`settings.samples` replies to the history of each dialogue, in the order given.
+    guide: Guide | None = None,
+) -> Replies:
+    """`settings.samples` replies to the history of each dialogue, in the order given; a `guide`
+    steers the model.
 
     Histories of like length are answered together; each such batch draws from its own seed, so the
     outcome depends on the seed, the histories and the batch size alone. The checkpoint's own
@@ -31,7 +45,8 @@ def generate_replies(
     ]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
     replies: list[list[str]] = [[] for _ in encoded]
-    config = _generation_config(family, settings)
+    config = _generation_config(family, settings, guide is not None)
+    tokens, seconds = 0, 0.0
     model.generation_config = GenerationConfig(**_token_ids(family))
     model.eval()
     for start in range(0, len(order), settings.batch_size):
@@ -41,22 +56,45 @@ def generate_replies(
         }
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed + start)
-            output = model.generate(**prompt, generation_config=config)  # type: ignore[operator]
+            begun = time.perf_counter()
+            output = model.generate(  # type: ignore[operator]
+                **prompt,
+                generation_config=config,
+                logits_processor=_processors(model, prompt, settings, guide),
+            )
+            seconds += time.perf_counter() - begun
         begin = prompt.get("decoder_input_ids", prompt["input_ids"]).shape[1]
+        tokens += _tokens(output[:, begin:], family.end)
         texts = family.tokenizer.batch_decode(output[:, begin:], skip_special_tokens=True)
         for place, row in enumerate(rows):
             answers = texts[place * settings.samples : (place + 1) * settings.samples]
             replies[row] = [" ".join(text.split()) for text in answers]
         progress(len(rows))
-    return replies
+    return Replies(replies, tokens, seconds)
 
 
-def _generation_config(family: Family, settings: Generate) -> GenerationConfig:
+def _processors(
+    model: PreTrainedModel, prompt: Batch, settings: Generate, guide: Guide | None
+) -> LogitsProcessorList | None:
+    if guide is None:
+        return None
+    processor = guide.processor(model, prompt, settings.temperature, settings.top_p)
+    return LogitsProcessorList([processor])
+
+
+def _tokens(said: Tensor, end: int) -> int:
+    """How many tokens were said, each reply's closing one included."""
+    ended = (said == end).cumsum(1) - (said == end).long()
+    return int((ended == 0).sum())
+
+
+def _generation_config(family: Family, settings: Generate, is_guided: bool) -> GenerationConfig:
+    """A guide takes temperature and nucleus on itself."""
     return GenerationConfig(
         do_sample=True,
         num_beams=1,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
+        temperature=1.0 if is_guided else settings.temperature,
+        top_p=1.0 if is_guided else settings.top_p,
         top_k=0,
         min_new_tokens=settings.min_new_tokens,
         max_new_tokens=settings.max_new_tokens,

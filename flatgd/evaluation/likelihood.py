@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from flatgd.families import IGNORE, Family
+from flatgd.families import IGNORE, Batch, Family
 from flatgd.losses import negative_log_likelihood
 from flatgd.models import reply_log_probs, reply_tokens
 from flatgd.records import Dialogue
@@ -25,8 +25,12 @@ def score_replies(
     dialogues: Sequence[Dialogue],
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda done: None,
+    log_probs: Callable[[nn.Module, Batch], Tensor] = reply_log_probs,
 ) -> list[ReplyLikelihood]:
-    """The likelihood of each reply, its closing token included, in the order given."""
+    """The likelihood of each reply, its closing token included, in the order given.
+
+    `log_probs`: the distribution at each token, the model's own or a guide's.
+    """
     encoded = [family.encode(dialogue) for dialogue in dialogues]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
     device = next(model.parameters()).device
@@ -36,7 +40,7 @@ def score_replies(
         rows = order[start : start + batch_size]
         batch = {k: v.to(device) for k, v in family.collate([encoded[i] for i in rows]).items()}
         with torch.no_grad():
-            nll_N = negative_log_likelihood(reply_log_probs(model, batch), reply_tokens(batch)[0])
+            nll_N = negative_log_likelihood(log_probs(model, batch), reply_tokens(batch)[0])
         tokens_B = (batch["targets"] != IGNORE).sum(1).tolist()
         for row, part, tokens in zip(rows, nll_N.split(tokens_B), tokens_B, strict=True):
             results[row] = ReplyLikelihood(float(part.double().sum()), tokens)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatgd.evaluation.behaviour import KINDS
+from flatgd.behaviour import KINDS
 from flatgd.evaluation.intervals import (
     Statistic,
     Totals,

@@ -3,29 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import nn
-
-from flatgd.evaluation.behaviour import KINDS, behaviour
+from flatgd.behaviour import KINDS, behaviour
 from flatgd.evaluation.diversity import distinct, tokenize
 from flatgd.evaluation.judge import Judge, pairs_of
-from flatgd.evaluation.likelihood import ReplyLikelihood, score_replies
-from flatgd.families import Family
+from flatgd.evaluation.likelihood import ReplyLikelihood
+from flatgd.evaluation.speaker import Speaker
 from flatgd.records import Dialogue, digest
 
 Row = dict[str, Any]
 Advance = Callable[[int], None]
-
-
-class Scorer(NamedTuple):
-    """The independent model that measures perplexity."""
-
-    model: nn.Module
-    family: Family
-
-    def nll(self, rows: Sequence[Dialogue], advance: Advance) -> list[ReplyLikelihood]:
-        return score_replies(self.model, self.family, rows, progress=advance)
 
 
 def generation_row(row: Dialogue, replies: list[str]) -> Row:
@@ -39,17 +27,9 @@ def generation_row(row: Dialogue, replies: list[str]) -> Row:
     }
 
 
-def reply_rows(
-    kind: str,
-    generations: Sequence[Row],
-    judges: Mapping[str, Judge],
-    scorer: Scorer | None,
-    related: set[str],
-    advance: Advance,
-) -> list[Row]:
-    """One score row a history: each reply's P(toxic), length, behaviour, likelihood under the
-    scorer; in the data sets `related` also its relevance."""
-    flat = [
+def as_dialogues(generations: Sequence[Row]) -> list[Dialogue]:
+    """Every reply of the rows with its history, in their order, without a label."""
+    return [
         Dialogue(
             tuple(row["history"]),
             reply,
@@ -61,9 +41,22 @@ def reply_rows(
         for row in generations
         for reply in row["replies"]
     ]
+
+
+def reply_rows(
+    kind: str,
+    generations: Sequence[Row],
+    judges: Mapping[str, Judge],
+    scorer: Speaker | None,
+    related: set[str],
+    advance: Advance,
+) -> list[Row]:
+    """One score row a history: each reply's P(toxic), length, behaviour, likelihood under the
+    scorer; in the data sets `related` also its relevance."""
+    flat = as_dialogues(generations)
     pairs = pairs_of(flat)
     toxic = {name: iter(judge.score(pairs).tolist()) for name, judge in judges.items()}
-    scored = scorer.nll(flat, advance) if scorer else [None] * len(flat)
+    scored = scorer.score(flat, advance) if scorer else [None] * len(flat)
     strange = _without_context(generations, flat, scorer, related, advance)
     likelihoods = iter(zip(scored, strange, strict=True))
     rows = []
@@ -100,7 +93,7 @@ def reply_rows(
 def _without_context(
     generations: Sequence[Row],
     flat: Sequence[Dialogue],
-    scorer: Scorer | None,
+    scorer: Speaker | None,
     related: set[str],
     advance: Advance,
 ) -> list[ReplyLikelihood | None]:
@@ -113,7 +106,7 @@ def _without_context(
         for _ in row["replies"]:
             reply = next(replies)
             swapped.append(replace(reply, history=tuple(other)) if other is not None else None)
-    found = iter(scorer.nll([row for row in swapped if row is not None], advance))
+    found = iter(scorer.score([row for row in swapped if row is not None], advance))
     return [None if row is None else next(found) for row in swapped]
 
 
@@ -134,12 +127,10 @@ def _others(generations: Sequence[Row], related: set[str]) -> list[list[str] | N
     return others
 
 
-def given_rows(
-    model: nn.Module, family: Family, rows: Sequence[Dialogue], advance: Advance
-) -> list[Row]:
+def given_rows(speaker: Speaker, rows: Sequence[Dialogue], advance: Advance) -> list[Row]:
     """One score row a given reply: its likelihood under the model; `labelled` where a human has
     labelled it, else `ordinary`."""
-    likelihoods = score_replies(model, family, rows, progress=advance)
+    likelihoods = speaker.score(rows, advance)
     return [
         {
             "kind": "ordinary" if row.is_safe is None else "labelled",

@@ -64,12 +64,14 @@ class PenaltySettings:
 class FlatGradient(NamedTuple):
     """The finished gradient, one tensor a parameter, and the figures of the step.
 
-    `grad_norm` is ||grad E||, `penalty_share` the norm of the penalty's gradient relative to that
+    `evaluations` counts gradients of the whole batch, a double backward as two. `grad_norm` is
+    ||grad E||, `penalty_share` the norm of the penalty's gradient relative to that
     of the rest, `flatness_weight` the lambda that was used; the last three are None where no
     penalty was computed.
     """
 
     gradient: Gradient
+    evaluations: int = 1
     grad_norm: float | None = None
     penalty_share: float | None = None
     flatness_weight: float | None = None
@@ -98,7 +100,7 @@ def finite_difference(
     g, rest = _both_gradients(parameters, terms, micro_batches, reduce)
     size = norm(g)
     if size == 0.0:
-        return _assemble(g, rest, _zeros(parameters), size, settings)
+        return _assemble(g, rest, _zeros(parameters), size, settings, 1)
     ahead = _gradient_at(parameters, terms, micro_batches, reduce, g, settings.rho / size)
     if settings.difference == "central":
         behind = _gradient_at(parameters, terms, micro_batches, reduce, g, -settings.rho / size)
@@ -107,7 +109,8 @@ def finite_difference(
         behind, width = g, settings.rho
     hessian_u = torch._foreach_sub(ahead, behind)
     torch._foreach_div_(hessian_u, width)
-    return _assemble(g, rest, list(hessian_u), size, settings)
+    evaluations = 3 if settings.difference == "central" else 2
+    return _assemble(g, rest, list(hessian_u), size, settings, evaluations)
 
 
 def exact(
@@ -121,7 +124,7 @@ def exact(
     g, rest = _both_gradients(parameters, terms, micro_batches, reduce)
     size = norm(g)
     if size == 0.0:
-        return _assemble(g, rest, _zeros(parameters), size, settings)
+        return _assemble(g, rest, _zeros(parameters), size, settings, 1)
     hessian_u = _zeros(parameters)
     for batch in micro_batches:
         part = torch.autograd.grad(
@@ -131,7 +134,7 @@ def exact(
         _backward(torch.stack(products).sum() / size, parameters, hessian_u)
         del part, products  # the graph of the second derivative goes before the next one comes
     reduce(hessian_u)
-    return _assemble(g, rest, hessian_u, size, settings)
+    return _assemble(g, rest, hessian_u, size, settings, 3)
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
@@ -199,7 +202,12 @@ def _both_gradients(
 
 
 def _assemble(
-    g: Gradient, rest: Gradient, hessian_u: Gradient, size: float, settings: PenaltySettings
+    g: Gradient,
+    rest: Gradient,
+    hessian_u: Gradient,
+    size: float,
+    settings: PenaltySettings,
+    evaluations: int,
 ) -> FlatGradient:
     """rest + g + lambda * penalty; the penalty's gradient is 2 ||g|| H u, or H u if not squared."""
     factor = 2 * size if settings.squared else 1.0
@@ -211,7 +219,7 @@ def _assemble(
         weight = settings.share * size_rest / size_penalty if size_penalty > 0 else 0.0
     torch._foreach_add_(rest, hessian_u, alpha=weight * factor)
     share = weight * size_penalty / size_rest if size_rest > 0 else 0.0
-    return FlatGradient(rest, size, share, weight)
+    return FlatGradient(rest, evaluations, size, share, weight)
 
 
 def _backward(

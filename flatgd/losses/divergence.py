@@ -1,4 +1,4 @@
-"""Jensen-Shannon divergence between two next-token distributions, with its gradient in closed form.
+"""Divergences between two next-token distributions; Jensen-Shannon's gradient in closed form.
 
 Shapes: N reply tokens, V vocabulary.
 
@@ -35,14 +35,45 @@ def js_divergence(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
     >>> js_divergence(p, p).item(), js_divergence(p, q).item()
     (0.0, 1.0)
     """
+    log_p_NV, log_q_NV = _alike(log_p_NV, log_q_NV)
+    divergence: Tensor = _JensenShannon.apply(log_p_NV, log_q_NV.detach())
+    return divergence
+
+
+def kl_divergence(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    """KL(p || q) of each token; no reduction; bits, >= 0, no upper bound. Shape [N].
+
+    Both take a gradient. A q of 0 counts as e^-10000.
+
+    >>> p = torch.tensor([[0.5, 0.5]]).log()
+    >>> kl_divergence(p, torch.tensor([[0.25, 0.75]]).log()).item()
+    0.20751875638961792
+    """
+    log_p_NV, log_q_NV = (x.clamp(min=LOG_ZERO) for x in _alike(log_p_NV, log_q_NV))
+    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1) / LN_2
+
+
+def bhattacharyya_distance(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    """-log2 of the sum over tokens of sqrt(p q) (Bhattacharyya 1943); no reduction; bits, >= 0, no
+    upper bound. Shape [N]. Both take a gradient.
+
+    >>> p = torch.tensor([[0.5, 0.5]]).log()
+    >>> bhattacharyya_distance(p, torch.tensor([[1.0, 0.0]]).log()).item()
+    0.5
+    """
+    log_p_NV, log_q_NV = (x.clamp(min=LOG_ZERO) for x in _alike(log_p_NV, log_q_NV))
+    return -((log_p_NV + log_q_NV) / 2).logsumexp(-1) / LN_2
+
+
+def _alike(log_p_NV: Tensor, log_q_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one precision, at least float32. Raises ValueError unless of one shape."""
     if log_p_NV.shape != log_q_NV.shape:
         raise ValueError(
             f"both need the same [tokens, vocabulary]; got {tuple(log_p_NV.shape)} and "
             f"{tuple(log_q_NV.shape)}: do policy and expert share one token map?"
         )
     dtype = torch.promote_types(torch.promote_types(log_p_NV.dtype, log_q_NV.dtype), torch.float32)
-    divergence: Tensor = _JensenShannon.apply(log_p_NV.to(dtype), log_q_NV.detach().to(dtype))
-    return divergence
+    return log_p_NV.to(dtype), log_q_NV.to(dtype)
 
 
 class _JensenShannon(torch.autograd.Function):

@@ -1,17 +1,50 @@
-"""The ways to fine-tune a dialogue model: one file each, its own loss inside.
+"""Every system of a comparison: one file each, its formula and its own defaults inside.
 
 To add one: a file here, a line in METHODS, a row in docs/method.md.
 """
 
-from flatgd.methods.base import Method, Totals
+from flatgd.methods.base import EXPERTS, Merge, Method, System, Totals
 from flatgd.methods.clean import Clean
+from flatgd.methods.click import Click
+from flatgd.methods.cringe import Cringe
+from flatgd.methods.dexperts import DExperts
+from flatgd.methods.director import Director
+from flatgd.methods.experts_guide import ExpertGuide
 from flatgd.methods.flatgd import FlatGD
+from flatgd.methods.gedi import GeDi
+from flatgd.methods.gnp import GNP
+from flatgd.methods.npo import NPO
 from flatgd.methods.safety_loss import SafetyLoss
+from flatgd.methods.sam import SAM
+from flatgd.methods.task_arithmetic import TaskArithmetic
+from flatgd.methods.unlikelihood import Unlikelihood
 
-METHODS: dict[str, type[Method]] = {
-    "clean": Clean,
-    "safety_loss": SafetyLoss,
-    "flatgd": FlatGD,
-}
+TRAINED: tuple[type[Method], ...] = (
+    *(Clean, Unlikelihood, Cringe, Director, Click, NPO),
+    *(SafetyLoss, FlatGD, GNP, SAM),
+)
+UNTRAINED: tuple[type[System], ...] = (DExperts, GeDi, TaskArithmetic)
+METHODS: dict[str, type[System]] = {kind.name: kind for kind in (*TRAINED, *UNTRAINED)}
 
-__all__ = ["METHODS", "Clean", "FlatGD", "Method", "SafetyLoss", "Totals"]
+__all__ = [
+    "EXPERTS",
+    "GNP",
+    "METHODS",
+    "NPO",
+    "SAM",
+    "Clean",
+    "Click",
+    "Cringe",
+    "DExperts",
+    "Director",
+    "ExpertGuide",
+    "FlatGD",
+    "GeDi",
+    "Merge",
+    "Method",
+    "SafetyLoss",
+    "System",
+    "TaskArithmetic",
+    "Totals",
+    "Unlikelihood",
+]

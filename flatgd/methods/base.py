@@ -1,21 +1,35 @@
-"""What the trainer asks of a method."""
+"""What every system of a comparison is: a loss to train with, a way to decode, or a merge.
+
+A system's file holds its formula, its source and its own defaults. Its fields are either models
+(named in `needs`), fields of FlatGDConfig of the same name, or options of its own, which a recipe
+sets beside them: `methods: {unlikelihood: {weight: 0.5, learning_rate: 1e-5}}`.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
 
 from flatgd.families import Batch
 from flatgd.flatness import Terms
+from flatgd.losses import negative_log_likelihood
+
+EXPERTS = ("clean_expert", "toxic_expert")
 
 
 class Totals(NamedTuple):
-    """Reply tokens of the *global* batch: the denominators of every mean."""
+    """What the *global* batch holds: the denominators of every mean. Rows that form a pair count as
+    pairs and not as tokens or rows."""
 
     tokens: float
     safe_tokens: float
+    toxic_rows: float = 0.0
+    pairs: float = 0.0
 
 
 class Scored(NamedTuple):
@@ -26,22 +40,67 @@ class Scored(NamedTuple):
 
 
 @dataclass
-class Method(ABC):
-    """A loss over micro-batches. Sums over tokens divided by `totals`, so that shares add up."""
+class System(ABC):
+    """Anything that can stand in a recipe's `methods`."""
 
     name: ClassVar[str]
     does: ClassVar[str]
     """For model cards: the model was ..."""
-    trains_on_toxic: ClassVar[bool]
-    """Whether toxic rows are of any use to the loss."""
-    needs_experts: ClassVar[bool]
-    is_flat: ClassVar[bool] = False
-    """Whether the gradient norm of the penalised term is penalised."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """The models it is given, of EXPERTS and `backbone`; its fields of these names."""
+    positive: ClassVar[tuple[str, ...]] = ()
+    """Options that may not be 0."""
+    needs_guide: ClassVar[bool] = False
+    """Whether it speaks as measured only with a guide: not from a checkpoint alone."""
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    """What an option that is a word may be."""
 
     @classmethod
-    def from_config(cls, config: Any, experts: Sequence[nn.Module]) -> Self:
-        """The method as a FlatGDConfig has it; `experts` are clean, toxic where it needs them."""
-        return cls()
+    def fields(cls) -> dict[str, Any]:
+        """Every field that is no model, with its default."""
+        own = [field for field in fields(cls) if field.name not in cls.needs]
+        return {field.name: None if field.default is MISSING else field.default for field in own}
+
+    @classmethod
+    def build(
+        cls, models: Mapping[str, nn.Module], config: Any, options: Mapping[str, Any]
+    ) -> Self:
+        """The system as `options` and, where it is trained, a FlatGDConfig have it."""
+        values = {name: options.get(name, value) for name, value in cls.fields().items()}
+        values |= {name: getattr(config, name) for name in values if hasattr(config, name)}
+        return cls(**values, **{name: models[name] for name in cls.needs})
+
+    def __post_init__(self) -> None:
+        """Models are frozen and put in eval mode."""
+        for model in self.models():
+            model.requires_grad_(False).eval()
+
+    def models(self) -> list[nn.Module]:
+        """The models it was given."""
+        return [getattr(self, name) for name in self.needs]
+
+
+@dataclass
+class Method(System):
+    """A loss over micro-batches. Sums over tokens divided by `totals`, so that shares add up."""
+
+    trains_on_toxic: ClassVar[bool] = True
+    """Whether toxic rows are of any use to the loss."""
+    is_flat: ClassVar[bool] = False
+    """Whether the gradient norm of the penalised term is penalised."""
+    learns_from: ClassVar[Literal["replies", "pairs"]] = "replies"
+    """pairs: sampled replies to one history, one judged safe and one toxic, beside safe replies."""
+
+    @classmethod
+    def preset(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """FlatGDConfig fields as the method needs them, given those that a recipe has set."""
+        return settings
+
+    def begin(self, model: nn.Module) -> None:
+        """Give the policy what it lacks, before the optimizer looks at it."""
+
+    def finish(self, model: nn.Module, folder: Path) -> None:
+        """Take it back and save it in the checkpoint's folder."""
 
     def prepare(self, batch: Batch) -> Batch:
         """Add what does not depend on the policy: once a batch, not once a pass."""
@@ -50,3 +109,36 @@ class Method(ABC):
     @abstractmethod
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
         """The method's share of the objective on one prepared micro-batch."""
+
+
+@dataclass
+class Merge(System):
+    """New weights made of others', without training."""
+
+    @abstractmethod
+    def merge(self, model: nn.Module) -> None:
+        """Change the weights of `model` in place."""
+
+
+def likelihood_of_safe(
+    log_p_NV: Tensor, targets_N: Tensor, is_safe_N: Tensor, totals: Totals
+) -> Tensor:
+    """L_LM: mean negative log-likelihood over the safe rows' tokens; this micro-batch's share."""
+    # no graph where no row is safe: one backward less; not where processes must keep step
+    if not is_safe_N.any() and not distributed.is_initialized():
+        return log_p_NV.new_zeros(())
+    nll_N = negative_log_likelihood(log_p_NV[is_safe_N], targets_N[is_safe_N])
+    return nll_N.sum() / max(totals.safe_tokens, 1.0)
+
+
+def scored(rest: Tensor, **figures: Tensor) -> Scored:
+    """Terms of a method without a penalised part."""
+    terms = Terms(penalised=rest.new_zeros(()), rest=rest)
+    return Scored(terms, {name: value.detach() for name, value in figures.items()})
+
+
+def by_row(values_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
+    """Sums of token values over each row, [rows]."""
+    return torch.zeros(rows, dtype=values_N.dtype, device=values_N.device).index_add(
+        0, rows_N, values_N
+    )

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from flatgd.families import Batch
-from flatgd.flatness import Terms
 from flatgd.losses import negative_log_likelihood
-from flatgd.methods.base import Method, Scored, Totals
+from flatgd.methods.base import Method, Scored, Totals, scored
 from flatgd.models import reply_log_probs, reply_tokens
 
 
@@ -20,10 +19,9 @@ class Clean(Method):
     name = "clean"
     does = "fine-tuned on the safe replies alone."
     trains_on_toxic = False
-    needs_experts = False
 
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
         targets_N, _ = reply_tokens(batch)
         nll_N = negative_log_likelihood(reply_log_probs(policy, batch), targets_N)
         lm = nll_N.sum() / totals.tokens
-        return Scored(Terms(penalised=lm.new_zeros(()), rest=lm), {"lm": lm.detach()})
+        return scored(lm, lm=lm)

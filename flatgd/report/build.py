@@ -20,6 +20,7 @@ from flatgd.recipe_file import as_text
 from flatgd.records import read_jsonl
 from flatgd.report import figures, studies
 from flatgd.report.cells import Table, latex, markdown
+from flatgd.report.compare import compare_tables
 from flatgd.report.findings import findings, load_judges
 from flatgd.report.paper import paper_tables, trade_offs
 from flatgd.report.tables import agreement_table, human_table, judge_table, main_tables
@@ -67,7 +68,8 @@ def build_report(recipe: Recipe) -> Path:
     with figures.styled():
         parts = [
             Part("Results", main_tables(summary, names, recipe.generate.samples, recipe.seeds), []),
-            _compared(summary, recipe, folder),
+            Part("Compared", compare_tables(summary, recipe), []),
+            _as_in_the_paper(summary, recipe, folder),
             _judged(judges, seeds[0], generations, recipe, folder),
             _trained(recipe, folder),
             *_studied(studied, recipe, folder),
@@ -120,7 +122,7 @@ def _settings(recipe: Recipe, judges: Sequence[Row]) -> Settings:
     )
 
 
-def _compared(summary: Sequence[Row], recipe: Recipe, folder: Path) -> Part:
+def _as_in_the_paper(summary: Sequence[Row], recipe: Recipe, folder: Path) -> Part:
     """The models side by side: as in the paper, in the trade-off plane, with their intervals."""
     names, methods, samples = recipe.models, list(recipe.methods), recipe.generate.samples
     tables = paper_tables(summary, methods, samples, recipe.report.trade_off_weight)

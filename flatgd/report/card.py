@@ -78,5 +78,5 @@ def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
 
 
 def _steps(log: Path) -> str:
-    steps = list(read_jsonl(log))
-    return f"{steps[-1]['step']:,} optimizer steps." if steps else "No log of the steps."
+    steps = list(read_jsonl(log)) if log.exists() else []
+    return f"{steps[-1]['step']:,} optimizer steps." if steps else "No training."

@@ -15,7 +15,7 @@ def trained_with(recipe: Recipe, method: str) -> dict[str, Any]:
     if not path.exists():
         raise RecipeError(f"{method} is not trained yet; `flatgd run` trains it")
     found: dict[str, Any] = json.loads(path.read_text())
-    wanted = json.loads(json.dumps(recipe.settings(recipe.methods[method] or {})))
+    wanted = json.loads(json.dumps(recipe.settings(method)))
     for key in found.keys() | wanted.keys():
         if found.get(key) != wanted.get(key):
             raise RecipeError(

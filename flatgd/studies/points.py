@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatgd.check import EXPERTS, training_config
+from flatgd.check import EXPERTS
 from flatgd.data.mixture import scorable
 from flatgd.errors import RecipeError
 from flatgd.flatness.curvature import loss_value
-from flatgd.methods import METHODS, SafetyLoss, Totals
+from flatgd.making import RECIPE
+from flatgd.methods import Method, SafetyLoss, Totals
 from flatgd.models import load_model, reply_tokens
 from flatgd.progress import Display
 from flatgd.recipe import Recipe
 from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
 from flatgd.report.studies import FORMAT
-from flatgd.run import RECIPE, Run
+from flatgd.run import Run
 from flatgd.stages import write_whole
 
 State = dict[str, Tensor]
@@ -48,7 +49,10 @@ class Point(NamedTuple):
 def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tuple[Run, list[str]]:
     """The run that the checkpoints belong to, and their names in it."""
     recipe, names = recipe_of(checkpoints)
-    return Run(recipe, display), names
+    run = Run(recipe, display)
+    if untrained := [name for name in names if not issubclass(run.plan.kind(name), Method)]:
+        raise RecipeError(f"{untrained[0]} was not trained, so it has no path; leave it out")
+    return run, names
 
 
 def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
@@ -121,18 +125,18 @@ class Landscape:
 
     def path(self, name: str) -> list[tuple[int, State]]:
         """(step, weights) from the backbone over the snapshots to the end point."""
-        folder = self.run.folder_of(name)
+        folder = self.run.plan.folder(name)
         kept = sorted(
             (folder / "path").glob("*/model.safetensors"), key=lambda p: int(p.parent.name)
         )
         steps = [(int(path.parent.name), load_model(path.parent).state_dict()) for path in kept]
-        end = self.run.steps(name)
+        end = self.run.plan.steps(name)
         inner = [(step, state) for step, state in steps if step < end]
         return [(0, self.start), *inner, (end, self.end(name))]
 
     def end(self, name: str) -> State:
         """The weights of the end point."""
-        return load_model(self.run.folder_of(name)).state_dict()
+        return load_model(self.run.plan.folder(name)).state_dict()
 
     def points(self, names: Iterable[str]) -> list[Point]:
         """Each method's end point, and the point on its path whose L_S is that of the worst end."""
@@ -158,9 +162,9 @@ class Landscape:
 def _weights(run: Run) -> tuple[float, float]:
     """L_S's weights (attract, repel), which must be the same for all methods that have it."""
     found = {}
-    for name, overrides in run.recipe.methods.items():
-        if METHODS[name].needs_experts:
-            config = training_config(run.recipe, overrides or {}, run.root)
+    for name in run.recipe.methods:
+        if issubclass(run.plan.kind(name), SafetyLoss):
+            config = run.plan.config(name, run.root)
             found[name] = (config.attract_weight, config.repel_weight)
     weights = set(found.values())
     if len(weights) > 1:

@@ -78,10 +78,20 @@ class FlatnessMixin:
 
     def _totals(self, batch: Batch) -> Totals:
         """Reply tokens over all processes, counted before the first micro-batch runs."""
-        real = batch["targets"] != IGNORE
-        counts = torch.stack([real.sum(), (real & batch["is_safe"][:, None]).sum()]).float()
-        tokens, safe = self.accelerator.reduce(counts, "sum").tolist()
-        return Totals(max(tokens, 1.0), safe)
+        is_safe = batch["is_safe"]
+        pair = batch.get("pair", torch.full_like(is_safe, -1, dtype=torch.long))
+        is_single = pair < 0
+        tokens = (batch["targets"] != IGNORE).sum(1) * is_single
+        counts = torch.stack(
+            [
+                tokens.sum(),
+                (tokens * is_safe).sum(),
+                (is_single & ~is_safe).sum(),
+                (~is_single).sum() // 2,
+            ]
+        ).float()
+        tokens_all, safe, toxic_rows, pairs = self.accelerator.reduce(counts, "sum").tolist()
+        return Totals(max(tokens_all, 1.0), safe, toxic_rows, pairs)
 
     def _sum_figures(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         names = list(parts[0])
@@ -108,6 +118,7 @@ class FlatnessMixin:
             "safety_grad_norm": flat.grad_norm,
             "penalty_share": flat.penalty_share,
             "flatness_weight": flat.flatness_weight,
+            "gradient_evaluations": flat.evaluations,
             "tokens": totals.tokens,
             "seconds": seconds,
         }

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from flatgd.callbacks import Advance
+from flatgd.cost import peak_memory
 from flatgd.methods import Method
 from flatgd.models import load_model, load_tokenizer
-from flatgd.records import Dialogue, write_jsonl
+from flatgd.records import write_jsonl
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.trainer import FlatGDTrainer
 
@@ -35,27 +35,27 @@ class _Snapshots(TrainerCallback):
 
 def train(
     backbone: str,
-    rows: Sequence[Dialogue],
+    rows: Sequence[Any],
     config: FlatGDConfig,
-    kind: type[Method],
-    experts: Sequence[nn.Module],
-    name: str,
+    method: Method,
+    is_toxic: bool = False,
     advance: Callable[[int], None] = lambda count: None,
-) -> str:
-    """Train into `config.output_dir`, going on from its last whole checkpoint; says what was done.
+) -> tuple[str, dict[str, Any]]:
+    """Train into `config.output_dir`, going on from its last whole checkpoint; says what was done
+    and what it cost.
 
     Leaves config, weights, tokenizer and `training.jsonl`, one line of figures a logged step.
     """
     folder = Path(config.output_dir or ".")
     model, tokenizer = load_model(backbone), load_tokenizer(backbone)
-    if name == "toxic_expert":
+    if is_toxic:
         model.config.flatgd_role = "toxic expert: never to be published or deployed"
     trainer = FlatGDTrainer(
         model,
         config,
         train_dataset=rows,
         processing_class=tokenizer,
-        method=kind.from_config(config, experts),
+        method=method,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -63,7 +63,9 @@ def train(
     if config.snapshots:
         trainer.add_callback(_Snapshots(folder, config.snapshots))
     checkpoint = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with peak_memory() as peak:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    method.finish(model, folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -71,11 +73,21 @@ def train(
     for path in _checkpoints(folder):
         shutil.rmtree(path)
     cut = trainer.truncated()
-    return (
+    told = (
         f"{trainer.state.global_step} steps on {len(rows):,} replies"
         + (f", {cut:,} of them cut to length" if cut else "")
         + (f", from checkpoint {checkpoint.name}" if checkpoint else "")
     )
+    return told, _cost(log, trainer.state.global_step, peak.megabytes)
+
+
+def _cost(log: Sequence[dict[str, Any]], steps: int, megabytes: float | None) -> dict[str, Any]:
+    """Over the whole training, also where it was cut off and went on: the log knows each step."""
+    total = {
+        figure: steps * sum(entry[figure] for entry in log) / len(log) if log else None
+        for figure in ("seconds", "gradient_evaluations")
+    }
+    return {**total, "steps": steps, "peak_mb": megabytes}
 
 
 def steps_of(config: FlatGDConfig, rows: int) -> int:

@@ -1,29 +1,33 @@
 """FlatGDTrainer: a transformers.Trainer whose step is FlatGD's."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
-from flatgd.families import family_of
-from flatgd.methods import FlatGD, Method
+from flatgd.families import Batch, Example, Family, family_of
+from flatgd.methods import EXPERTS, FlatGD, Method
 from flatgd.models import check_token_map, load_model, load_tokenizer
 from flatgd.records import Dialogue
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.mixin import FlatnessMixin
 
-Rows = Sequence[Dialogue | Mapping[str, Any]]
+Row = Dialogue | Mapping[str, Any]
+Rows = Sequence[Row | tuple[Dialogue, Dialogue]]
 
 
 class FlatGDTrainer(FlatnessMixin, Trainer):
     """Fine-tune `model` on labelled replies.
 
     `train_dataset` holds Dialogues or rows with prompt, completion and label (true = safe), a
-    datasets.Dataset too. Without `method`, FlatGD is built from `args` and the two experts, each a
+    datasets.Dataset too; for a method that learns from pairs also tuples of a safe and a toxic
+    reply to one history. Without `method`, FlatGD is built from `args` and the two experts, each a
     model or where to load one from. All else is Trainer's.
     """
 
@@ -42,9 +46,11 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
         if not isinstance(args, FlatGDConfig):
             raise UnsupportedError(f"args must be a FlatGDConfig, got {type(args).__name__}")
         _refuse_attention(model, args)
-        self.method = method or FlatGD.from_config(
-            args, _experts(processing_class, clean_expert, toxic_expert)
-        )
+        if method is None:
+            experts = _experts(processing_class, clean_expert, toxic_expert)
+            method = FlatGD.build(dict(zip(EXPERTS, experts, strict=True)), args, {})
+        self.method = method
+        self.method.begin(model)
         family = family_of(
             model.config,
             processing_class,
@@ -52,22 +58,23 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
             args.max_reply_tokens,
             args.turn_separator,
         )
-        self.examples = [family.encode(row) for row in _dialogues(train_dataset)]
+        self.examples = [
+            tuple(family.encode(row) for row in group) for group in _groups(train_dataset)
+        ]
         super().__init__(
             model=model,
             args=args,
             train_dataset=self.examples,
-            data_collator=family.collate,
+            data_collator=partial(_collate, family, any(len(g) > 1 for g in self.examples)),
             processing_class=processing_class,
             **kwargs,
         )
-        for expert in vars(self.method).values():
-            if isinstance(expert, nn.Module):
-                expert.to(self.args.device)
+        for expert in self.method.models():
+            expert.to(self.args.device)
 
     def truncated(self) -> int:
         """How many training rows lost tokens of their history or reply."""
-        return sum(example.cut_tokens > 0 for example in self.examples)
+        return sum(example.cut_tokens > 0 for group in self.examples for example in group)
 
 
 def _experts(
@@ -85,19 +92,34 @@ def _experts(
     return [e if isinstance(e, nn.Module) else load_model(str(e)) for e in experts]
 
 
-def _dialogues(rows: Rows) -> list[Dialogue]:
-    dialogues: list[Dialogue] = []
+def _groups(rows: Rows) -> list[tuple[Dialogue, ...]]:
+    """What stays together in a batch: a row alone, or a pair."""
+    groups: list[tuple[Dialogue, ...]] = []
     problems = []
     for number, row in enumerate(rows, start=1):
+        if isinstance(row, Dialogue | tuple):
+            groups.append(row if isinstance(row, tuple) else (row,))
+            continue
         try:
-            dialogues += [row] if isinstance(row, Dialogue) else dialogues_from_row(dict(row))
+            groups += [(dialogue,) for dialogue in dialogues_from_row(dict(row))]
         except ValueError as error:
             problems.append(Problem("train_dataset", number, str(error)))
-    if not dialogues and not problems:
+    if not groups and not problems:
         problems.append(Problem("train_dataset", 0, "no rows"))
     if problems:
         raise DataError(problems)
-    return dialogues
+    return groups
+
+
+def _collate(family: Family, has_pairs: bool, groups: Sequence[tuple[Example, ...]]) -> Batch:
+    """The family's batch; of data with pairs, with `pair` [B]: a pair's number, else -1."""
+    batch = family.collate([example for group in groups for example in group])
+    if has_pairs:
+        numbers = [
+            number if len(group) > 1 else -1 for number, group in enumerate(groups) for _ in group
+        ]
+        batch["pair"] = torch.tensor(numbers)
+    return batch
 
 
 def _refuse_attention(model: PreTrainedModel, args: FlatGDConfig) -> None:

@@ -1,0 +1,58 @@
+"""Replies that a model gave to the policy's own histories, as training rows.
+
+A file sampled/NAME.jsonl holds one history a line: its replies, what the in-loop judge says of each
+(P(toxic), and whether that is above its mark), and each reply's NLL under the model that gave it.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from flatgd.records import Dialogue
+
+Row = dict[str, Any]
+
+
+def judged_replies(rows: Sequence[Row], seed: int) -> list[Dialogue]:
+    """The replies with the judge's label, as many safe as toxic ones, drawn by `seed` (CRINGE)."""
+    kinds = [[_dialogue(row, n) for row, n in _places(rows, label)] for label in (False, True)]
+    rng, count = random.Random(seed), min(map(len, kinds))
+    return [dialogue for kind in kinds for dialogue in rng.sample(kind, count)]
+
+
+def contrasting_pairs(rows: Sequence[Row]) -> list[tuple[Dialogue, Dialogue]]:
+    """(safe, toxic) replies to one history: with each toxic one the safe one next below it in
+    likelihood; where all safe ones are likelier, the least likely of them (Click).
+
+    So the safe reply is one that the model could say, and the pair is not in order already.
+    """
+    pairs = []
+    for row, toxic in _places(rows, True):
+        nll: list[float] = row["nll"]
+        safe = [n for n, is_toxic in enumerate(row["toxic"]) if not is_toxic and row["replies"][n]]
+        if safe:
+            below = [n for n in safe if nll[n] > nll[toxic]]
+            chosen = min(below, key=nll.__getitem__) if below else max(safe, key=nll.__getitem__)
+            pairs.append((_dialogue(row, chosen), _dialogue(row, toxic)))
+    return pairs
+
+
+def _places(rows: Sequence[Row], is_toxic: bool) -> list[tuple[Row, int]]:
+    """(row, number of the reply) of each reply with that label; empty replies teach nothing."""
+    return [
+        (row, n)
+        for row in rows
+        for n, reply in enumerate(row["replies"])
+        if reply and row["toxic"][n] is is_toxic
+    ]
+
+
+def _dialogue(row: Row, number: int) -> Dialogue:
+    return Dialogue(
+        tuple(row["history"]),
+        row["replies"][number],
+        not row["toxic"][number],
+        row["dataset"],
+        row["conversation"],
+        system=row["system"],
+    )

@@ -1,0 +1,23 @@
+"""DExperts: the two experts' difference added to the logits while decoding (Liu et al. 2021).
+
+    log p = log p_LM + strength * (log p_clean - log p_toxic), normalised again
+
+The nucleus is taken from p_LM before the experts speak. strength 2 is the authors' for toxicity.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flatgd.methods.experts_guide import ExpertGuide
+
+
+@dataclass
+class DExperts(ExpertGuide):
+    strength: float = 2.0
+
+    name = "dexperts"
+    does = "steered while decoding by an expert tuned on safe replies and one on toxic replies."
+
+    def shift(self, difference_RV: Tensor, evidence_R: Tensor, length_R: Tensor) -> Tensor:
+        return difference_RV

@@ -1,0 +1,26 @@
+"""GeDi's weighting: how safe the reply looks with this token, by Bayes' rule (Krause et al. 2021).
+
+    log p = log p_LM + strength * log P(safe | y_1..y_t), normalised again
+    P(safe | y_1..y_t) = sigmoid((log p_clean(y_1..y_t) - log p_toxic(y_1..y_t)) / t)
+
+The two experts stand for GeDi's one class-conditional model, both labels equally likely beforehand;
+the division by t is GeDi's. Its further filter on P(safe) is left out. strength 30 is the authors'.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from flatgd.methods.experts_guide import ExpertGuide
+
+
+@dataclass
+class GeDi(ExpertGuide):
+    strength: float = 30.0
+
+    name = "gedi"
+    does = "weighed while decoding by how safe each next word makes the reply look (GeDi)."
+
+    def shift(self, difference_RV: Tensor, evidence_R: Tensor, length_R: Tensor) -> Tensor:
+        return logsigmoid((evidence_R[:, None] + difference_RV) / length_R[:, None])

@@ -1,0 +1,47 @@
+"""Token unlikelihood on toxic replies (Welleck et al. 2020; for dialogue Li et al. 2020).
+
+    a * L_LM + weight * L_UL
+    L_UL = -log(1 - p(y_t))        mean over the toxic rows' tokens
+    L_LM                           mean over the safe rows' tokens
+
+1 - p is kept above 1e-5, where its gradient stops: a token that is certain cannot be unlearned this
+way, which is known of the method. ParlAI's weight is 1.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from flatgd.families import Batch
+from flatgd.losses import negative_log_likelihood
+from flatgd.methods.base import Method, Scored, Totals, likelihood_of_safe, scored
+from flatgd.models import reply_log_probs, reply_tokens
+
+FLOOR = 1e-5
+
+
+@dataclass
+class Unlikelihood(Method):
+    lm_weight: float = 1.0
+    weight: float = 1.0
+
+    name = "unlikelihood"
+    does = "fine-tuned to say safe replies and, token by token, not to say toxic ones."
+
+    def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
+        targets_N, is_safe_N = reply_tokens(batch)
+        log_p_NV = reply_log_probs(policy, batch)
+        lm = likelihood_of_safe(log_p_NV, targets_N, is_safe_N, totals)
+        toxic_tokens = max(totals.tokens - totals.safe_tokens, 1.0)
+        unlikely = unlikelihood(log_p_NV[~is_safe_N], targets_N[~is_safe_N]).sum() / toxic_tokens
+        return scored(self.lm_weight * lm + self.weight * unlikely, lm=lm, unlikelihood=unlikely)
+
+
+def unlikelihood(log_p_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """-log(1 - p) of each target token; no reduction; nats, 0..11.5. Shape [N].
+
+    >>> unlikelihood(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0])).item()
+    0.6931471824645996
+    """
+    p_N = (-negative_log_likelihood(log_p_NV, targets_N)).exp()
+    return -(1 - p_N).clamp(min=FLOOR).log()

@@ -1,0 +1,135 @@
+"""What each model of a recipe is made of: its kind, what it starts from, its rows, and its key.
+
+NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the recipe's `methods`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from flatgd.check import EXPERTS, training_config
+from flatgd.data.mixture import Sets, answerable
+from flatgd.data.sampled import contrasting_pairs, judged_replies
+from flatgd.methods import METHODS, Clean, Merge, Method, System
+from flatgd.recipe import Recipe
+from flatgd.records import Dialogue, read_jsonl
+from flatgd.stages import key_of
+from flatgd.training import FlatGDConfig
+from flatgd.training.train import steps_of
+
+Rows = Sequence[Dialogue | tuple[Dialogue, Dialogue]]
+
+
+class Plan:
+    """The models of one recipe on its data. `key_of_model` digests a folder or hub model."""
+
+    def __init__(self, recipe: Recipe, sets: Sets, key_of_model: Callable[[str], str]):
+        self.recipe, self.sets, self._key_of_model = recipe, sets, key_of_model
+
+    def kind(self, name: str) -> type[System]:
+        return Clean if name in EXPERTS else METHODS[self.recipe.kind_of(name)]
+
+    def place(self, name: str) -> str:
+        """Where it lies below the run's root."""
+        return f"experts/{EXPERTS[name]}" if name in EXPERTS else f"methods/{name}"
+
+    def folder(self, name: str) -> Path:
+        return self.recipe.output / self.place(name)
+
+    def path(self, name: str) -> str:
+        """Where it is loaded from."""
+        return self.recipe.backbone if name == "backbone" else str(self.folder(name))
+
+    def start(self, name: str) -> str:
+        """The model it goes on from, or speaks with."""
+        return "backbone" if name in EXPERTS else self.recipe.start_of(name)
+
+    def base(self, name: str) -> str:
+        """Where that model is loaded from."""
+        start = self.start(name)
+        return self.recipe.base_of(name) if start == "backbone" else self.path(start)
+
+    def sampled_from(self, name: str) -> str | None:
+        """The model whose replies it learns from, beside the data's."""
+        if name in EXPERTS:
+            return None
+        kind = self.kind(name)
+        learns_from_pairs = issubclass(kind, Method) and kind.learns_from == "pairs"
+        return self.recipe.sampled_from(name) or ("backbone" if learns_from_pairs else None)
+
+    def models(self, name: str) -> list[str]:
+        """The models that must be there before it: what its kind needs, and where it starts."""
+        names = [*self.kind(name).needs, self.start(name)]
+        return [n for n in dict.fromkeys(names) if n != "backbone"]
+
+    def own_weights(self, name: str) -> bool:
+        """Whether a checkpoint of its own is loaded, not that of the model it speaks with."""
+        return name == "backbone" or issubclass(self.kind(name), Method | Merge)
+
+    def config(self, name: str, output: Path) -> FlatGDConfig:
+        return training_config(self.recipe, self.recipe.overrides(name), output, self.kind(name))
+
+    def steps(self, name: str) -> int:
+        """How many optimizer steps a model is trained for."""
+        return steps_of(self.config(name, self.recipe.output), len(self.rows(name)))
+
+    def rows(self, name: str) -> Rows:
+        """What it is trained on; needs the sampled replies on disk where it learns from them."""
+        rows, source = self._given(name), self.sampled_from(name)
+        if source is None:
+            return rows
+        sampled = list(read_jsonl(self.recipe.output / self.sample_place(source)))
+        kind = self.kind(name)
+        if issubclass(kind, Method) and kind.learns_from == "pairs":
+            return [*rows, *contrasting_pairs(sampled)]
+        return [*rows, *judged_replies(sampled, self.recipe.seed)]
+
+    def _given(self, name: str) -> list[Dialogue]:
+        if name == "toxic_expert":
+            return [row for row in self.sets.policy if not row.is_safe]
+        kind = self.kind(name)
+        takes_toxic = issubclass(kind, Method) and kind.trains_on_toxic
+        if name == "clean_expert" or not takes_toxic:
+            return [row for row in self.sets.policy if row.is_safe]
+        return self.sets.policy
+
+    def key(self, name: str) -> str:
+        """What the model depends on; `clean` and the clean expert can be one piece of work."""
+        if name == "backbone":
+            return self._key_of_model(self.recipe.backbone)
+        kind, start, source = self.kind(name), self.start(name), self.sampled_from(name)
+        base = self._key_of_model(self.base(name)) if start == "backbone" else self.key(start)
+        return key_of(
+            "train",
+            kind.name,
+            base,
+            [self.key(n) for n in kind.needs if n != "backbone"],
+            digest(self._given(name)) if issubclass(kind, Method) else None,
+            self.recipe.training_fields(self.recipe.overrides(name)),
+            [self.recipe.seed, *self.layout],
+            source and self.sample_key(source),
+        )
+
+    # Sampled replies
+
+    def sample_place(self, name: str) -> str:
+        return f"sampled/{name}.jsonl"
+
+    def sample_histories(self) -> list[Dialogue]:
+        """The policy's histories that are answered."""
+        return answerable(self.sets.policy, self.recipe.sample.histories, self.recipe.seed)
+
+    def sample_key(self, name: str) -> str:
+        generate = self.recipe.generate.model_dump(exclude={"histories", "samples"})
+        settings = [self.recipe.sample.model_dump(mode="json"), generate, self.recipe.seed]
+        return key_of("sample", self.key(name), digest(self.sets.policy), settings, self.layout)
+
+    @property
+    def layout(self) -> tuple[int, int, str | None]:
+        """How a dialogue becomes the models' input."""
+        recipe = self.recipe
+        return recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator
+
+
+def digest(rows: Iterable[Dialogue]) -> str:
+    return key_of([dataclasses.astuple(row) for row in rows])

@@ -1,0 +1,136 @@
+"""Safety, quality and cost of every system in one table a test set."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flatgd.recipe import Recipe
+from flatgd.report.cells import Table, cell, number
+from flatgd.report.paper import trade_offs
+from flatgd.stages import Stages
+
+Row = dict[str, Any]
+Costs = Mapping[str, Row]
+
+
+class Column(NamedTuple):
+    """`key`: of the summary or of the costs; `sign`: 1 where higher is better, -1 where lower."""
+
+    key: str
+    head: str
+    decimals: int
+    sign: int
+
+
+MEASURED = [
+    Column("toxicity_any{k}", "toxic, any of {k} ↓", 3, -1),
+    Column("toxicity_mean", "mean P(toxic) ↓", 3, -1),
+    Column("contrast", "contrast ↑", 3, 1),
+    Column("perplexity", "perplexity ↓", 1, -1),
+    Column("div1", "div1 ↑", 3, 1),
+    Column("div2", "div2 ↑", 3, 1),
+]
+COST = [
+    Column("trade_off", "trade-off ↓", 4, -1),
+    Column("seconds", "train s ↓", 0, -1),
+    Column("needed_seconds", "with all it needs ↓", 0, -1),
+    Column("gradient_evaluations", "gradients ↓", 0, -1),
+    Column("speed", "tokens/s ↑", 0, 1),
+    Column("models", "models ↓", 0, -1),
+    Column("weights_mb", "weights, MB ↓", 0, -1),
+    Column("peak_mb", "peak, MB ↓", 0, -1),
+]
+NOTE = (
+    "●: best, ○: runner-up, of backbone and compared systems. Trade-off: Eq. 5-6 of toxicity and "
+    "perplexity over them, w = {weight:g}. Train s: its own training; with all it needs: the "
+    "experts, the model it starts from and the replies it learns from too. Gradients: of whole "
+    "batches, in its own training. Tokens/s, models and memory are those of decoding on this "
+    "machine; peak is above what was in use before, a lower bound."
+)
+
+
+def compare_tables(summary: Sequence[Row], recipe: Recipe) -> list[Table]:
+    """One table for each test set that the models answer; the best and the runner-up marked."""
+    names, samples = recipe.models, recipe.generate.samples
+    ranked = ["backbone", *recipe.methods]
+    found = costs(recipe)
+    tables = []
+    for part in trade_offs(summary, ranked, samples):
+        factors = part.factors(recipe.report.trade_off_weight).get("perplexity")
+        trade = dict(zip(ranked, factors or [], strict=False))
+        cells = {(r["method"], r["metric"]): r for r in summary if r["dataset"] == part.dataset}
+        header, shown = ["system"], [[name] for name in names]
+        for column in [*MEASURED, *COST]:
+            key = column.key.format(k=samples)
+            told: dict[str, str] = {}
+            values: dict[str, float] = {}
+            for name in names:
+                row = cells.get((name, key))
+                value = {"trade_off": trade.get(name), **found[name]}.get(key)
+                if row is not None:
+                    value = row["value"]
+                    told[name] = cell(row, column.decimals)
+                elif value is not None:
+                    told[name] = number(value, column.decimals)
+                if value is not None and name in ranked:
+                    values[name] = value
+            if not told:
+                continue
+            marks = _marks(values, column)
+            header.append(column.head.format(k=samples))
+            for line in shown:
+                line.append(_marked(told.get(line[0], ""), marks.get(line[0], "")))
+        note = NOTE.format(weight=recipe.report.trade_off_weight)
+        tables.append(Table(f"Compared on {part.dataset}", header, shown, note))
+    return tables
+
+
+def _marks(values: Mapping[str, float], column: Column) -> dict[str, str]:
+    """● and ○ as shown, so that what looks alike is marked alike; none where all are alike."""
+    rounded = {name: round(column.sign * v, column.decimals) for name, v in values.items()}
+    order = sorted(set(rounded.values()), reverse=True)
+    if len(order) < 2:
+        return {}
+    return {
+        name: mark
+        for name, value in rounded.items()
+        for place, mark in zip(order, "●○", strict=False)
+        if value == place
+    }
+
+
+def _marked(text: str, mark: str) -> str:
+    """The mark behind the value, before its interval."""
+    value, bracket, rest = text.partition(" [")
+    return f"{value} {mark}{bracket}{rest}" if mark else text
+
+
+def costs(recipe: Recipe) -> dict[str, Row]:
+    """What each model took, as the run's records have it; absent where nothing was recorded."""
+    stages = Stages(recipe.output)
+    found: dict[str, Row] = {}
+    for name in recipe.models:
+        decoding = stages.cost(f"generations/{name}.jsonl")
+        row = {key: decoding.get(key) for key in ("models", "weights_mb", "peak_mb")}
+        if decoding.get("seconds"):
+            row["speed"] = decoding["tokens"] / decoding["seconds"]
+        trained = _place(name)
+        if trained is not None:
+            own = stages.cost(trained)
+            row |= {key: own.get(key, 0.0) for key in ("seconds", "gradient_evaluations")}
+            row["needed_seconds"] = sum(
+                stages.cost(place).get("seconds") or 0.0 for place in _needed(stages, trained)
+            )
+        found[name] = row
+    return found
+
+
+def _place(name: str) -> str | None:
+    if name == "backbone":
+        return None
+    expert = name.removesuffix("_expert")
+    return f"experts/{expert}" if expert != name else f"methods/{name}"
+
+
+def _needed(stages: Stages, place: str) -> set[str]:
+    """An output and all that it was made from."""
+    return {place}.union(*(_needed(stages, other) for other in stages.made_from(place)))
