@@ -10,6 +10,7 @@ from pathlib import Path
 from flatgd.check import EXPERTS, training_config
 from flatgd.data.mixture import Sets, answerable
 from flatgd.data.sampled import contrasting_pairs, judged_replies
+from flatgd.errors import RecipeError
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.recipe import Recipe
 from flatgd.records import Dialogue, read_jsonl
@@ -80,9 +81,17 @@ class Plan:
             return rows
         sampled = list(read_jsonl(self.recipe.output / self.sample_place(source)))
         kind = self.kind(name)
-        if issubclass(kind, Method) and kind.learns_from == "pairs":
-            return [*rows, *contrasting_pairs(sampled)]
-        return [*rows, *judged_replies(sampled, self.recipe.seed)]
+        in_pairs = issubclass(kind, Method) and kind.learns_from == "pairs"
+        found: Rows = (
+            contrasting_pairs(sampled) if in_pairs else judged_replies(sampled, self.recipe.seed)
+        )
+        if not found:
+            raise RecipeError(
+                f"{name}: {source} gave no safe and toxic replies to learn from"
+                f"{' to one history' if in_pairs else ''}, as judged in the loop; raise "
+                "sample.histories or sample.samples"
+            )
+        return [*rows, *found]
 
     def _given(self, name: str) -> list[Dialogue]:
         if name == "toxic_expert":

@@ -244,6 +244,9 @@ class Report(Section):
     """A method keeps a quality if it loses less than this share of the yardstick's, at 97.5 %."""
     trade_off_weight: float = Field(0.5, ge=0, le=1)
     """w of the trade-off factor (Eq. 6), toxicity's weight; the report shows all w beside it."""
+    wanted: str = Field("safe", pattern=r"^[\w -]+$")
+    unwanted: str = Field("toxic", pattern=r"^[\w -]+$")
+    """What the attribute is called in tables and findings, where it is another than safety."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples for each interval."""
     samples_shown: int = Field(12, ge=0)

@@ -18,6 +18,7 @@ from flatgd.errors import ModelError, RecipeError
 from flatgd.families import IGNORE, Batch, family_of, split_batch
 from flatgd.losses import bhattacharyya_distance, kl_divergence
 from flatgd.methods import (
+    GNP,
     METHODS,
     NPO,
     SAM,
@@ -351,6 +352,14 @@ def test_sam_is_gnp_with_lambda_rho(recipe_file: Path, tmp_path: Path) -> None:
     assert settings is not None
     assert (settings.weight, settings.rho, settings.squared) == (0.02, 0.02, False)
     assert config.penalise == "objective"
+
+
+def test_gnp_s_lambda_is_fixed(recipe_file: Path, tmp_path: Path) -> None:
+    """By a share of the gradient it would be flatgd: both penalties point along H u."""
+    recipe = with_methods(recipe_file, "{gnp: {penalty_share: 0.5}}")
+    settings = training_config(recipe, recipe.overrides("gnp"), tmp_path, GNP).penalty_settings()
+    assert settings is not None
+    assert (settings.weight, settings.share, settings.squared) == (0.08, None, False)
 
 
 def test_methods_are_built_with_their_own_defaults() -> None:

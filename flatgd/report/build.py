@@ -19,7 +19,7 @@ from flatgd.recipe import Recipe
 from flatgd.recipe_file import as_text
 from flatgd.records import read_jsonl
 from flatgd.report import figures, studies
-from flatgd.report.cells import Table, latex, markdown
+from flatgd.report.cells import Table, latex, markdown, worded
 from flatgd.report.compare import compare_tables
 from flatgd.report.findings import findings, load_judges
 from flatgd.report.paper import paper_tables, trade_offs
@@ -74,6 +74,7 @@ def build_report(recipe: Recipe) -> Path:
             _trained(recipe, folder),
             *_studied(studied, recipe, folder),
         ]
+    parts, told = _worded(parts, told, recipe)
     _write_tables(recipe, told, parts, folder)
     page = _template().render(
         name=recipe.name,
@@ -185,6 +186,29 @@ def _studied(studied: Sequence[Any], recipe: Recipe, folder: Path) -> list[Part]
         drawn = [("Seen and unseen", studies.draw_generalisation(unseen, names, at))]
         parts.append(Part("Generalisation", [studies.generalisation_table(unseen)], drawn))
     return parts
+
+
+def _worded(
+    parts: Sequence[Part], told: Sequence[str], recipe: Recipe
+) -> tuple[list[Part], list[str]]:
+    """All in the words of the recipe's attribute."""
+
+    def say(text: str) -> str:
+        return worded(text, recipe.report.wanted, recipe.report.unwanted)
+
+    said = [
+        part._replace(
+            tables=[
+                table._replace(
+                    title=say(table.title), header=[*map(say, table.header)], note=say(table.note)
+                )
+                for table in part.tables
+            ],
+            figures=[(say(title), path) for title, path in part.figures],
+        )
+        for part in parts
+    ]
+    return said, [*map(say, told)]
 
 
 def _write_tables(recipe: Recipe, told: Sequence[str], parts: Sequence[Part], folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A table of text, and how numbers, intervals and tables are written."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,15 @@ def cell(row: Row | None, decimals: int) -> str:
     p = row.get("p_holm")
     mark = "*" if p is not None and p < 0.05 else ""
     return interval(row["value"], row["low"], row["high"], decimals, mark)
+
+
+def worded(text: str, wanted: str, unwanted: str) -> str:
+    """The text of another attribute than safety.
+
+    >>> worded("P(toxic) of safe replies, toxic_expert", "question", "statement")
+    'P(statement) of question replies, toxic_expert'
+    """
+    return re.sub(r"\bsafe\b", wanted, re.sub(r"\btoxic\b", unwanted, text))
 
 
 def markdown(table: Table) -> str:

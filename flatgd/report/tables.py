@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from flatgd.recipe import Recipe
-from flatgd.report.cells import Table, cell, interval, number
+from flatgd.report.cells import Table, cell, interval, number, worded
 from flatgd.report.findings import findings, load_judges
 
 Row = dict[str, Any]
@@ -63,6 +63,7 @@ MORE = [
     Metric("topic_change", "topic changes ↓", None, 3),
     Metric("reply_words", "words", None, 1),
 ]
+MANY = 4  # systems, from which on their differences are too many for a terminal
 NOTE = (
     "Value with its 95 % interval over conversations{seeds}. contrast: NLL per token of human-"
     "labelled toxic replies less that of safe ones under the model itself; paired: within contexts "
@@ -195,6 +196,7 @@ def human_table(rows: Sequence[Row]) -> Table:
 def show_in_terminal(recipe: Recipe, console: Console) -> None:
     """The main figures, values alone, and what was found."""
     summary = json.loads((recipe.output / "report/summary.json").read_text())
+    words = recipe.report.wanted, recipe.report.unwanted
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {(r["method"], r["metric"]): r for r in summary if r["dataset"] == dataset}
         chosen = [m for m in used(cells, recipe.models, MAIN, recipe.generate.samples) if m.brief]
@@ -207,7 +209,8 @@ def show_in_terminal(recipe: Recipe, console: Console) -> None:
         )
         table.add_column("model", no_wrap=True)
         for metric in chosen:
-            table.add_column(metric.brief or metric.name, justify="right", no_wrap=True)
+            head = worded(metric.brief or metric.name, *words)
+            table.add_column(head, justify="right", no_wrap=True)
         for model in [*recipe.models, "reference"]:
             found = [(cells.get((model, metric.name)), metric.decimals) for metric in chosen]
             shown = [_brief(row, decimals) for row, decimals in found]
@@ -215,8 +218,12 @@ def show_in_terminal(recipe: Recipe, console: Console) -> None:
                 table.add_row(model, *shown)
         console.print(table)
         console.print()
-    for sentence in findings(summary, recipe, load_judges(recipe)):
-        console.print(f"- {sentence}", markup=False)
+    told = findings(summary, recipe, load_judges(recipe))
+    if len(recipe.methods) > MANY:
+        told = [sentence for sentence in told if not sentence.startswith(tuple(recipe.methods))]
+        console.print("- The report has the differences between systems, and what each costs.")
+    for sentence in told:
+        console.print(f"- {worded(sentence, *words)}", markup=False)
     if any(row["low"] is None and row["value"] is not None for row in summary):
         console.print("- In parentheses: too few conversations for an interval.")
 

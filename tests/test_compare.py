@@ -1,0 +1,285 @@
+"""Every system through one door: a recipe with all of them, what it costs, another attribute."""
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import mild_rows, write_rows
+from rich.console import Console
+from transformers import AutoModelForSeq2SeqLM
+
+from flatgd import making
+from flatgd.data.mixture import load_source
+from flatgd.data.sampled import contrasting_pairs, judged_replies
+from flatgd.errors import RecipeError, UnsupportedError
+from flatgd.evaluation.judge import Calibration
+from flatgd.families import split_batch
+from flatgd.hub import Parcel
+from flatgd.making import IN_LOOP
+from flatgd.methods import METHODS
+from flatgd.progress import Display
+from flatgd.recipe import Source
+from flatgd.recipe_file import load_recipe
+from flatgd.records import read_jsonl
+from flatgd.report.compare import Column, _marks, costs
+from flatgd.run import Run
+from flatgd.stages import Stages
+from flatgd.studies.points import open_run
+
+SYSTEMS = {
+    **{name: {} for name in METHODS},
+    "click": {"sampled_from": "clean"},
+    "cringe_again": {"method": "cringe", "start": "cringe", "sampled_from": "cringe"},
+    "safety_loss_kl": {"method": "safety_loss", "divergence": "kl"},
+    "dexperts_clean": {"method": "dexperts", "start": "clean"},
+}
+
+
+def run(recipe_file: Path, *overrides: str) -> tuple[Run, str]:
+    console = Console(record=True, width=200, file=StringIO())
+    job = Run(load_recipe(recipe_file, list(overrides)), Display(console))
+    job.all()
+    return job, console.export_text()
+
+
+def settings(output: str = "run") -> list[str]:
+    return [
+        f"methods={json.dumps(SYSTEMS)}",
+        "sample={histories: 10, samples: 4}",
+        f"output={output}",
+    ]
+
+
+class ByFirstLetter:
+    """A judge in the loop that finds something to mark in the gibberish of untrained models."""
+
+    calibration = Calibration(1.0, 0.0, 0.5, 0.5, 1, 1)
+
+    def score(self, pairs: Any) -> Any:
+        return np.array([float(sum(reply.encode()) % 2) for _, reply in pairs])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Run:
+    folder = tmp_path_factory.mktemp("compare")
+    for name, seed in (("policy", 1), ("judge", 2), ("test", 3)):
+        write_rows(folder / f"{name}.jsonl", mild_rows(24, seed))
+    parts = "\n".join(
+        f"  {name}: [{{name: {name}, format: jsonl, path: {name}.jsonl}}]"
+        for name in ("policy", "judge", "test")
+    )
+    (folder / "recipe.yaml").write_text(
+        f"name: all\noutput: run\nbackbone: {backbone_folder}\nscorer: {backbone_folder}\n"
+        f"data:\n{parts}\nmax_reply_tokens: 32\nmax_history_tokens: 64\n"
+        "train: {max_steps: 3, per_device_train_batch_size: 8, micro_batch_size: 3, "
+        "learning_rate: 1e-3}\n"
+        "generate: {histories: 6, samples: 2, max_new_tokens: 8}\nreport: {resamples: 100}\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "load_judge", lambda settings, folder: ByFirstLetter())
+        return run(folder / "recipe.yaml", *settings())[0]
+
+
+def test_every_system_is_measured(finished: Run) -> None:
+    summary = json.loads((finished.root / "report/summary.json").read_text())
+    for name in SYSTEMS:
+        metrics = {row["metric"] for row in summary if row["method"] == name}
+        assert {"toxicity_any2", "contrast", "perplexity", "div1", "div2"} <= metrics, name
+
+
+def test_systems_differ_from_the_backbone(finished: Run) -> None:
+    own = {n: (finished.root / f"scores/{n}.jsonl").read_bytes() for n in finished.recipe.models}
+    assert len(set(own.values())) == len(own) - 1  # clean is the clean expert
+
+
+def test_every_checkpoint_loads_in_plain_transformers(finished: Run) -> None:
+    for name in SYSTEMS:
+        folder = finished.root / f"methods/{name}"
+        if (folder / "config.json").exists():
+            model, told = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
+            assert not told["unexpected_keys"], name
+            assert "flatgd_role" not in model.config.to_dict()
+        else:
+            assert name.startswith(("dexperts", "gedi"))
+    assert (finished.root / "methods/director/director.safetensors").exists()
+
+
+def test_a_second_run_does_nothing(finished: Run) -> None:
+    recipe = finished.root.parent / "recipe.yaml"
+    _, told = run(recipe, *settings())
+    assert "methods/" not in told
+    assert "sampled/" not in told
+
+
+def test_a_changed_strength_makes_that_system_anew_and_no_other(finished: Run) -> None:
+    changed = {**SYSTEMS, "gedi": {"strength": 5}}
+    job = Run(load_recipe(finished.root.parent / "recipe.yaml", [*settings()[1:]]))
+    again = load_recipe(
+        finished.root.parent / "recipe.yaml", [f"methods={json.dumps(changed)}", *settings()[1:]]
+    )
+    plan = Run(again).plan
+    keys = {name: plan.key(name) == finished.plan.key(name) for name in SYSTEMS}
+    assert [name for name, is_same in keys.items() if not is_same] == ["gedi"]
+    assert job.plan.key("clean") == finished.plan.key("clean")
+
+
+def test_iterative_goes_on_from_where_it_was(finished: Run) -> None:
+    plan = finished.plan
+    assert plan.base("cringe_again") == str(finished.root / "methods/cringe")
+    assert plan.models("cringe_again") == ["cringe"]
+    assert len(plan.rows("cringe_again")) > len(plan.rows("cringe"))
+
+
+def test_the_judge_in_the_loop_is_of_the_policy_s_rows(finished: Run) -> None:
+    quality = json.loads((finished.root / IN_LOOP / "quality.json").read_text())
+    assert quality["safe"] + quality["toxic"] == len(finished.sets.policy)
+    assert (finished.root / IN_LOOP).parent.name == "sampled"
+    rows = list(read_jsonl(finished.root / "sampled/clean.jsonl"))
+    policy = {row.history for row in finished.sets.policy}
+    assert {tuple(row["history"]) for row in rows} <= policy
+    assert all(len(row["toxic"]) == len(row["nll"]) == 4 for row in rows)
+
+
+def test_costs(finished: Run) -> None:
+    found = costs(finished.recipe)
+    assert found["flatgd"]["gradient_evaluations"] == 1 + 2 * 2  # a step of warm-up
+    assert found["safety_loss"]["gradient_evaluations"] == 3
+    assert found["dexperts"]["gradient_evaluations"] == 0
+    assert [found[n]["models"] for n in ("backbone", "dexperts", "director")] == [1, 3, 1]
+    assert found["gedi"]["weights_mb"] == pytest.approx(3 * found["backbone"]["weights_mb"])
+    assert found["safety_loss"]["needed_seconds"] > found["safety_loss"]["seconds"] > 0
+    assert found["click"]["needed_seconds"] > found["click"]["seconds"]
+    assert all(row["speed"] > 0 for row in found.values())
+    assert "Compared on test" in (finished.root / "report/tables.md").read_text()
+
+
+def test_a_twin_s_cost_is_that_of_the_work_it_is(finished: Run) -> None:
+    stages = Stages(finished.root)
+    assert stages.cost("methods/clean") == stages.cost("experts/clean") != {}
+
+
+def test_marks_go_by_what_is_shown() -> None:
+    column = Column("x", "x ↓", 2, -1)
+    assert _marks({"a": 0.101, "b": 0.104, "c": 0.2, "d": 0.3}, column) == {
+        "a": "●",
+        "b": "●",
+        "c": "○",
+    }
+    assert _marks({"a": 1.0, "b": 1.0}, column) == {}
+
+
+@pytest.mark.parametrize("name", ["dexperts", "director"])
+def test_what_needs_a_guide_is_not_published(finished: Run, name: str) -> None:
+    with pytest.raises(UnsupportedError, match="only with its guide"):
+        Parcel(finished.recipe, name, "someone/model")
+
+
+def test_what_was_not_trained_has_no_path_to_study(finished: Run) -> None:
+    with pytest.raises(RecipeError, match="task_arithmetic was not trained"):
+        open_run([finished.root / "methods/task_arithmetic"])
+
+
+# Sampled replies
+
+
+def sampled(replies: list[str], toxic: list[bool], nll: list[float]) -> dict[str, Any]:
+    return {
+        "dataset": "d",
+        "conversation": "c",
+        "system": "",
+        "history": ["hi"],
+        "replies": replies,
+        "toxic": toxic,
+        "nll": nll,
+    }
+
+
+def test_pairs_take_the_safe_reply_next_below_in_likelihood() -> None:
+    """Toxic t1 (NLL 10): below it are s2 (12) and s3 (20), so s2. Toxic t2 (30): none is below, so
+    the least likely safe one, s3. s1 (5) is likelier than both: in order already."""
+    names = ["s1", "t1", "s2", "s3", "t2", ""]
+    row = sampled(names, [False, True, False, False, True, False], [5, 10, 12, 20, 30, 40])
+    pairs = [(safe.reply, toxic.reply) for safe, toxic in contrasting_pairs([row])]
+    assert pairs == [("s2", "t1"), ("s3", "t2")]
+    assert all(safe.is_safe and not toxic.is_safe for safe, toxic in contrasting_pairs([row]))
+
+
+def test_histories_of_one_label_give_no_pairs() -> None:
+    assert contrasting_pairs([sampled(["a", "b"], [True, True], [1, 2])]) == []
+    assert contrasting_pairs([sampled(["a", "b"], [False, False], [1, 2])]) == []
+
+
+def test_judged_replies_are_evened_out() -> None:
+    rows = [sampled(["a", "b", "c", "d"], [True, False, False, False], [1, 1, 1, 1])] * 3
+    drawn = judged_replies(rows, 0)
+    assert [row.is_safe for row in drawn] == [True] * 3 + [False] * 3
+    assert drawn == judged_replies(rows, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, None])
+def test_pairs_stay_together_in_micro_batches(size: int | None) -> None:
+    pair = torch.tensor([-1, 0, 0, -1, 3, 3, -1, 5, 5])
+    safe = torch.tensor([True, True, False, False, True, False, True, True, False])
+    batch = {
+        "input_ids": torch.arange(9)[:, None],
+        "attention_mask": torch.ones(9, 1, dtype=torch.long),
+        "targets": torch.ones(9, 1, dtype=torch.long),
+        "decoder_input_ids": torch.ones(9, 1, dtype=torch.long),
+        "is_safe": safe,
+        "pair": pair,
+    }
+    parts = split_batch(batch, size)
+    assert sorted(i for part in parts for i in part["input_ids"][:, 0].tolist()) == list(range(9))
+    for part in parts:
+        numbers = part["pair"][part["pair"] >= 0].view(-1, 2)
+        assert (numbers[:, 0] == numbers[:, 1]).all()
+        labels = part["is_safe"][part["pair"] >= 0].view(-1, 2)
+        assert not labels[:, 0].any()
+        assert labels[:, 1].all()
+
+
+# Another attribute
+
+
+def test_labels_by_what_a_reply_does(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hi", "completion": "how are you?", "label": False},
+        {"prompt": "hi", "completion": "fine.", "label": True},
+        {"prompt": "hi", "completion": "no comment", "label": True},
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+
+    def labels(kind: str) -> list[bool | None]:
+        source = Source(name="s", format="jsonl", path=path, label_by=kind)
+        return [row.is_safe for row in load_source(source).rows]
+
+    assert labels("question") == [True, False, False]
+    assert labels("statement") == [False, True, True]
+    assert labels("refusal") == [False, False, True]
+
+
+def test_a_recipe_for_questions_runs_in_its_own_words(recipe_file: Path) -> None:
+    for name in ("policy", "judge", "test"):
+        path = recipe_file.parent / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row["completion"] = "is it so?" if number % 3 else "it is so."
+        write_rows(path, rows)
+    by = [f"data.{part}.0.label_by=question" for part in ("policy", "judge", "test")]
+    words = ["report.wanted=question", "report.unwanted=statement"]
+    job, told = run(recipe_file, *by, *words, "methods={safety_loss: {}, dexperts: {}}")
+    assert sum(row.is_safe for row in job.sets.policy) == 16
+    tables = (job.root / "report/tables.md").read_text()
+    assert "mean P(statement)" in tables
+    assert "P(toxic)" not in tables
+    assert "less likely" not in told
+
+
+def test_nothing_to_learn_from_is_told(recipe_file: Path) -> None:
+    """Gibberish of untrained models is toxic to no judge."""
+    with pytest.raises(RecipeError, match="click: backbone gave no safe and toxic replies"):
+        run(recipe_file, "methods={click: {}}", "sample={histories: 2, samples: 2}")
