@@ -26,6 +26,7 @@ class Plan:
 
     def __init__(self, recipe: Recipe, sets: Sets, key_of_model: Callable[[str], str]):
         self.recipe, self.sets, self._key_of_model = recipe, sets, key_of_model
+        self._keys: dict[str, str] = {}
 
     def kind(self, name: str) -> type[System]:
         return Clean if name in EXPERTS else METHODS[self.recipe.kind_of(name)]
@@ -104,6 +105,11 @@ class Plan:
 
     def key(self, name: str) -> str:
         """What the model depends on; `clean` and the clean expert can be one piece of work."""
+        if name not in self._keys:
+            self._keys[name] = self._key(name)
+        return self._keys[name]
+
+    def _key(self, name: str) -> str:
         if name == "backbone":
             return self._key_of_model(self.recipe.backbone)
         kind, start, source = self.kind(name), self.start(name), self.sampled_from(name)
