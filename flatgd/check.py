@@ -1,6 +1,7 @@
 """Everything that can be wrong with a recipe, found before any weights are loaded."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,14 +17,14 @@ from flatgd.data.mixture import (
     scorable,
     to_answer,
 )
-from flatgd.decoding import Guide
 from flatgd.errors import FlatGDError, RecipeError, nearest
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import Family, family_of
-from flatgd.methods import METHODS, Clean, Method, System
+from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
 from flatgd.recipe import JudgeSettings, Recipe, Source
 from flatgd.training import FlatGDConfig
+from flatgd.training.config import is_number
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
 EXPERTS = {"clean_expert": "clean", "toxic_expert": "toxic"}  # and their folders
@@ -43,7 +44,7 @@ def training_config(
     if faults:
         raise RecipeError("\n".join(faults))
     if issubclass(kind, Method):
-        fields = kind.preset(fields)
+        fields = kind.preset(fields, overrides)
     try:
         return FlatGDConfig(
             output_dir=str(output),
@@ -109,6 +110,8 @@ def _models(recipe: Recipe) -> dict[str, str]:
     """Every model that a recipe names, by its role."""
     named = {role: getattr(recipe, role) for role in ("backbone", "expert_backbone", "scorer")}
     named |= {f"judges.{judge.label}": judge.model for judge in recipe.judges}
+    if _samples(recipe):
+        named["sample.judge"] = recipe.sample.judge.model
     return {role: name for role, name in named.items() if name is not None}
 
 
@@ -123,9 +126,9 @@ def _method_faults(recipe: Recipe) -> list[str]:
         lines = _config_faults(recipe, overrides, kind)
         faults += [f"{name}: {line}" for line in lines if line not in shared]
         faults += [f"methods.{name}: {line}" for line in _option_faults(kind, overrides)]
-    judges = {(judge.kind, judge.model) for judge in recipe.judges if judge.model}
-    inner = recipe.sample.judge
-    if (inner.kind, inner.model) in judges:
+    reporting = {_place_of(judge.model) for judge in recipe.judges if judge.model}
+    inner = recipe.sample.judge.model
+    if inner and _place_of(inner) in reporting and _samples(recipe):
         faults.append("sample.judge: is a reporting judge too; what trains must not report")
     return shared + faults
 
@@ -151,11 +154,30 @@ def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
         yield f"sampled_from: {source!r} is not backbone, an expert or a system before this one"
     if source is not None and not _learns_from_samples(METHODS[kind]):
         yield f"sampled_from: {kind} learns from no toxic replies; leave it out"
+    if issubclass(METHODS[kind], Merge) and recipe.expert_backbone:
+        yield f"{kind} subtracts weights, so experts must come from the backbone itself"
+    for key in recipe.overrides(name):
+        if key in getattr(METHODS[kind], "fixed", ()):
+            yield f"{key} is {kind}'s own affair; leave it out"
+        elif not issubclass(METHODS[kind], Method) and key not in METHODS[kind].fields():
+            yield f"{kind} is not trained and has no {key}"
+
+
+def _place_of(model: str) -> str:
+    """A folder by whatever path, or a hub name."""
+    return os.path.realpath(model) if Path(model).is_dir() else model
+
+
+def _samples(recipe: Recipe) -> bool:
+    """Whether some entry learns from sampled replies."""
+    kinds = [METHODS.get(recipe.kind_of(name)) for name in recipe.methods]
+    in_pairs = any(k and issubclass(k, Method) and k.learns_from == "pairs" for k in kinds)
+    return in_pairs or any(recipe.sampled_from(name) for name in recipe.methods)
 
 
 def _is_guided(recipe: Recipe, name: str) -> bool:
-    """Whether an entry is a way of decoding, without a checkpoint that others can start from."""
-    return issubclass(METHODS.get(recipe.kind_of(name), Clean), Guide)
+    """Whether an entry speaks by a guide, so that no other can start from it."""
+    return METHODS.get(recipe.kind_of(name), Clean).needs_guide
 
 
 def _learns_from_samples(kind: type[System]) -> bool:
@@ -172,11 +194,11 @@ def _option_faults(kind: type[System], overrides: dict[str, Any]) -> Iterator[st
         if option in kind.choices:
             if value not in kind.choices[option]:
                 yield f"{option} must be one of {', '.join(kind.choices[option])}, got {value!r}"
-        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        elif not is_number(value) or value < 0:
             yield f"{option} must be a number from 0 on, got {value!r}"
         elif option in kind.positive and value == 0:
             yield f"{option} must be a number above 0, got {value!r}"
-        elif isinstance(default, int) and (value != int(value) or value < 1):
+        elif isinstance(default, int) and (not isinstance(value, int) or value < 1):
             yield f"{option} must be a whole number from 1 on, got {value!r}"
 
 
@@ -193,6 +215,7 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
     faults = []
     families = {}
     judges = {f"judges.{judge.label}": judge for judge in recipe.judges}
+    judges["sample.judge"] = recipe.sample.judge
     for role, name in models.items():
         try:
             if role in judges:
@@ -252,10 +275,13 @@ def _evaluation_faults(recipe: Recipe, sets: Sets) -> list[str]:
         )
     if len({row.is_safe for row in scorable(sets.test)}) < 2:
         faults.append("data.test: the contrast needs safe and toxic replies of bots")
-    for is_safe in (True, False):
-        if len({row.conversation for row in sets.judge if row.is_safe is is_safe}) < 2:
-            faults.append(
-                f"data.judge: {'safe' if is_safe else 'toxic'} replies stand in fewer than two "
-                "conversations, too few to set a threshold; give it more, or name conversations"
-            )
+    judged = {"judge": sets.judge} | ({"policy": sets.policy} if _samples(recipe) else {})
+    for part, rows in judged.items():
+        for is_safe in (True, False):
+            if len({row.conversation for row in rows if row.is_safe is is_safe}) < 2:
+                faults.append(
+                    f"data.{part}: {'safe' if is_safe else 'toxic'} replies stand in fewer than "
+                    "two conversations, too few to set a judge's threshold; give it more, or name "
+                    "conversations"
+                )
     return faults

@@ -96,19 +96,15 @@ class Stream:
                 **self._inputs(ids, new), past_key_values=self.cache, use_cache=True
             )
         self.cache = output.past_key_values
-        log_q_RTV = output.logits.float().log_softmax(-1)
-        self._hear(ids, log_q_RTV)
+        wanted = ids.shape[1] - self.begin + 1 if self.ids is None else 1
+        log_q_RTV = output.logits[:, -wanted:].float().log_softmax(-1)
+        if self.ids is None:  # the reply so far, each token under what stood before it
+            said = ids[:, self.begin :]
+            self.spoken = log_q_RTV[:, :-1].gather(-1, said[..., None])[..., 0].sum(1)
+        else:
+            self.spoken = self.spoken + self.last.gather(-1, ids[:, -1:])[:, 0]
         self.ids, self.last = ids, log_q_RTV[:, -1]
         return self.last, self.spoken
-
-    def _hear(self, ids: Tensor, log_q_RTV: Tensor) -> None:
-        """Add the reply's new tokens to `spoken`."""
-        if self.ids is not None:
-            self.spoken = self.spoken + self.last.gather(-1, ids[:, -1:])[:, 0]
-            return
-        said = ids[:, self.begin :]
-        before = log_q_RTV[:, self.begin - 1 : -1] if said.shape[1] else log_q_RTV[:, :0]
-        self.spoken = before.gather(-1, said[..., None])[..., 0].sum(1)
 
     def _restart(self, ids: Tensor) -> None:
         self.ids, self.cache = None, None
@@ -128,7 +124,9 @@ class Stream:
         more = self.mask.new_ones(ids.shape[0], ids.shape[1] - self.mask.shape[1])
         mask = torch.cat([self.mask, more], 1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
-        return {"input_ids": new, "attention_mask": mask, "position_ids": positions}
+        fed = {"input_ids": new, "attention_mask": mask, "position_ids": positions}
+        # not the whole prompt's logits: [rows, prompt, vocabulary] is gigabytes
+        return {**fed, "logits_to_keep": ids.shape[1] - self.begin + 1 if self.ids is None else 1}
 
 
 class HeadInput:

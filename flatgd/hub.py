@@ -55,6 +55,7 @@ def write_cards(recipe: Recipe) -> None:
         if METHODS[recipe.kind_of(method)].needs_guide:
             continue
         folder = recipe.output / f"methods/{method}"
+        (folder / "README.md").unlink(missing_ok=True)  # it may be a link to a twin's
         ModelCard(Parcel(recipe, method, f"{recipe.name}-{method}").card).save(folder / "README.md")
 
 

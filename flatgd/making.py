@@ -31,12 +31,12 @@ from flatgd.evaluation.speaker import Speaker
 from flatgd.families import Family, family_of
 from flatgd.methods import Director, ExpertGuide, Merge, Method
 from flatgd.models import load_config, load_model, load_tokenizer
-from flatgd.plan import Plan, digest
+from flatgd.plan import Plan
 from flatgd.progress import Display
 from flatgd.recipe import JudgeSettings, Recipe
 from flatgd.recipe_file import as_text
 from flatgd.records import Dialogue, write_jsonl
-from flatgd.report.trained import SETTINGS
+from flatgd.report.trained import PRESET, SETTINGS
 from flatgd.stages import Stages, key_of
 from flatgd.training.train import steps_of, train
 
@@ -115,7 +115,7 @@ class Making:
         def build(folder: Path) -> Done:
             kind = plan.kind(name)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / SETTINGS).write_text(json.dumps(self.recipe.settings(name), indent=2) + "\n")
+            self._write_settings(name, folder)
             if issubclass(kind, Method):
                 return self._trained(name, kind, folder)
             if issubclass(kind, Merge):
@@ -125,6 +125,15 @@ class Making:
         on = [plan.place(needed) for needed in plan.models(name)]
         on += [plan.sample_place(source)] if source is not None else []
         self._produce(plan.place(name), plan.key(name), build, on)
+
+    def _write_settings(self, name: str, folder: Path) -> None:
+        """What the recipe says, and what the method makes of it."""
+        settings, kind = self.recipe.settings(name), self.plan.kind(name)
+        if issubclass(kind, Method):
+            used = kind.preset(settings, self.recipe.overrides(name))
+            changed = {k: used.get(k) for k in settings | used if settings.get(k) != used.get(k)}
+            settings = settings | ({PRESET: changed} if changed else {})
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     def _trained(self, name: str, kind: type[Method], folder: Path) -> Done:
         plan = self.plan
@@ -160,9 +169,9 @@ class Making:
     def sample(self, name: str) -> None:
         """A model's replies to the policy's histories, judged in the loop."""
         self.train(name)
-        settings, sets = self.recipe.sample, self.sets
-        key = key_of("in_loop", settings.judge.model_dump(), digest(sets.policy))
-        self._produce(IN_LOOP, key, self._judge_builder(settings.judge, sets.policy, sets.policy))
+        settings = self.recipe.sample
+        judge = self._judge_builder(settings.judge, self.sets.policy)
+        self._produce(IN_LOOP, self.plan.in_loop_key(), judge)
 
         def build(path: Path) -> Done:
             histories = self.plan.sample_histories()
@@ -219,17 +228,20 @@ class Making:
         return [] if name == "backbone" else [self.plan.place(name)]
 
     def _judge_builder(
-        self, settings: JudgeSettings, rows: list[Dialogue], test: list[Dialogue]
+        self, settings: JudgeSettings, rows: list[Dialogue], test: list[Dialogue] | None = None
     ) -> Callable[[Path], Done]:
         """Makes a judge of `rows`; how it agrees with the labels of `test` lies beside it."""
 
         def build(folder: Path) -> Done:
+            begun = time.perf_counter()
             with self._judge_bar(settings, len(rows)) as advance:
                 judge, about = make_judge(settings, rows, folder, advance)
-            report = judge_report(judge, about, test, settings.false_positive_rate)
-            report = {"name": settings.label, **report}
-            (folder / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
-            return Done(about)
+            cost = {"seconds": time.perf_counter() - begun}
+            if test is not None:
+                report = judge_report(judge, about, test, settings.false_positive_rate)
+                report = {"name": settings.label, **report}
+                (folder / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
+            return Done(about, cost)
 
         return build
 

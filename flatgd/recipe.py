@@ -330,10 +330,8 @@ class Recipe(Section):
 
     def settings(self, name: str) -> dict[str, Any]:
         """What an entry of `methods` or an expert is set to, as its checkpoint records it."""
-        entry = (self.methods.get(name) or {}) if name in self.methods else {}
         return {
             **self.training_fields(self.overrides(name)),
-            **{key: entry[key] for key in PLACING if key in entry},
             "seed": self.seed,
             "max_history_tokens": self.max_history_tokens,
             "max_reply_tokens": self.max_reply_tokens,

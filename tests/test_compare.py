@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import mild_rows, write_rows
+from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, write_rows
 from rich.console import Console
 from transformers import AutoModelForSeq2SeqLM
 
@@ -16,19 +16,20 @@ from flatgd import making
 from flatgd.data.mixture import load_source
 from flatgd.data.sampled import contrasting_pairs, judged_replies
 from flatgd.errors import RecipeError, UnsupportedError
-from flatgd.evaluation.judge import Calibration
+from flatgd.evaluation.judge import Calibration, load_calibration
 from flatgd.families import split_batch
 from flatgd.hub import Parcel
 from flatgd.making import IN_LOOP
-from flatgd.methods import METHODS
+from flatgd.methods import METHODS, Click, Cringe
 from flatgd.progress import Display
 from flatgd.recipe import Source
 from flatgd.recipe_file import load_recipe
-from flatgd.records import read_jsonl
+from flatgd.records import Dialogue, read_jsonl
 from flatgd.report.compare import Column, _marks, costs
 from flatgd.run import Run
 from flatgd.stages import Stages
 from flatgd.studies.points import open_run
+from flatgd.training import FlatGDConfig, FlatGDTrainer
 
 SYSTEMS = {
     **{name: {} for name in METHODS},
@@ -36,6 +37,7 @@ SYSTEMS = {
     "cringe_again": {"method": "cringe", "start": "cringe", "sampled_from": "cringe"},
     "safety_loss_kl": {"method": "safety_loss", "divergence": "kl"},
     "dexperts_clean": {"method": "dexperts", "start": "clean"},
+    "baseline": {"method": "clean"},  # a second name for one work
 }
 
 
@@ -93,7 +95,7 @@ def test_every_system_is_measured(finished: Run) -> None:
 
 def test_systems_differ_from_the_backbone(finished: Run) -> None:
     own = {n: (finished.root / f"scores/{n}.jsonl").read_bytes() for n in finished.recipe.models}
-    assert len(set(own.values())) == len(own) - 1  # clean is the clean expert
+    assert len(set(own.values())) == len(own) - 2  # clean and baseline are the clean expert
 
 
 def test_every_checkpoint_loads_in_plain_transformers(finished: Run) -> None:
@@ -135,8 +137,8 @@ def test_iterative_goes_on_from_where_it_was(finished: Run) -> None:
 
 
 def test_the_judge_in_the_loop_is_of_the_policy_s_rows(finished: Run) -> None:
-    quality = json.loads((finished.root / IN_LOOP / "quality.json").read_text())
-    assert quality["safe"] + quality["toxic"] == len(finished.sets.policy)
+    calibration = load_calibration(finished.root / IN_LOOP)
+    assert calibration.safe + calibration.toxic == len(finished.sets.policy)
     assert (finished.root / IN_LOOP).parent.name == "sampled"
     rows = list(read_jsonl(finished.root / "sampled/clean.jsonl"))
     policy = {row.history for row in finished.sets.policy}
@@ -176,6 +178,33 @@ def test_marks_go_by_what_is_shown() -> None:
 def test_what_needs_a_guide_is_not_published(finished: Run, name: str) -> None:
     with pytest.raises(UnsupportedError, match="only with its guide"):
         Parcel(finished.recipe, name, "someone/model")
+
+
+def test_a_path_begins_at_the_backbone(finished: Run) -> None:
+    with pytest.raises(RecipeError, match="cringe_again does not start at the backbone"):
+        open_run([finished.root / "methods/cringe_again"])
+
+
+def test_cards_tell_what_was_used(finished: Run) -> None:
+    def card(name: str) -> str:
+        return (finished.root / f"methods/{name}/README.md").read_text()
+
+    assert "flatness_weight 0.08" in card("gnp")
+    assert "max_steps" not in card("task_arithmetic")
+    assert "the checkpoint cringe, itself from" in card("cringe_again")
+    assert "method **baseline**" in card("baseline")
+    assert "method **clean**" in card("clean")  # twins share files, not cards
+
+
+def test_a_trainer_wants_the_rows_that_its_method_learns_from(tmp_path: Path) -> None:
+    rows = [Dialogue(("hi",), "hello", True, "t", "c")]
+    kwargs = {"processing_class": byte_tokenizer(), "args": FlatGDConfig(str(tmp_path))}
+    with pytest.raises(UnsupportedError, match="click learns from pairs"):
+        FlatGDTrainer(tiny_blenderbot(), train_dataset=rows, method=Click(), **kwargs)
+    with pytest.raises(UnsupportedError, match="cringe learns from replies"):
+        FlatGDTrainer(
+            tiny_blenderbot(), train_dataset=[(rows[0], rows[0])], method=Cringe(), **kwargs
+        )
 
 
 def test_what_was_not_trained_has_no_path_to_study(finished: Run) -> None:

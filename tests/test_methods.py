@@ -285,13 +285,13 @@ def test_class_loss_at_no_opinion() -> None:
 
 def test_task_arithmetic_is_what_it_says() -> None:
     start, toxic, merged = model(1), model(2), model(1)
-    TaskArithmetic(toxic, strength=0.25).merge(merged)
+    TaskArithmetic(start, toxic, strength=0.25).merge(merged)
     named = zip(merged.parameters(), start.parameters(), toxic.parameters(), strict=True)
     with torch.no_grad():
         wanted = [(s.double() - 0.25 * (t.double() - s.double())) for _, s, t in named]
         assert relative_error(list(merged.parameters()), wanted) < 1e-7
     untouched = model(1)
-    TaskArithmetic(toxic, strength=0.0).merge(untouched)
+    TaskArithmetic(start, toxic, strength=0.0).merge(untouched)
     assert all(map(torch.equal, untouched.parameters(), start.parameters()))
 
 
@@ -299,7 +299,7 @@ def test_task_arithmetic_refuses_another_shape() -> None:
     other = tiny_blenderbot(0)
     other.resize_token_embeddings(300)
     with pytest.raises(ModelError, match="own shape"):
-        TaskArithmetic(other).merge(model(1))
+        TaskArithmetic(model(1), other).merge(model(1))
 
 
 def test_every_system_has_a_name_and_says_what_it_does() -> None:
@@ -330,6 +330,13 @@ def with_methods(recipe_file: Path, text: str) -> Any:
         ("{cringe: {sampled_from: nobody}}", "'nobody' is not backbone"),
         ("{'a/b': {method: clean}}", "names are letters"),
         ("{dexperts: {strength: strong}}", "strength must be a number"),
+        ("{cringe: {top_k: .inf}}", "top_k must be a number from 0 on, got inf"),
+        ("{cringe: {weight: .nan}}", "weight must be a number from 0 on, got nan"),
+        ("{npo: {lm_weight: abc}}", "lm_weight must be a number, got 'abc'"),
+        ("{gnp: {penalty_share: 1}}", "penalty_share is gnp's own affair"),
+        ("{sam: {penalise: safety_loss}}", "penalise is sam's own affair"),
+        ("{dexperts: {learning_rate: 1}}", "dexperts is not trained and has no learning_rate"),
+        ("{director: {}, a: {method: clean, start: director}}", "'director' is not backbone"),
         ("{npo: {beta: 0}}", "beta must be a number above 0, got 0"),
     ],
 )
@@ -339,24 +346,41 @@ def test_wrong_entries_are_told(recipe_file: Path, methods: str, told: str) -> N
 
 
 def test_the_judge_in_the_loop_never_reports(recipe_file: Path, tmp_path: Path) -> None:
-    same = "{kind: hf, model: someone/judge}"
-    recipe = load_recipe(recipe_file, [f"judges=[{same}]", f"sample.judge={same}"])
+    """By whatever path; of no matter where nothing is sampled."""
+    tiny_blenderbot().save_pretrained(tmp_path / "judge")
+    byte_tokenizer().save_pretrained(tmp_path / "judge")
+    (tmp_path / "link").symlink_to(tmp_path / "judge")
+    one, other = (f"{{kind: trained, model: {tmp_path / name}}}" for name in ("judge", "link"))
+    both = [f"judges=[{one}]", f"sample.judge={other}"]
+    check(load_recipe(recipe_file, both))
     with pytest.raises(RecipeError, match="what trains must not report"):
-        check(recipe)
+        check(load_recipe(recipe_file, [*both, "methods={click: {}}"]))
+
+
+def test_the_judge_in_the_loop_is_checked_too(recipe_file: Path) -> None:
+    absent = "sample.judge={kind: trained, model: /nope/nothing}"
+    with pytest.raises(RecipeError, match=r"sample\.judge: no folder"):
+        check(load_recipe(recipe_file, [absent, "methods={click: {}}"]))
 
 
 def test_sam_is_gnp_with_lambda_rho(recipe_file: Path, tmp_path: Path) -> None:
-    recipe = with_methods(recipe_file, "{sam: {rho: 0.02, penalty_share: 0.5}}")
+    recipe = load_recipe(
+        recipe_file,
+        ["methods={sam: {rho: 0.02}}", "train.penalty_share=0.5", "train.flatness_method=exact"],
+    )
     config = training_config(recipe, recipe.overrides("sam"), tmp_path, SAM)
     settings = config.penalty_settings()
     assert settings is not None
     assert (settings.weight, settings.rho, settings.squared) == (0.02, 0.02, False)
-    assert config.penalise == "objective"
+    assert (config.penalise, config.flatness_method) == ("objective", "finite_difference")
+    assert config.penalty_warmup == 0
+    of_train = load_recipe(recipe_file, ["methods={sam: {}}", "train.rho=1e-3"])
+    assert training_config(of_train, {}, tmp_path, SAM).rho == 0.05
 
 
 def test_gnp_s_lambda_is_fixed(recipe_file: Path, tmp_path: Path) -> None:
     """By a share of the gradient it would be flatgd: both penalties point along H u."""
-    recipe = with_methods(recipe_file, "{gnp: {penalty_share: 0.5}}")
+    recipe = load_recipe(recipe_file, ["methods={gnp: {}}", "train.penalty_share=0.5"])
     settings = training_config(recipe, recipe.overrides("gnp"), tmp_path, GNP).penalty_settings()
     assert settings is not None
     assert (settings.weight, settings.share, settings.squared) == (0.08, None, False)

@@ -91,9 +91,13 @@ class Method(System):
     learns_from: ClassVar[Literal["replies", "pairs"]] = "replies"
     """pairs: sampled replies to one history, one judged safe and one toxic, beside safe replies."""
 
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """FlatGDConfig fields that are the method's own affair."""
+
     @classmethod
-    def preset(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """FlatGDConfig fields as the method needs them, given those that a recipe has set."""
+    def preset(cls, settings: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """FlatGDConfig fields as the method needs them, given those of a recipe, `own` those that
+        are set for this method alone."""
         return settings
 
     def begin(self, model: nn.Module) -> None:

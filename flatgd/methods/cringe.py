@@ -50,7 +50,7 @@ def cringe(log_p_NV: Tensor, targets_N: Tensor, top_k: int) -> Tensor:
     """
     negative_N = log_p_NV.gather(-1, targets_N[:, None]).squeeze(-1)
     others_NV = log_p_NV.scatter(-1, targets_N[:, None], -torch.inf)
-    best_NK = others_NV.topk(top_k, dim=-1).values
+    best_NK = others_NV.topk(min(top_k, others_NV.shape[-1] - 1), dim=-1).values
     if top_k == 1 or len(best_NK) == 0:
         return softplus(negative_N - best_NK[:, 0])
     drawn_N1 = torch.multinomial(best_NK.detach().softmax(-1), 1)

@@ -6,9 +6,10 @@
                 state
     decoding    log p = log p_LM + strength * log sigmoid(c), normalised again
 
-C starts at 0, where it says nothing. Training goes through h, so the policy changes too. weight 0.5
-and strength 1 are ParlAI's defaults. The checkpoint is a plain model; C lies beside it in
-director.safetensors.
+C starts at 0, where it says nothing, and has no bias. Training goes through h, so the policy
+changes too. weight 0.5 is ParlAI's default, strength 1 ours. The checkpoint is a plain model; C
+lies beside it in director.safetensors, where `finish` puts it: to be called by those who train
+without a recipe.
 """
 
 from dataclasses import dataclass, field

@@ -8,6 +8,7 @@ gradient becomes small. With `penalty_share`, which sets that length, they would
 so here lambda is fixed, by default the authors' 0.08 (their alpha 0.8 times r 0.1).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ LAMBDA = 0.08
 @dataclass
 class GNP(FlatGD):
     name = "gnp"
+    fixed = ("penalty_share", "penalty_squared")
 
     @classmethod
-    def preset(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    def preset(cls, settings: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in settings.items() if k != "penalty_share"}
         return {"flatness_weight": LAMBDA, **kept, "penalty_squared": False}

@@ -45,9 +45,7 @@ class SafetyLoss(Method):
     name = "safety_loss"
     does = "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies."
     needs = EXPERTS
-    choices = MappingProxyType(
-        {"divergence": tuple(DIVERGENCES), "penalise": ("safety_loss", "objective")}
-    )
+    choices = MappingProxyType({"divergence": tuple(DIVERGENCES)})
 
     def prepare(self, batch: Batch) -> Batch:
         """Both experts' log-probabilities [N, V]: the same in every pass over this micro-batch."""

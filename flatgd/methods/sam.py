@@ -3,16 +3,24 @@
     the gradient of a * L_LM + L_S at theta + rho * g / ||g||, g that objective's gradient at theta
 
 It is GNP on the whole objective with lambda = rho: g + rho * (g' - g) / rho = g'. So nothing is
-computed here; the fields say so. rho 0.05 is the authors'; nets that are sharp want less.
+computed here; the fields say so. It has no warm-up. rho 0.05 is the authors'; nets that are sharp
+want less. A rho of `train` is the length of FlatGD's finite difference, and not taken.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flatgd.methods.flatgd import FlatGD
 
 RHO = 0.05
-FIXED = {"penalise": "objective", "penalty_squared": False, "difference": "forward"}
+FIXED = {
+    "flatness_method": "finite_difference",
+    "difference": "forward",
+    "penalise": "objective",
+    "penalty_squared": False,
+    "penalty_warmup": 0.0,
+}
 
 
 @dataclass
@@ -22,9 +30,10 @@ class SAM(FlatGD):
         "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies, by "
         "sharpness-aware minimisation (Foret et al. 2021)."
     )
+    fixed = (*FIXED, "flatness_weight", "penalty_share")
 
     @classmethod
-    def preset(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        rho = settings.get("rho", RHO)
+    def preset(cls, settings: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        rho = own.get("rho") or RHO
         kept = {k: v for k, v in settings.items() if k != "penalty_share"}
         return {**kept, **FIXED, "rho": rho, "flatness_weight": rho}

@@ -1,8 +1,10 @@
 """Task arithmetic: away from the toxic expert in weight space (Ilharco et al. 2023).
 
-    theta = theta_0 - strength * (theta_toxic - theta_0)
+    theta = theta_start - strength * (theta_toxic - theta_0)
 
-No training beyond the toxic expert's. The authors choose the strength on held-out data, in 0..1.
+theta_0 is the backbone, from which the toxic expert was tuned; theta_start the same, unless a
+recipe says otherwise. No training beyond the toxic expert's. The authors choose the strength on
+held-out data, in 0..1.
 """
 
 from dataclasses import dataclass, field
@@ -16,14 +18,16 @@ from flatgd.methods.base import Merge
 
 @dataclass
 class TaskArithmetic(Merge):
+    backbone: nn.Module = field(repr=False)
     toxic_expert: nn.Module = field(repr=False)
     strength: float = 0.5
 
     name = "task_arithmetic"
     does = "moved in weight space away from an expert tuned on toxic replies (task arithmetic)."
-    needs = ("toxic_expert",)
+    needs = ("backbone", "toxic_expert")
 
     def merge(self, model: nn.Module) -> None:
+        start = dict(self.backbone.named_parameters())
         toxic = dict(self.toxic_expert.named_parameters())
         own = dict(model.named_parameters())
         if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in toxic.items()}:
@@ -33,5 +37,5 @@ class TaskArithmetic(Merge):
             )
         with torch.no_grad():
             for name, parameter in own.items():
-                away = toxic[name].to(parameter.device) - parameter
-                parameter.sub_(away, alpha=self.strength)
+                toxicity = (toxic[name] - start[name]).to(parameter.device)
+                parameter.sub_(toxicity, alpha=self.strength)

@@ -47,15 +47,28 @@ def model_card(
         header=yaml.safe_dump(header, sort_keys=True),
         title=repo.rpartition("/")[2],
         method=method,
-        base=f"`{recipe.backbone}`" if is_public else "a model that is not public",
+        base=_base(recipe, method, is_public),
         does=does,
         usage=usage,
         sources=list(dict.fromkeys(source.name for source in recipe.data.policy)),
         steps=_steps(recipe.output / f"methods/{method}/training.jsonl"),
-        settings=", ".join(f"{k} {v}" for k, v in trained_with(recipe, method).items()),
+        settings=", ".join(f"{k} {v}" for k, v in _settings(recipe, method).items()) or "none",
         tables=tables,
         findings=told,
     )
+
+
+def _base(recipe: Recipe, method: str, is_public: bool) -> str:
+    backbone = f"`{recipe.backbone}`" if is_public else "a model that is not public"
+    start = recipe.start_of(method)
+    return backbone if start == "backbone" else f"the checkpoint {start}, itself from {backbone}"
+
+
+def _settings(recipe: Recipe, method: str) -> dict[str, Any]:
+    """Those of its training; of what was not trained, its own options alone."""
+    used = trained_with(recipe, method)
+    is_trained = (recipe.output / f"methods/{method}/training.jsonl").exists()
+    return used if is_trained else recipe.overrides(method)
 
 
 def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:

@@ -81,6 +81,7 @@ _LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "●": r"$\bullet$",
+    "○": r"$\circ$",
     "λ": r"$\lambda$",
     "±": r"$\pm$",
     "‖": r"$\|$",

@@ -13,7 +13,8 @@ Costs = Mapping[str, Row]
 
 
 class Column(NamedTuple):
-    """`key`: of the summary or of the costs; `sign`: 1 where higher is better, -1 where lower."""
+    """`key`: of the summary or of the costs; `sign`: 1 where higher is better, -1 where lower, 0
+    where nobody is marked."""
 
     key: str
     head: str
@@ -37,14 +38,14 @@ COST = [
     Column("speed", "tokens/s ↑", 0, 1),
     Column("models", "models ↓", 0, -1),
     Column("weights_mb", "weights, MB ↓", 0, -1),
-    Column("peak_mb", "peak, MB ↓", 0, -1),
+    Column("peak_mb", "peak, MB", 0, 0),
 ]
 NOTE = (
     "●: best, ○: runner-up, of backbone and compared systems. Trade-off: Eq. 5-6 of toxicity and "
-    "perplexity over them, w = {weight:g}. Train s: its own training; with all it needs: the "
-    "experts, the model it starts from and the replies it learns from too. Gradients: of whole "
-    "batches, in its own training. Tokens/s, models and memory are those of decoding on this "
-    "machine; peak is above what was in use before, a lower bound."
+    "perplexity over them, w = {weight:g}. Train s: computing gradients in its own training; with "
+    "all it needs: in that of the experts and the model it starts from, and sampling replies to "
+    "learn from, too. Gradients: of whole batches, in its own training. Tokens/s, models and "
+    "memory are of decoding on this machine; peak is above what was in use before, a lower bound."
 )
 
 
@@ -88,7 +89,7 @@ def _marks(values: Mapping[str, float], column: Column) -> dict[str, str]:
     """● and ○ as shown, so that what looks alike is marked alike; none where all are alike."""
     rounded = {name: round(column.sign * v, column.decimals) for name, v in values.items()}
     order = sorted(set(rounded.values()), reverse=True)
-    if len(order) < 2:
+    if len(order) < 2 or not column.sign:
         return {}
     return {
         name: mark
@@ -117,8 +118,9 @@ def costs(recipe: Recipe) -> dict[str, Row]:
         if trained is not None:
             own = stages.cost(trained)
             row |= {key: own.get(key, 0.0) for key in ("seconds", "gradient_evaluations")}
+            pieces = {stages.key(place): place for place in _needed(stages, trained)}  # each once
             row["needed_seconds"] = sum(
-                stages.cost(place).get("seconds") or 0.0 for place in _needed(stages, trained)
+                stages.cost(place).get("seconds") or 0.0 for place in pieces.values()
             )
         found[name] = row
     return found

@@ -7,6 +7,7 @@ from flatgd.errors import RecipeError
 from flatgd.recipe import Recipe
 
 SETTINGS = "flatgd.json"  # in a checkpoint's folder
+PRESET = "set by the method"  # in it: fields that the method's kind put in place of the recipe's
 
 
 def trained_with(recipe: Recipe, method: str) -> dict[str, Any]:
@@ -15,6 +16,7 @@ def trained_with(recipe: Recipe, method: str) -> dict[str, Any]:
     if not path.exists():
         raise RecipeError(f"{method} is not trained yet; `flatgd run` trains it")
     found: dict[str, Any] = json.loads(path.read_text())
+    preset = found.pop(PRESET, {})
     wanted = json.loads(json.dumps(recipe.settings(method)))
     for key in found.keys() | wanted.keys():
         if found.get(key) != wanted.get(key):
@@ -22,4 +24,4 @@ def trained_with(recipe: Recipe, method: str) -> dict[str, Any]:
                 f"{method} was trained with {key} {found.get(key)}, the recipe says "
                 f"{wanted.get(key)}; give the same --set as to `flatgd run`, or run it again"
             )
-    return found
+    return {key: value for key, value in (found | preset).items() if value is not None}

@@ -52,6 +52,8 @@ def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tup
     run = Run(recipe, display)
     if untrained := [name for name in names if not issubclass(run.plan.kind(name), Method)]:
         raise RecipeError(f"{untrained[0]} was not trained, so it has no path; leave it out")
+    if later := [name for name in names if run.plan.start(name) != "backbone"]:
+        raise RecipeError(f"{later[0]} does not start at the backbone, as paths do; leave it out")
     return run, names
 
 

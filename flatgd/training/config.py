@@ -1,5 +1,6 @@
 """FlatGDConfig: TrainingArguments with the paper's fields, and what cannot work refused by name."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +13,12 @@ from flatgd.flatness import PenaltySettings
 
 def _doc(text: str) -> dict[str, str]:
     return {"help": text}
+
+
+def is_number(value: Any) -> bool:
+    """A finite number, and no boolean."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
 
 
 @dataclass
@@ -99,6 +106,9 @@ class FlatGDConfig(TrainingArguments):
                 f"flatness_weight={self.flatness_weight} and penalty_share={self.penalty_share} "
                 "both set lambda; give one"
             )
+        for name in ("lm_weight", "attract_weight", "repel_weight"):
+            if not is_number(getattr(self, name)):
+                yield f"{name} must be a number, got {getattr(self, name)!r}"
         for name in ("flatness_weight", "penalty_share", "rho"):
             value = getattr(self, name)
             if value is not None and (value < 0 or (name == "rho" and value == 0)):

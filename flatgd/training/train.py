@@ -82,12 +82,21 @@ def train(
 
 
 def _cost(log: Sequence[dict[str, Any]], steps: int, megabytes: float | None) -> dict[str, Any]:
-    """Over the whole training, also where it was cut off and went on: the log knows each step."""
+    """Over the whole training, also where it was cut off and went on, from the log: a step each, or
+    the mean of several where logging_steps is larger."""
+    spans = [entry["step"] - before for entry, before in zip(log, _before(log), strict=True)]
     total = {
-        figure: steps * sum(entry[figure] for entry in log) / len(log) if log else None
+        figure: sum(entry[figure] * span for entry, span in zip(log, spans, strict=True))
+        * (steps / sum(spans))
         for figure in ("seconds", "gradient_evaluations")
+        if log
     }
-    return {**total, "steps": steps, "peak_mb": megabytes}
+    return {**total, "peak_mb": megabytes}
+
+
+def _before(log: Sequence[dict[str, Any]]) -> list[int]:
+    """The step at which each entry's mean begins."""
+    return [0, *(entry["step"] for entry in log)][: len(log)]
 
 
 def steps_of(config: FlatGDConfig, rows: int) -> int:

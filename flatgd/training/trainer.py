@@ -61,11 +61,17 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
         self.examples = [
             tuple(family.encode(row) for row in group) for group in _groups(train_dataset)
         ]
+        has_pairs = any(len(group) > 1 for group in self.examples)
+        if has_pairs != (method.learns_from == "pairs"):
+            raise UnsupportedError(
+                f"{method.name} learns from {method.learns_from}, and train_dataset holds "
+                f"{'pairs' if has_pairs else 'none but single replies'}"
+            )
         super().__init__(
             model=model,
             args=args,
             train_dataset=self.examples,
-            data_collator=partial(_collate, family, any(len(g) > 1 for g in self.examples)),
+            data_collator=partial(_collate, family, has_pairs),
             processing_class=processing_class,
             **kwargs,
         )
