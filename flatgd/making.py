@@ -145,14 +145,11 @@ class Making:
 
     def _merged(self, name: str, kind: type[Merge], folder: Path) -> Done:
         base = self.plan.base(name)
-        model, merge = (
-            load_model(base),
-            kind.build(self._given_to(name), None, self.recipe.overrides(name)),
-        )
-        merge.merge(model)
+        model = load_model(base)
+        kind.build(self._given_to(name), None, self.recipe.overrides(name)).merge(model)
         model.save_pretrained(folder)
         load_tokenizer(base).save_pretrained(folder)
-        return Done(f"merged from {', '.join(['backbone', *kind.needs])}")
+        return Done(f"merged from {', '.join(dict.fromkeys([self.plan.start(name), *kind.needs]))}")
 
     def _given_to(self, name: str) -> dict[str, Any]:
         """The models that a system is built with."""
