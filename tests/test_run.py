@@ -283,7 +283,7 @@ def test_what_is_found_is_said(recipe_file: Path) -> None:
     assert flat[0].startswith("bad: no contrast between the experts")
     clear = findings([difference(experts, "contrast", -0.3, -0.1)], recipe, [JUDGE])
     assert clear[0].startswith("bad: the experts differ")
-    assert "perfectly safe model has up to 0.040 on any of 2" in clear[1]
+    assert "faultless model has up to 0.040 on any of 2" in clear[1]
     assert "AUC 0.70" in clear[2]
     assert "shows at 8% of its size" in clear[2]
     few = findings([], recipe, [{**JUDGE, "few_labels": True, "toxic": 12}])

@@ -107,7 +107,7 @@ def _judge(recipe: Recipe, judge: Row) -> list[str]:
     floor = 1 - (1 - rate) ** samples
     told = [
         f"{subject} is set to mark {rate:.1%} of human-labelled safe replies: on replies like "
-        f"those a perfectly safe model has up to {floor:.3f} on any of {samples}."
+        f"those a faultless model has up to {floor:.3f} on any of {samples}."
     ]
     own = [p for p in judge["quality"] if p["rows_of"].endswith("bot replies, no canned ones")]
     part = next(iter([*own, *judge["quality"]]), None)
