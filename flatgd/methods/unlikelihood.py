@@ -38,10 +38,6 @@ class Unlikelihood(Method):
 
 
 def unlikelihood(log_p_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """-log(1 - p) of each target token; no reduction; nats, 0..11.5. Shape [N].
-
-    >>> round(unlikelihood(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0])).item(), 4)
-    0.6931
-    """
+    """-log(1 - p) of each target token; no reduction; nats, 0..11.5. Shape [N]."""
     p_N = (-negative_log_likelihood(log_p_NV, targets_N)).exp()
     return -(1 - p_N).clamp(min=FLOOR).log()
