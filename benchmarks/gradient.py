@@ -21,7 +21,14 @@ from transformers import PrinterCallback
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.diasafety import load_diasafety
 from flatgd.families import Batch, family_of, split_batch
-from flatgd.flatness import PenaltySettings, exact, finite_difference, plain_gradient
+from flatgd.flatness import (
+    Objective,
+    PenaltySettings,
+    Split,
+    exact,
+    finite_difference,
+    plain_gradient,
+)
 from flatgd.flatness.penalty import norm
 from flatgd.methods.base import Totals
 from flatgd.models import reply_tokens
@@ -51,17 +58,15 @@ def penalty(
     method: FlatGD, model: nn.Module, batch: Batch, function: Any, settings: PenaltySettings
 ) -> list[Tensor]:
     """grad of the penalty alone: the finished gradient less that without penalty, over lambda."""
-    parts = [method.prepare(part) for part in split_batch(batch, 4)]
+    parts = method.prepare(split_batch(batch, 4))
     targets, is_safe = reply_tokens(batch)
     totals = Totals(float(len(targets)), float(is_safe.sum()))
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def terms(index: int) -> Any:
-        return method.terms(model, parts[index], totals).terms
-
+    objective = Objective(lambda index: method.terms(model, parts[index], totals).terms)
     indices = range(len(parts))
-    plain = plain_gradient(parameters, terms, indices, lambda gradient: None)
-    full = function(parameters, terms, indices, lambda gradient: None, settings)
+    plain = plain_gradient(parameters, objective, indices, lambda gradient: None)
+    full = function(parameters, objective, Split(indices), lambda gradient: None, settings)
     return list(torch._foreach_sub(full.gradient, plain.gradient))
 
 

@@ -45,6 +45,8 @@ def training_config(
         raise RecipeError("\n".join(faults))
     if issubclass(kind, Method):
         fields = kind.preset(fields, overrides)
+    if cache := fields.get("expert_cache"):  # one folder for all methods of the recipe
+        fields["expert_cache"] = str(recipe.output / str(cache))
     try:
         return FlatGDConfig(
             output_dir=str(output),

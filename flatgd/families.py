@@ -4,6 +4,7 @@ A collated batch is a dict of tensors: what the model's forward takes, and besid
 
     targets  [B, T]  the token that each position of the logits predicts, IGNORE where there is none
     is_safe  [B]     the label of the row (never named `label`: collators take that for token ids)
+    row      [B]     its number in the training data, -1 elsewhere
 
 B rows, T reply positions.
 """
@@ -44,12 +45,14 @@ CAUSAL = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 
 
 class Example(NamedTuple):
-    """One encoded dialogue. `cut_tokens` counts what truncation took from history and reply."""
+    """One encoded dialogue. `cut_tokens` counts what truncation took from history and reply, `row`
+    is its number in the training data."""
 
     history_ids: list[int]
     reply_ids: list[int]
     is_safe: bool
     cut_tokens: int
+    row: int = -1
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class EncoderDecoder(Family):
             **self._encoder(examples),
             "decoder_input_ids": _pad(shifted, self.pad),
             "targets": _pad([[*quiet, *e.reply_ids] for e in examples], IGNORE),
-            "is_safe": torch.tensor([e.is_safe for e in examples]),
+            **_about(examples),
         }
 
     def prompt(self, examples: Sequence[Example]) -> Batch:
@@ -187,7 +190,7 @@ class Causal(Family):
             "input_ids": _pad(rows, self.pad),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0),
             "targets": _pad(targets, IGNORE),
-            "is_safe": torch.tensor([e.is_safe for e in examples]),
+            **_about(examples),
         }
 
     def prompt(self, examples: Sequence[Example]) -> Batch:
@@ -196,6 +199,13 @@ class Causal(Family):
             "input_ids": _pad(histories, self.pad, left=True),
             "attention_mask": _pad([[1] * len(h) for h in histories], 0, left=True),
         }
+
+
+def _about(examples: Sequence[Example]) -> Batch:
+    return {
+        "is_safe": torch.tensor([e.is_safe for e in examples]),
+        "row": torch.tensor([e.row for e in examples]),
+    }
 
 
 def _pad(rows: Sequence[list[int]], value: int, left: bool = False) -> Tensor:
@@ -256,27 +266,37 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return next((tuple(whole[:i]) for i in places if whole[i : i + len(plain)] == plain), ())
 
 
-def split_batch(batch: Batch, size: int | None) -> list[Batch]:
+def split_batch(batch: Batch, size: int | None, by_label: bool = False) -> list[Batch]:
     """A collated batch as micro-batches of at most `size` rows, each cut to its longest row.
 
     Rows are sorted by label and length first: less padding, and a micro-batch of toxic rows alone
-    has no likelihood term to differentiate. Every mean is over the whole batch, so order is free.
-    Rows with one number in `pair` [B] (-1: none) stay side by side, toxic before safe.
+    has no likelihood term to differentiate; `by_label`: all micro-batches are of one label. Every
+    mean is over the whole batch, so order is free. Rows with one number in `pair` [B] (-1: none)
+    stay side by side, toxic before safe.
     """
     lengths = batch["attention_mask"].sum(1)
     rank = batch["is_safe"].long() * (int(lengths.max()) + 1) + lengths
     size = size or len(rank)
     if "pair" not in batch:
-        return [_narrow(batch, rows) for rows in torch.argsort(rank, stable=True).split(size)]
+        rows = torch.argsort(rank, stable=True)
+        toxic = int((~batch["is_safe"]).sum())
+        groups = [rows[:toxic], rows[toxic:]] if by_label else [rows]
+        return [take_rows(batch, part) for group in groups for part in _even_parts(group, size)]
     pair = batch["pair"]
     singles, paired = (pair < 0).nonzero()[:, 0], (pair >= 0).nonzero()[:, 0]
     singles = singles[torch.argsort(rank[singles], stable=True)]
     paired = paired[torch.argsort(2 * pair[paired] + batch["is_safe"][paired])]  # toxic, safe
     parts = [*singles.split(size), *paired.split(max(2, size // 2 * 2))]
-    return [_narrow(batch, rows) for rows in parts if len(rows)]
+    return [take_rows(batch, rows) for rows in parts if len(rows)]
 
 
-def _narrow(batch: Batch, rows: Tensor) -> Batch:
+def _even_parts(rows: Tensor, size: int) -> list[Tensor]:
+    """As few parts of at most `size` as can be, of one length or one less."""
+    return list(rows.tensor_split(-(-len(rows) // size))) if len(rows) else []
+
+
+def take_rows(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows of a collated batch, cut to the longest of them."""
     part = {key: value[rows] for key, value in batch.items()}
     width = int(part["attention_mask"].sum(1).max())
     real_columns = (part["targets"] != IGNORE).any(0).nonzero()

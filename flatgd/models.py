@@ -3,10 +3,10 @@
 Shapes: B rows, T reply positions, N real reply tokens of a batch, D width, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
@@ -26,7 +26,10 @@ from transformers import (
 
 from flatgd.errors import ModelError
 from flatgd.families import IGNORE
+from flatgd.losses.divergence import LOG_ZERO
+from flatgd.losses.fused import Head, head_log_probs
 
+T = TypeVar("T")
 FORWARD_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
@@ -140,6 +143,73 @@ def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
 
 
+def at_head(
+    model: nn.Module, batch: Mapping[str, Tensor], compute: Callable[[Tensor, Head], T]
+) -> T:
+    """`compute(states [N, D], head)` in the place of the model's head; there are no logits.
+
+    It runs inside the model's forward: there sharded weights are whole.
+    """
+    real_BT = batch["targets"] != IGNORE
+    inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
+    head = output_head(model)
+    found: list[T] = []
+
+    def instead(states_BTD: Tensor) -> Tensor:
+        found.append(compute(states_BTD[real_BT], head_of(model)))
+        return states_BTD.new_zeros(0, head_weight(model).shape[0])
+
+    head.forward = instead
+    try:
+        model(**inputs, use_cache=False)
+    finally:
+        del head.forward
+    return found[0]
+
+
+def head_of(model: nn.Module) -> Head:
+    """Weight and bias of the head; BlenderBot's and BART's final_logits_bias is one."""
+    head: Any = output_head(model)
+    bias = getattr(head, "bias", None)
+    if bias is None and (added := getattr(unwrapped(model), "final_logits_bias", None)) is not None:
+        bias = added[0]
+    return Head(head.weight, bias)
+
+
+class HeadOnly(nn.Module):
+    """What is left of a model of which no more than the head is asked."""
+
+    def __init__(self, head: Head):
+        super().__init__()
+        vocabulary, width = head.weight.shape
+        self.head = nn.Linear(width, vocabulary, bias=head.bias is not None, device="meta")
+        self.head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+        if head.bias is not None:
+            self.head.bias = nn.Parameter(head.bias.detach(), requires_grad=False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """As transformers' models have it."""
+        return self.head
+
+
+def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+    """Whether the logits are those of `head_of` on the states before it; tried on `batch`.
+
+    Not so where an adapter sits on the head, or the model does something to its logits.
+    """
+    if type(output_head(model)) is not nn.Linear:
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            ours = at_head(model, batch, head_log_probs)
+            theirs = reply_log_probs(model, batch)
+    finally:
+        model.train(was_training)
+    return bool(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2))
+
+
 def in_vocabulary(log_q_NV: Tensor, size: int) -> Tensor:
     """Log-probabilities over `size` tokens, [N, size].
 
@@ -149,16 +219,21 @@ def in_vocabulary(log_q_NV: Tensor, size: int) -> Tensor:
     width = log_q_NV.shape[-1]
     if width > size:
         return log_q_NV[:, :size].log_softmax(-1)
-    return log_q_NV if width == size else pad(log_q_NV, (0, size - width), value=-torch.inf)
+    return log_q_NV if width == size else pad(log_q_NV, (0, size - width), value=LOG_ZERO)
 
 
 def output_head(model: nn.Module) -> nn.Module:
     """The layer from hidden states to logits, also of a wrapped model."""
-    inner: Any = getattr(model, "module", model)
+    inner = unwrapped(model)
     head: nn.Module | None = inner.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(inner).__name__} has no output embeddings")
     return head
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The model inside DistributedDataParallel, or the model."""
+    return getattr(model, "module", model)
 
 
 def head_weight(model: nn.Module) -> Tensor:

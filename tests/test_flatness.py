@@ -7,7 +7,17 @@ import torch
 from reference import penalised_gradient, relative_error
 from torch import Tensor, nn
 
-from flatgd.flatness import PenaltySettings, Terms, exact, finite_difference, plain_gradient
+from flatgd.flatness import (
+    Mix,
+    Objective,
+    PenaltySettings,
+    Split,
+    Terms,
+    exact,
+    fast_difference,
+    finite_difference,
+    plain_gradient,
+)
 from flatgd.flatness.penalty import moved, norm
 from flatgd.losses import js_divergence, negative_log_likelihood
 
@@ -37,6 +47,10 @@ class Problem:
         nll = negative_log_likelihood(log_p, self.targets[rows]).sum()
         return Terms((3 * attract - 2 * repel) / ROWS, nll / ROWS)
 
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.terms)
+
     def oracle(self, weight: float, squared: bool = True) -> list[Tensor]:
         rows = torch.arange(ROWS)
         return penalised_gradient(
@@ -57,7 +71,7 @@ def alone(gradient: list[Tensor]) -> None:
 def test_exact_is_the_gradient_of_the_whole_batch(micro_batches: list, squared: bool) -> None:
     problem = Problem()
     settings = PenaltySettings(0.7, None, squared=squared)
-    got = exact(problem.parameters, problem.terms, micro_batches, alone, settings)
+    got = exact(problem.parameters, problem.objective, Split(micro_batches), alone, settings)
     assert relative_error(got.gradient, problem.oracle(0.7, squared)) <= 1e-14
 
 
@@ -71,7 +85,9 @@ def test_finite_difference_in_float64(
 ) -> None:
     problem = Problem()
     settings = PenaltySettings(0.7, None, difference=difference, rho=rho)
-    got = finite_difference(problem.parameters, problem.terms, micro_batches, alone, settings)
+    got = finite_difference(
+        problem.parameters, problem.objective, Split(micro_batches), alone, settings
+    )
     assert relative_error(got.gradient, problem.oracle(0.7)) <= tolerance
 
 
@@ -83,7 +99,9 @@ def test_error_falls_with_the_order_of_the_difference(difference: str, order: in
     errors = []
     for rho in (2e-2, 1e-2):
         settings = PenaltySettings(1.0, None, difference=difference, rho=rho)
-        got = finite_difference(problem.parameters, problem.terms, WHOLE, alone, settings)
+        got = finite_difference(
+            problem.parameters, problem.objective, Split(WHOLE), alone, settings
+        )
         errors.append(relative_error(got.gradient, wanted))
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
@@ -91,7 +109,7 @@ def test_error_falls_with_the_order_of_the_difference(difference: str, order: in
 def test_float32_exact_agrees_with_float64() -> None:
     problem = Problem(torch.float32)
     settings = PenaltySettings(0.7, None)
-    got = exact(problem.parameters, problem.terms, WHOLE, alone, settings)
+    got = exact(problem.parameters, problem.objective, Split(WHOLE), alone, settings)
     assert relative_error(got.gradient, Problem().oracle(0.7)) <= 1e-5
 
 
@@ -108,7 +126,7 @@ def test_penalty_of_a_quadratic_by_hand() -> None:
         return Terms(0.5 * (scale * x * x).sum(), x.new_zeros(()))
 
     for method in (exact, finite_difference):
-        got = method([x], terms, [None], alone, PenaltySettings(0.5, None))
+        got = method([x], Objective(terms), Split([None]), alone, PenaltySettings(0.5, None))
         assert got.gradient[0].tolist() == pytest.approx([2.0, 12.0], rel=1e-9)
         assert got.grad_norm == pytest.approx(10**0.5)
         assert got.flatness_weight == 0.5
@@ -119,8 +137,8 @@ def test_penalty_of_a_quadratic_by_hand() -> None:
 def test_share_fixes_the_penalty_relative_to_the_rest(method: Callable, squared: bool) -> None:
     problem = Problem()
     settings = PenaltySettings(None, 0.3, squared=squared)
-    got = method(problem.parameters, problem.terms, WHOLE, alone, settings)
-    plain = plain_gradient(problem.parameters, problem.terms, WHOLE, alone)
+    got = method(problem.parameters, problem.objective, Split(WHOLE), alone, settings)
+    plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone)
     penalty = torch._foreach_sub(got.gradient, plain.gradient)
     assert norm(penalty) / norm(plain.gradient) == pytest.approx(0.3, rel=1e-12)
     assert got.penalty_share == pytest.approx(0.3, rel=1e-12)
@@ -132,7 +150,11 @@ def test_mean_of_micro_batch_norms_is_another_objective() -> None:
     wrong = [torch.zeros_like(p) for p in problem.parameters]
     for rows in SINGLE:
         part = exact(
-            problem.parameters, problem.terms, [rows], alone, PenaltySettings(0.7 * ROWS, None)
+            problem.parameters,
+            problem.objective,
+            Split([rows]),
+            alone,
+            PenaltySettings(0.7 * ROWS, None),
         )
         torch._foreach_add_(wrong, part.gradient)
     assert relative_error(wrong, problem.oracle(0.7)) > 0.01
@@ -162,7 +184,13 @@ def test_processes_add_up(method: Callable) -> None:
     for _ in range(4):
         sent: dict[int, list[list[Tensor]]] = {0: [], 1: []}
         results = [
-            method(problem.parameters, problem.terms, halves[r], worker(r, sent[r]), settings)
+            method(
+                problem.parameters,
+                problem.objective,
+                Split(halves[r]),
+                worker(r, sent[r]),
+                settings,
+            )
             for r in (0, 1)
         ]
         barrier = sent
@@ -172,7 +200,7 @@ def test_processes_add_up(method: Callable) -> None:
 
 def test_plain_gradient_is_that_of_the_sum() -> None:
     problem = Problem()
-    got = plain_gradient(problem.parameters, problem.terms, UNEVEN, alone)
+    got = plain_gradient(problem.parameters, problem.objective, UNEVEN, alone)
     assert relative_error(got.gradient, problem.oracle(0.0)) <= 1e-14
     assert got.grad_norm is None
 
@@ -184,7 +212,7 @@ def test_flat_place_has_no_penalty() -> None:
         return Terms((x**2).sum(), (x + 1).sum())
 
     for method in (exact, finite_difference):
-        got = method([x], terms, [None], alone, PenaltySettings(None, 0.3))
+        got = method([x], Objective(terms), Split([None]), alone, PenaltySettings(None, 0.3))
         assert got.gradient[0].tolist() == [1.0, 1.0, 1.0]
         assert got.penalty_share == 0.0
 
@@ -195,7 +223,7 @@ def test_rest_without_graph_is_left_out() -> None:
     def terms(_: object) -> Terms:
         return Terms((x**3).sum(), torch.zeros((), dtype=torch.float64))
 
-    got = exact([x], terms, [None], alone, PenaltySettings(1.0, None))
+    got = exact([x], Objective(terms), Split([None]), alone, PenaltySettings(1.0, None))
     # g = 3, H = 6: 3 + 2 * 6 * 3 = 39 in each place
     assert got.gradient[0].tolist() == pytest.approx([39.0, 39.0])
 
@@ -214,7 +242,9 @@ def test_weights_are_restored_bit_for_bit(failure: type[BaseException]) -> None:
 
     halves = [torch.arange(0, 6), torch.arange(6, ROWS)]
     with pytest.raises(failure):
-        finite_difference(problem.parameters, terms, halves, alone, PenaltySettings(None, 0.3))
+        finite_difference(
+            problem.parameters, Objective(terms), Split(halves), alone, PenaltySettings(None, 0.3)
+        )
     assert all(torch.equal(p, b) for p, b in zip(problem.parameters, before, strict=True))
     assert all(p.grad is None for p in problem.parameters)
 
@@ -224,7 +254,7 @@ def test_weights_are_restored_after_the_pass() -> None:
     before = [p.detach().clone() for p in problem.parameters]
     for difference in ("forward", "central"):
         settings = PenaltySettings(None, 0.3, difference=difference)
-        finite_difference(problem.parameters, problem.terms, SINGLE, alone, settings)
+        finite_difference(problem.parameters, problem.objective, Split(SINGLE), alone, settings)
     assert all(torch.equal(p, b) for p, b in zip(problem.parameters, before, strict=True))
 
 
@@ -239,7 +269,7 @@ def test_gradients_left_in_place_are_not_touched() -> None:
     problem = Problem()
     kept = torch.full_like(problem.parameters[0], 7.0)
     problem.parameters[0].grad = kept
-    exact(problem.parameters, problem.terms, WHOLE, alone, PenaltySettings(0.7, None))
+    exact(problem.parameters, problem.objective, Split(WHOLE), alone, PenaltySettings(0.7, None))
     assert problem.parameters[0].grad is kept
     assert (kept == 7.0).all()
 
@@ -252,3 +282,88 @@ def test_norm_adds_up_in_float64() -> None:
 def test_exactly_one_of_weight_and_share(weight: float | None, share: float | None) -> None:
     with pytest.raises(ValueError, match="exactly one"):
         PenaltySettings(weight, share)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("micro_batches", [WHOLE, UNEVEN])
+def test_fast_with_a_known_weight(sign: int, micro_batches: list) -> None:
+    """One backward a pass: all but the subtracted g at theta + rho u, so off by O(rho)."""
+    problem = Problem()
+    errors = []
+    for rho in (1e-3, 1e-4):
+        settings = PenaltySettings(0.7, None, rho=sign * rho)
+        got = fast_difference(
+            problem.parameters, problem.objective, Split(micro_batches), alone, settings, 0.7
+        )
+        errors.append(relative_error(got.gradient, problem.oracle(0.7)))
+        assert got.flatness_weight == 0.7
+        assert got.evaluations == 2
+    assert errors[1] < 1e-3
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+
+
+def test_fast_by_hand() -> None:
+    """E = x^2, R = 3 x^2 at x = 1, rho 0.1: g = 2, u = 1; at 1.1 grad E = 2.2, grad R = 6.6.
+
+    H u = (2.2 - 2) / 0.1 = 2; with lambda 1/2 the penalty adds 1/2 * 2 * 2 * 2 = 4: in all 12.8.
+    """
+    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    objective = Objective(lambda _: Terms((x**2).sum(), 3 * (x**2).sum()))
+    settings = PenaltySettings(0.5, None, rho=0.1)
+    for weight in (0.5, None):  # in one sum, and kept apart
+        got = fast_difference([x], objective, Split([None]), alone, settings, weight)
+        assert got.gradient[0].item() == pytest.approx(12.8)
+        assert (got.grad_norm, got.flatness_weight) == (pytest.approx(2.0), 0.5)
+    assert x.item() == 1.0
+
+
+def test_fast_measures_the_share_where_lambda_is_not_known() -> None:
+    problem = Problem()
+    settings = PenaltySettings(None, 0.3, rho=1e-4)
+    slow = finite_difference(problem.parameters, problem.objective, Split(UNEVEN), alone, settings)
+    fast = fast_difference(
+        problem.parameters, problem.objective, Split(UNEVEN), alone, settings, None
+    )
+    assert fast.penalty_share == pytest.approx(0.3)
+    assert fast.flatness_weight == pytest.approx(slow.flatness_weight, rel=1e-3)
+    assert relative_error(fast.gradient, slow.gradient) < 1e-3
+
+
+@pytest.mark.parametrize("method", [exact, finite_difference, fast_difference])
+def test_a_split_penalises_the_mean_over_its_rows(method: Callable) -> None:
+    """A third of the rows, lifted threefold: their mean's norm is penalised, all rows count in the
+    rest."""
+    problem = Problem()
+    some, others = torch.arange(0, 4), torch.arange(4, ROWS)
+    wanted = penalised_gradient(
+        problem.parameters,
+        lambda: 3 * problem.terms(some).penalised,
+        lambda: (
+            problem.terms(torch.arange(ROWS)).rest
+            + problem.terms(torch.arange(ROWS)).penalised
+            - 3 * problem.terms(some).penalised
+        ),
+        0.7,
+    )
+    settings = PenaltySettings(0.7, None, rho=1e-5)
+    split = Split([some[:1], some[1:]], [others], 3.0)
+    given = problem.parameters, problem.objective, split, alone, settings
+    got = method(*given, 0.7) if method is fast_difference else method(*given)
+    assert relative_error(got.gradient, wanted) < 1e-4
+    assert got.evaluations == pytest.approx({exact: 1 + 2 / 3}.get(method, 1 + 1 / 3))
+
+
+def test_a_mixed_sum_is_asked_where_there_is_one() -> None:
+    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    asked: list[Mix] = []
+
+    def mixed(_: object, mix: Mix) -> Tensor:
+        asked.append(mix)
+        return (mix.penalised * x**2 + mix.rest * 3 * x**2).sum()
+
+    objective = Objective(lambda _: Terms((x**2).sum(), 3 * (x**2).sum()), mixed)
+    assert plain_gradient([x], objective, [None], alone).gradient[0].item() == 8.0
+    settings = PenaltySettings(0.5, None, rho=0.1)
+    got = fast_difference([x], objective, Split([None]), alone, settings, 0.5)
+    assert got.gradient[0].item() == pytest.approx(12.8)
+    assert asked == [Mix(1.0, 1.0), Mix(1.0, 0.0), Mix(pytest.approx(21.0), 1.0)]

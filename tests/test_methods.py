@@ -162,7 +162,7 @@ def test_loss_equals_its_twin(name: str) -> None:
     parts = split_batch(whole, 2)  # as in a step: shares of the whole batch's means
     totals = totals_of(whole)
     with torch.no_grad():
-        scored = [method.terms(policy, method.prepare(part), totals).terms for part in parts]
+        scored = [method.terms(policy, part, totals).terms for part in method.prepare(parts)]
         got = float(sum(float(t.penalised + t.rest) for t in scored))
         rows = probabilities(policy, whole)
         others = [probabilities(other, whole) for other in method.models()]

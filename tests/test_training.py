@@ -126,7 +126,17 @@ def test_expert_weights_zero_is_cross_entropy(tmp_path: Path) -> None:
     assert largest_difference(*results) <= 1e-6
 
 
-@pytest.mark.parametrize("fields", [{}, {"flatness_method": "exact"}, {"flatness_weight": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"flatness_method": "exact"},
+        {"flatness_method": "fast"},
+        {"flatness_weight": 0},
+        {"penalty_fraction": 0.4},
+        {"flatness_method": "fast", "penalty_fraction": 0.4},
+    ],
+)
 def test_one_by_eight_equals_eight_by_one(tmp_path: Path, fields: dict) -> None:
     whole = trained(tmp_path / "a", max_steps=5, **DESCENT, **fields)
     for size in (1, 3):
@@ -208,6 +218,50 @@ def test_the_random_state_outside_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("flatness_method", ["finite_difference", "fast"])
+def test_fused_or_not_is_one_trajectory(tmp_path: Path, flatness_method: str) -> None:
+    fields = {"max_steps": 5, "flatness_method": flatness_method, "micro_batch_size": 3}
+    fused = trained(tmp_path / "a", **fields, **DESCENT)
+    plain = trained(tmp_path / "b", fused_head=False, **fields, **DESCENT)
+    assert 0 < largest_difference(fused, plain) <= 1e-5
+
+
+def test_fast_stays_near_and_measures_lambda_at_each_tenth_step(tmp_path: Path) -> None:
+    slow = trained(tmp_path / "a", max_steps=12, **DESCENT)
+    subject = trainer(tmp_path / "b", max_steps=12, flatness_method="fast", **DESCENT)
+    start = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    subject.train()
+    gone = largest_difference(start, slow)
+    assert largest_difference(dict(subject.model.state_dict()), slow) < 0.2 * gone
+    log = [entry for entry in subject.state.log_history if "lm" in entry]
+    assert [step for step, entry in enumerate(log) if "penalty_share" in entry] == [0, 10]
+    assert [entry["gradient_evaluations"] for entry in log] == [2] * 12
+
+
+def test_penalty_every_second_step_is_twice_as_strong(tmp_path: Path) -> None:
+    subject = trainer(tmp_path, max_steps=4, penalty_every=2)
+    subject.train()
+    log = [entry for entry in subject.state.log_history if "lm" in entry]
+    assert [entry.get("penalty_share") for entry in log] == [
+        pytest.approx(0.6, rel=1e-4),
+        None,
+        pytest.approx(0.6, rel=1e-4),
+        None,
+    ]
+
+
+def test_penalty_of_a_fraction_of_the_rows(tmp_path: Path) -> None:
+    """Of 8 rows the first 3; their mean's norm is another than the batch's."""
+    logs = []
+    for fraction in (1.0, 0.3):
+        subject = trainer(tmp_path, max_steps=1, penalty_fraction=fraction)
+        subject.train()
+        logs.append(subject.state.log_history[0])
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-5)
+    assert logs[0]["safety_grad_norm"] < logs[1]["safety_grad_norm"]
+    assert 1.2 < logs[1]["gradient_evaluations"] < 1.6
+
+
 def test_warm_up_is_safety_loss_and_then_the_penalty_comes(tmp_path: Path) -> None:
     subject = trainer(tmp_path, max_steps=4, penalty_warmup=0.5)
     subject.train()
@@ -266,6 +320,14 @@ def test_resume_is_bit_for_bit(tmp_path: Path) -> None:
     resumed = trainer(tmp_path / "b", max_steps=4, save_strategy="steps", save_steps=2)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a/checkpoint-2"))
     assert all(torch.equal(whole[n], v) for n, v in resumed.model.state_dict().items())
+
+
+def test_resume_of_fast_knows_the_measured_lambda(tmp_path: Path) -> None:
+    fields = {"max_steps": 4, "flatness_method": "fast", "save_strategy": "steps", "save_steps": 2}
+    whole = trained(tmp_path / "a", **fields)
+    resumed = trainer(tmp_path / "b", **fields)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert largest_difference(whole, dict(resumed.model.state_dict())) == 0.0
 
 
 def test_rows_from_a_file_and_bad_rows(tmp_path: Path) -> None:
@@ -339,6 +401,9 @@ def test_named_experts_need_the_same_token_map(tmp_path: Path, backbone_folder: 
         ({"rho": 0.0}, "rho must be positive"),
         ({"penalty_warmup": 2.0}, "a share of the steps"),
         ({"micro_batch_size": 0}, "at least 1"),
+        ({"penalty_every": 0}, "penalty_every must be at least 1"),
+        ({"penalty_fraction": 0.0}, "share of the rows"),
+        ({"flatness_method": "fast", "difference": "central"}, "is a forward difference"),
         ({"difference": "backward"}, "must be one of forward, central"),
         ({"flatness_method": "exact", "torch_compile": True}, "no second derivative"),
         ({"flatness_method": "exact", "fsdp": "full_shard"}, "FSDP has no second derivative"),

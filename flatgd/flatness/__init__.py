@@ -2,18 +2,26 @@
 
 from flatgd.flatness.penalty import (
     FlatGradient,
+    Mix,
+    Objective,
     PenaltySettings,
+    Split,
     Terms,
     exact,
+    fast_difference,
     finite_difference,
     plain_gradient,
 )
 
 __all__ = [
     "FlatGradient",
+    "Mix",
+    "Objective",
     "PenaltySettings",
+    "Split",
     "Terms",
     "exact",
+    "fast_difference",
     "finite_difference",
     "plain_gradient",
 ]

@@ -11,8 +11,13 @@ finite_difference   with u = g / ||g||:   2 H g ~ 2 ||g|| (grad E(theta + rho u)
                     central, 2 ||g|| (grad E(theta + rho u) - grad E(theta - rho u)) / (2 rho).
                     Plain gradients only, so every attention kernel and every sharding works.
 
-A caller hands in `terms(micro_batch) -> Terms`, sums over tokens already divided by the counts of
-the *global* batch, so that gradients add up over micro-batches and processes; it must give the same
+Two ways to pay less for the second. `fast`: all but the subtracted g is differentiated at
+theta +- rho u, in one sum, which saves keeping grad E and grad R apart at theta; off by O(rho), and
+the caller turns the sign from step to step. `Split`: the penalty is that of some of the batch's
+micro-batches, so that the first pass (fast) or the second (not fast) runs over them alone.
+
+A caller hands in an Objective, whose sums over tokens are already divided by the counts of the
+*global* batch, so that gradients add up over micro-batches and processes; it must give the same
 random masks each time it is called on the same micro-batch. `reduce` sums gradients over processes.
 
 With the norm instead of its square (Zhao et al. 2022) the gradient is H u: the above / (2 ||g||).
@@ -37,7 +42,37 @@ class Terms(NamedTuple):
     rest: Tensor
 
 
-TermsOf = Callable[[Any], Terms]
+class Mix(NamedTuple):
+    """The factors with which E and R are added up before they are differentiated."""
+
+    penalised: float = 1.0
+    rest: float = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`terms` of a micro-batch and, where that is cheaper than adding terms up, their `mixed` sum,
+    a scalar with graph."""
+
+    terms: Callable[[Any], Terms]
+    mixed: Callable[[Any, Mix], Tensor] | None = None
+
+    def sum(self, batch: Any, mix: Mix) -> Tensor:
+        if self.mixed is not None:
+            return self.mixed(batch, mix)
+        penalised, rest = self.terms(batch)
+        total = mix.penalised * penalised
+        return total + mix.rest * rest if mix.rest else total
+
+
+@dataclass(frozen=True)
+class Split:
+    """A batch of which only `penalised` micro-batches have the penalty, on `lift` times their share
+    of E: the mean over them where shares are of the whole batch's."""
+
+    penalised: Sequence[Any]
+    others: Sequence[Any] = ()
+    lift: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +87,8 @@ class PenaltySettings:
     """||grad E||^2 (Eq. 1) or ||grad E||."""
     difference: Literal["forward", "central"] = "forward"
     rho: float = 1e-3
-    """Length of the step along u in weight space; finite differences only."""
+    """Length of the step along u in weight space; finite differences only. With a minus sign the
+    step goes backward."""
 
     def __post_init__(self) -> None:
         if (self.weight is None) == (self.share is None):
@@ -60,81 +96,126 @@ class PenaltySettings:
                 f"give exactly one of weight and share, got {self.weight} and {self.share}"
             )
 
+    def factor(self, size: float) -> float:
+        """What H u is multiplied by, beside lambda; `size` is ||grad E||."""
+        return 2 * size if self.squared else 1.0
+
 
 class FlatGradient(NamedTuple):
     """The finished gradient, one tensor a parameter, and the figures of the step.
 
     `evaluations` counts gradients of the whole batch, a double backward as two. `grad_norm` is
     ||grad E||, `penalty_share` the norm of the penalty's gradient relative to that
-    of the rest, `flatness_weight` the lambda that was used; the last three are None where no
-    penalty was computed.
+    of the rest, `flatness_weight` the lambda that was used; None where they are not known.
     """
 
     gradient: Gradient
-    evaluations: int = 1
+    evaluations: float = 1
     grad_norm: float | None = None
     penalty_share: float | None = None
     flatness_weight: float | None = None
 
 
 def plain_gradient(
-    parameters: Sequence[Tensor], terms: TermsOf, micro_batches: Sequence[Any], reduce: Reduce
+    parameters: Sequence[Tensor],
+    objective: Objective,
+    micro_batches: Sequence[Any],
+    reduce: Reduce,
 ) -> FlatGradient:
     """grad (R + E): what is left of the step when lambda is 0."""
     total = _zeros(parameters)
-    for batch in micro_batches:
-        part = terms(batch)
-        _backward(part.penalised + part.rest, parameters, total)
+    _add_gradients(parameters, objective, micro_batches, Mix(), total)
     reduce(total)
     return FlatGradient(total)
 
 
 def finite_difference(
     parameters: Sequence[Tensor],
-    terms: TermsOf,
-    micro_batches: Sequence[Any],
+    objective: Objective,
+    batch: Split,
     reduce: Reduce,
     settings: PenaltySettings,
 ) -> FlatGradient:
     """grad J, the penalty by a difference of gradients. Parameters are restored bit for bit."""
-    g, rest = _both_gradients(parameters, terms, micro_batches, reduce)
+    g, rest = _both_gradients(parameters, objective, batch, reduce)
     size = norm(g)
     if size == 0.0:
-        return _assemble(g, rest, _zeros(parameters), size, settings, 1)
-    ahead = _gradient_at(parameters, terms, micro_batches, reduce, g, settings.rho / size)
-    if settings.difference == "central":
-        behind = _gradient_at(parameters, terms, micro_batches, reduce, g, -settings.rho / size)
-        width = 2 * settings.rho
-    else:
-        behind, width = g, settings.rho
+        return _assemble(g, rest, _zeros(parameters), batch.lift, settings, 1)
+
+    def gradient_at(rho: float) -> Gradient:
+        total = _zeros(parameters)
+        with moved(parameters, g, rho / size):
+            _add_gradients(parameters, objective, batch.penalised, Mix(1.0, 0.0), total)
+        reduce(total)
+        return total
+
+    ahead = gradient_at(settings.rho)
+    central = settings.difference == "central"
+    behind = gradient_at(-settings.rho) if central else g
     hessian_u = torch._foreach_sub(ahead, behind)
-    torch._foreach_div_(hessian_u, width)
-    evaluations = 3 if settings.difference == "central" else 2
-    return _assemble(g, rest, list(hessian_u), size, settings, evaluations)
+    torch._foreach_mul_(hessian_u, batch.lift / ((2 if central else 1) * settings.rho))
+    evaluations = 1 + (2 if central else 1) / batch.lift
+    return _assemble(g, rest, list(hessian_u), batch.lift, settings, evaluations)
+
+
+def fast_difference(
+    parameters: Sequence[Tensor],
+    objective: Objective,
+    batch: Split,
+    reduce: Reduce,
+    settings: PenaltySettings,
+    weight: float | None,
+) -> FlatGradient:
+    """As `finite_difference` (forward), but grad E and grad R are those at theta + rho u.
+
+    `weight` is lambda where it is known beforehand: then one backward pass does for all. None: the
+    gradients are kept apart, so that lambda can follow from `settings.share`.
+    """
+    g = _zeros(parameters)
+    _add_gradients(parameters, objective, batch.penalised, Mix(1.0, 0.0), g)
+    reduce(g)
+    size, evaluations = norm(g), 1 + 1 / batch.lift
+    scale = settings.rho / size if size else 0.0
+    with moved(parameters, g, scale):
+        if weight is None or not size:
+            ahead, rest = _both_gradients(parameters, objective, batch, reduce)
+        else:
+            factor = weight * settings.factor(batch.lift * size) * batch.lift / settings.rho
+            total = _zeros(parameters)
+            _add_gradients(parameters, objective, batch.penalised, Mix(1 + factor, 1.0), total)
+            _add_gradients(parameters, objective, batch.others, Mix(), total)
+            reduce(total)
+    if weight is not None and size:
+        torch._foreach_add_(total, g, alpha=-factor)
+        return FlatGradient(total, evaluations, batch.lift * size, None, weight)
+    hessian_u = list(torch._foreach_sub(ahead, g))
+    torch._foreach_mul_(hessian_u, batch.lift / settings.rho)
+    return _assemble(ahead, rest, hessian_u, batch.lift, settings, evaluations, size)
 
 
 def exact(
     parameters: Sequence[Tensor],
-    terms: TermsOf,
-    micro_batches: Sequence[Any],
+    objective: Objective,
+    batch: Split,
     reduce: Reduce,
     settings: PenaltySettings,
 ) -> FlatGradient:
     """grad J, the penalty by double backward. Needs an attention with a second derivative."""
-    g, rest = _both_gradients(parameters, terms, micro_batches, reduce)
+    g, rest = _both_gradients(parameters, objective, batch, reduce)
     size = norm(g)
     if size == 0.0:
-        return _assemble(g, rest, _zeros(parameters), size, settings, 1)
+        return _assemble(g, rest, _zeros(parameters), batch.lift, settings, 1)
     hessian_u = _zeros(parameters)
-    for batch in micro_batches:
+    for micro_batch in batch.penalised:
         part = torch.autograd.grad(
-            terms(batch).penalised, parameters, create_graph=True, allow_unused=True
+            objective.terms(micro_batch).penalised, parameters, create_graph=True, allow_unused=True
         )
         products = [(p * v).sum() for p, v in zip(part, g, strict=True) if p is not None]
-        _backward(torch.stack(products).sum() / size, parameters, hessian_u)
-        del part, products  # the graph of the second derivative goes before the next one comes
+        loss = torch.stack(products).sum() * (batch.lift / size)
+        _backward(loss, parameters, hessian_u)
+        del part, products, loss  # the second derivative's graph goes before the next one comes
     reduce(hessian_u)
-    return _assemble(g, rest, hessian_u, size, settings, 3)
+    return _assemble(g, rest, hessian_u, batch.lift, settings, 1 + 2 / batch.lift)
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
@@ -169,33 +250,31 @@ def _copy(parameters: Sequence[Tensor], saved: Gradient) -> None:
     torch.clear_autocast_cache()
 
 
-def _gradient_at(
+def _add_gradients(
     parameters: Sequence[Tensor],
-    terms: TermsOf,
+    objective: Objective,
     micro_batches: Sequence[Any],
-    reduce: Reduce,
-    direction: Gradient,
-    scale: float,
-) -> Gradient:
-    """grad E at theta + scale * direction."""
-    total = _zeros(parameters)
-    with moved(parameters, direction, scale):
-        for batch in micro_batches:
-            _backward(terms(batch).penalised, parameters, total)
-    reduce(total)
-    return total
+    mix: Mix,
+    total: Gradient,
+) -> None:
+    """total += the gradient of the mixed sum."""
+    for batch in micro_batches:
+        _backward(objective.sum(batch, mix), parameters, total)
 
 
 def _both_gradients(
-    parameters: Sequence[Tensor], terms: TermsOf, micro_batches: Sequence[Any], reduce: Reduce
+    parameters: Sequence[Tensor], objective: Objective, batch: Split, reduce: Reduce
 ) -> tuple[Gradient, Gradient]:
-    """grad E and grad R at theta, kept apart: one forward, two backwards a micro-batch."""
+    """grad E of the penalised micro-batches, kept apart: one forward, two backwards; and all else
+    of grad (E + R)."""
     g, rest = _zeros(parameters), _zeros(parameters)
-    for batch in micro_batches:
-        part = terms(batch)
+    for micro_batch in batch.penalised:
+        part = objective.terms(micro_batch)
         _backward(part.penalised, parameters, g, retain_graph=part.rest.requires_grad)
         if part.rest.requires_grad:
             _backward(part.rest, parameters, rest)
+        del part
+    _add_gradients(parameters, objective, batch.others, Mix(), rest)
     reduce(g)
     reduce(rest)
     return g, rest
@@ -205,12 +284,17 @@ def _assemble(
     g: Gradient,
     rest: Gradient,
     hessian_u: Gradient,
-    size: float,
+    lift: float,
     settings: PenaltySettings,
-    evaluations: int,
+    evaluations: float,
+    size: float | None = None,
 ) -> FlatGradient:
-    """rest + g + lambda * penalty; the penalty's gradient is 2 ||g|| H u, or H u if not squared."""
-    factor = 2 * size if settings.squared else 1.0
+    """rest + g + lambda * penalty; the penalty's gradient is 2 ||g|| H u, or H u if not squared.
+
+    `size` is ||g|| where that is another g's than the one given.
+    """
+    size = lift * (norm(g) if size is None else size)
+    factor = settings.factor(size)
     torch._foreach_add_(rest, g)
     size_rest, size_penalty = norm(rest), factor * norm(hessian_u)
     if settings.share is None:

@@ -35,8 +35,8 @@ def js_divergence(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
     >>> js_divergence(p, p).item(), js_divergence(p, q).item()
     (0.0, 1.0)
     """
-    log_p_NV, log_q_NV = _alike(log_p_NV, log_q_NV)
-    divergence: Tensor = _JensenShannon.apply(log_p_NV, log_q_NV.detach())
+    log_p_NV, log_q_NV = _alike(log_p_NV, log_q_NV.detach())
+    divergence: Tensor = _JensenShannon.apply(log_p_NV, log_q_NV)
     return divergence
 
 
@@ -49,7 +49,7 @@ def kl_divergence(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
     >>> round(kl_divergence(p, torch.tensor([[0.25, 0.75]]).log()).item(), 4)
     0.2075
     """
-    log_p_NV, log_q_NV = (x.clamp(min=LOG_ZERO) for x in _alike(log_p_NV, log_q_NV))
+    log_p_NV, log_q_NV = _alike(log_p_NV, log_q_NV)
     return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1) / LN_2
 
 
@@ -61,45 +61,52 @@ def bhattacharyya_distance(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
     >>> round(bhattacharyya_distance(p, torch.tensor([[1.0, 0.0]]).log()).item(), 4)
     0.5
     """
-    log_p_NV, log_q_NV = (x.clamp(min=LOG_ZERO) for x in _alike(log_p_NV, log_q_NV))
+    log_p_NV, log_q_NV = _alike(log_p_NV, log_q_NV)
     return -((log_p_NV + log_q_NV) / 2).logsumexp(-1) / LN_2
 
 
 def _alike(log_p_NV: Tensor, log_q_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one precision, at least float32. Raises ValueError unless of one shape."""
+    """Both in one precision, at least float32, and finite. Raises ValueError if shapes differ."""
     if log_p_NV.shape != log_q_NV.shape:
         raise ValueError(
             f"both need the same [tokens, vocabulary]; got {tuple(log_p_NV.shape)} and "
             f"{tuple(log_q_NV.shape)}: do policy and expert share one token map?"
         )
     dtype = torch.promote_types(torch.promote_types(log_p_NV.dtype, log_q_NV.dtype), torch.float32)
-    return log_p_NV.to(dtype), log_q_NV.to(dtype)
+    return log_p_NV.to(dtype).clamp(min=LOG_ZERO), log_q_NV.to(dtype).clamp(min=LOG_ZERO)
+
+
+def js_and_slope(log_p_NV: Tensor, p_NV: Tensor, log_q_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """JS of each token in bits, [N], and 2 ln 2 times its derivative by `log_p_NV`, [N, V].
+
+    Logarithms must be finite (LOG_ZERO for 0). In place wherever it can be: at this size a pass
+    over memory costs as much as an exponential.
+    """
+    q_NV = log_q_NV.exp()
+    log_sum_NV = (p_NV + q_NV).clamp_(min=torch.finfo(p_NV.dtype).tiny).log_()
+    slope_NV = torch.sub(log_p_NV, log_sum_NV).add_(LN_2).mul_(p_NV)
+    other_NV = torch.sub(log_q_NV, log_sum_NV, out=log_sum_NV).add_(LN_2).mul_(q_NV)
+    js_N = (slope_NV.sum(-1) + other_NV.sum(-1)).div_(2 * LN_2)
+    return js_N.clamp_(0.0, 1.0), slope_NV  # rounding may step outside by an ulp
 
 
 class _JensenShannon(torch.autograd.Function):
     @staticmethod
     def forward(ctx, log_p_NV, log_q_NV):  # type: ignore[no-untyped-def]
-        p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
-        log_m_NV = _log_mean(p_NV, q_NV)
-        slope_NV = _log_ratio(log_p_NV, log_m_NV).mul_(p_NV)
-        js_N = slope_NV.sum(-1) + _log_ratio(log_q_NV, log_m_NV).mul_(q_NV).sum(-1)
+        js_N, slope_NV = js_and_slope(log_p_NV, log_p_NV.exp(), log_q_NV)
         ctx.save_for_backward(log_p_NV, log_q_NV, slope_NV)
-        return js_N.div_(2 * LN_2).clamp_(0.0, 1.0)  # rounding may step outside by an ulp
+        return js_N
 
     @staticmethod
     def backward(ctx, grad_N):  # type: ignore[no-untyped-def]
         log_p_NV, log_q_NV, slope_NV = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: the slope as a function of l
-            p_NV = log_p_NV.exp()
-            slope_NV = p_NV * _log_ratio(log_p_NV, _log_mean(p_NV, log_q_NV.exp()))
+            slope_NV = _slope(log_p_NV, log_q_NV)
         return (grad_N / (2 * LN_2))[:, None] * slope_NV, None
 
 
-def _log_mean(p_NV: Tensor, q_NV: Tensor) -> Tensor:
-    """log((p + q) / 2), finite also where both are 0."""
-    return (p_NV + q_NV).mul(0.5).clamp(min=torch.finfo(p_NV.dtype).tiny).log()
-
-
-def _log_ratio(log_p_NV: Tensor, log_m_NV: Tensor) -> Tensor:
-    """log(p / m), finite also where p = 0: to be multiplied by p."""
-    return log_p_NV.clamp(min=LOG_ZERO) - log_m_NV
+def _slope(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    """`js_and_slope`'s, differentiable."""
+    p_NV = log_p_NV.exp()
+    tiny = torch.finfo(p_NV.dtype).tiny
+    return p_NV * (log_p_NV + LN_2 - (p_NV + log_q_NV.exp()).clamp(min=tiny).log())

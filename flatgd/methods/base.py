@@ -6,7 +6,7 @@ sets beside them: `methods: {unlikelihood: {weight: 0.5, learning_rate: 1e-5}}`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flatgd.families import Batch
-from flatgd.flatness import Terms
+from flatgd.flatness import Mix, Terms
 from flatgd.losses import negative_log_likelihood
 
 EXPERTS = ("clean_expert", "toxic_expert")
@@ -33,7 +33,8 @@ class Totals(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The terms of one micro-batch, and the figures to log: each a share of the batch's mean."""
+    """The terms of one micro-batch, and the figures to log: each a share of the batch's mean,
+    `loss` that of J without penalty."""
 
     terms: Terms
     figures: dict[str, Tensor]
@@ -106,13 +107,24 @@ class Method(System):
     def finish(self, model: nn.Module, folder: Path) -> None:
         """Take it back and save it in the checkpoint's folder."""
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Add what does not depend on the policy: once a batch, not once a pass."""
-        return batch
+    def prepare(self, parts: Sequence[Batch]) -> list[Batch]:
+        """A step's micro-batches with what does not depend on the policy: once, not each pass."""
+        return list(parts)
 
     @abstractmethod
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
-        """The method's share of the objective on one prepared micro-batch."""
+        """The method's share of the objective on one prepared micro-batch; twice differentiable."""
+
+    def can_fuse(self, policy: nn.Module, batch: Batch) -> bool:
+        """Whether `fused` can stand for `terms` with this policy; tried on `batch`."""
+        return False
+
+    def fused(
+        self, policy: nn.Module, batch: Batch, totals: Totals, mix: Mix | None = None
+    ) -> Scored:
+        """`terms` without logits of the whole micro-batch, once differentiable. With `mix` the
+        penalised part is that sum and the rest nothing."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -128,17 +140,22 @@ def likelihood_of_safe(
     log_p_NV: Tensor, targets_N: Tensor, is_safe_N: Tensor, totals: Totals
 ) -> Tensor:
     """L_LM: mean negative log-likelihood over the safe rows' tokens; this micro-batch's share."""
-    # no graph where no row is safe: one backward less; not where processes must keep step
-    if not is_safe_N.any() and not distributed.is_initialized():
+    if not has_likelihood(is_safe_N):
         return log_p_NV.new_zeros(())
     nll_N = negative_log_likelihood(log_p_NV[is_safe_N], targets_N[is_safe_N])
     return nll_N.sum() / max(totals.safe_tokens, 1.0)
 
 
+def has_likelihood(is_safe_N: Tensor) -> bool:
+    """Whether L_LM has a graph. Not where no row is safe: one backward less; but then too where
+    processes must keep step."""
+    return bool(is_safe_N.any()) or distributed.is_initialized()
+
+
 def scored(rest: Tensor, **figures: Tensor) -> Scored:
     """Terms of a method without a penalised part."""
     terms = Terms(penalised=rest.new_zeros(()), rest=rest)
-    return Scored(terms, {name: value.detach() for name, value in figures.items()})
+    return Scored(terms, {n: v.detach() for n, v in {"loss": rest, **figures}.items()})
 
 
 def by_row(values_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:

@@ -8,6 +8,7 @@ ascent on the toxic replies' NLL; with beta > 0 it fades once a reply has become
 is the usual value.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,11 +33,16 @@ class NPO(Method):
     needs = ("backbone",)
     positive = ("beta",)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, parts: Sequence[Batch]) -> list[Batch]:
         with torch.no_grad():
-            log_p_NV = reply_log_probs(self.backbone, batch)
-            nll_N = negative_log_likelihood(log_p_NV, reply_tokens(batch)[0])
-        return {**batch, "reference": by_row(nll_N, reply_rows(batch), len(batch["is_safe"]))}
+            return [{**part, "reference": self._reference(part)} for part in parts]
+
+    def _reference(self, batch: Batch) -> Tensor:
+        """The backbone's negative log-likelihood of each reply, [B]."""
+        nll_N = negative_log_likelihood(
+            reply_log_probs(self.backbone, batch), reply_tokens(batch)[0]
+        )
+        return by_row(nll_N, reply_rows(batch), len(batch["is_safe"]))
 
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
         targets_N, is_safe_N = reply_tokens(batch)

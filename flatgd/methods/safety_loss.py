@@ -10,18 +10,35 @@ mean over the safe rows' tokens. D is the Jensen-Shannon divergence, with which 
 pushed away from the toxic expert, they can grow for ever.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from flatgd.families import Batch
-from flatgd.flatness import Terms
+from flatgd.families import IGNORE, Batch
+from flatgd.flatness import Mix, Terms
 from flatgd.losses import bhattacharyya_distance, js_divergence, kl_divergence
-from flatgd.methods.base import EXPERTS, Method, Scored, Totals, likelihood_of_safe
-from flatgd.models import in_vocabulary, reply_log_probs, reply_tokens
+from flatgd.losses.fused import Expert, Fused, Head, fused_losses, head_log_probs
+from flatgd.methods.base import (
+    EXPERTS,
+    Method,
+    Scored,
+    Totals,
+    has_likelihood,
+    likelihood_of_safe,
+)
+from flatgd.models import (
+    HeadOnly,
+    at_head,
+    has_plain_head,
+    head_of,
+    head_weight,
+    in_vocabulary,
+    reply_log_probs,
+    reply_tokens,
+)
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "js": js_divergence,
@@ -29,6 +46,7 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl_from_expert": lambda log_p, log_q: kl_divergence(log_q, log_p),
     "bhattacharyya": bhattacharyya_distance,
 }
+KEPT = 2**28  # bytes of the experts' log-probabilities kept from one pass to the next
 
 
 @dataclass
@@ -47,34 +65,100 @@ class SafetyLoss(Method):
     needs = EXPERTS
     choices = MappingProxyType({"divergence": tuple(DIVERGENCES)})
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Both experts' log-probabilities [N, V]: the same in every pass over this micro-batch."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._is_plain: dict[str, bool] = {}  # which experts have a plain head, once it was tried
+        self._states: dict[str, Callable[[Batch], Tensor]] = {}
+
+    def speak_from(self, name: str, states: Callable[[Batch], Tensor]) -> None:
+        """`states` gives an expert's last hidden states [N, D] of a batch: keep its head alone."""
+        self._states[name], self._is_plain[name] = states, True
+        setattr(self, name, HeadOnly(head_of(getattr(self, name))))
+
+    def prepare(self, parts: Sequence[Batch]) -> list[Batch]:
+        """What both experts say of each micro-batch: log-probabilities [N, V] where they fit beside
+        each other, else the states [N, D] that their heads make them of, in every pass anew."""
+        tokens = sum(int((part["targets"] != IGNORE).sum()) for part in parts)
+        vocabulary = head_weight(self.clean_expert).shape[0]
+        keep = 2 * 4 * tokens * vocabulary <= KEPT
         with torch.no_grad():
-            return {
-                **batch,
-                "clean_log_q": reply_log_probs(self.clean_expert, batch),
-                "toxic_log_q": reply_log_probs(self.toxic_expert, batch),
-            }
+            return [self._with_experts(part, keep) for part in parts]
+
+    def _with_experts(self, part: Batch, keep: bool) -> Batch:
+        added: Batch = {}
+        for name in EXPERTS:
+            expert, states_of = getattr(self, name), self._states.get(name)
+            if not keep and name not in self._is_plain:
+                self._is_plain[name] = has_plain_head(expert, part)
+            if states_of is not None:
+                states_ND = states_of(part)
+            elif keep or not self._is_plain[name]:
+                added[name] = reply_log_probs(expert, part)
+                continue
+            else:
+                states_ND = at_head(expert, part, lambda states, head: states)
+            if keep:
+                added[name] = head_log_probs(states_ND, head_of(expert))
+            else:
+                added[f"{name}_states"] = states_ND
+        return {**part, **added}
 
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
         targets_N, is_safe_N = reply_tokens(batch)
         log_p_NV = reply_log_probs(policy, batch)
         lm = likelihood_of_safe(log_p_NV, targets_N, is_safe_N, totals)
-        divergence = DIVERGENCES[self.divergence]
+        divergence, everything = DIVERGENCES[self.divergence], slice(None)
         to_clean, to_toxic = (
-            divergence(log_p_NV, in_vocabulary(batch[key], log_p_NV.shape[-1])).sum()
-            / totals.tokens
-            for key in ("clean_log_q", "toxic_log_q")
+            divergence(log_p_NV, said(everything)).sum() / totals.tokens
+            for said in self._experts_say(batch, log_p_NV.shape[-1])
         )
         safety = self.attract_weight * to_clean - self.repel_weight * to_toxic
-        figures = {"lm": lm, f"{self.divergence}_clean": to_clean}
-        figures[f"{self.divergence}_toxic"] = to_toxic
-        return Scored(
-            self._split(safety, self.lm_weight * lm),
-            {name: value.detach() for name, value in figures.items()},
-        )
-
-    def _split(self, safety: Tensor, rest: Tensor) -> Terms:
+        rest = self.lm_weight * lm
+        figures = self._figures(lm, to_clean, to_toxic)
         if self.penalise == "objective":
-            return Terms(penalised=safety + rest, rest=rest.new_zeros(()))
-        return Terms(penalised=safety, rest=rest)
+            safety, rest = safety + rest, rest.new_zeros(())
+        return Scored(Terms(safety, rest), figures)
+
+    def can_fuse(self, policy: nn.Module, batch: Batch) -> bool:
+        return self.divergence == "js" and has_plain_head(policy, batch)
+
+    def fused(
+        self, policy: nn.Module, batch: Batch, totals: Totals, mix: Mix | None = None
+    ) -> Scored:
+        targets_N, is_safe_N = reply_tokens(batch)
+        weights = self.attract_weight / totals.tokens, -self.repel_weight / totals.tokens
+        safe_tokens = max(totals.safe_tokens, 1.0)
+        if self.penalise == "objective":  # E is all there is
+            mix = Mix(*[1.0 if mix is None else mix.penalised] * 2)
+
+        def compute(states_ND: Tensor, head: Head) -> Fused:
+            said = self._experts_say(batch, head.weight.shape[0])
+            experts = [Expert(w, log_probs) for w, log_probs in zip(weights, said, strict=True)]
+            lm_weight = self.lm_weight / safe_tokens
+            return fused_losses(states_ND, head, targets_N, is_safe_N, experts, lm_weight, mix)
+
+        found = at_head(policy, batch, compute)
+        figures = self._figures(found.lm_sum / safe_tokens, *found.divergences / totals.tokens)
+        rest = found.lm if has_likelihood(is_safe_N) else found.lm.detach()
+        return Scored(Terms(found.safety, rest), figures)
+
+    def _experts_say(self, batch: Batch, size: int) -> list[Callable[[slice], Tensor]]:
+        """Each expert's log-probabilities [n, V] over `size` tokens, of a slice of the batch's."""
+
+        def saying(name: str) -> Callable[[slice], Tensor]:
+            if name in batch:
+                return lambda part: in_vocabulary(batch[name][part], size)
+            head, states_ND = head_of(getattr(self, name)), batch[f"{name}_states"]
+            return lambda part: in_vocabulary(head_log_probs(states_ND[part], head), size)
+
+        return [saying(name) for name in EXPERTS]
+
+    def _figures(self, lm: Tensor, to_clean: Tensor, to_toxic: Tensor) -> dict[str, Tensor]:
+        safety = self.attract_weight * to_clean - self.repel_weight * to_toxic
+        figures = {
+            "loss": safety + self.lm_weight * lm,
+            "lm": lm,
+            f"{self.divergence}_clean": to_clean,
+            f"{self.divergence}_toxic": to_toxic,
+        }
+        return {name: value.detach() for name, value in figures.items()}

@@ -123,7 +123,7 @@ class Landscape:
             for start in range(0, len(examples), size)
         ]
         device = next(self.model.parameters()).device
-        return [self.method.prepare({k: v.to(device) for k, v in b.items()}) for b in batches]
+        return self.method.prepare([{k: v.to(device) for k, v in b.items()} for b in batches])
 
     def path(self, name: str) -> list[tuple[int, State]]:
         """(step, weights) from the backbone over the snapshots to the end point."""

@@ -51,8 +51,24 @@ class FlatGDConfig(TrainingArguments):
         default=0.1,
         metadata=_doc("the penalty is off for this share of the steps (Zhao et al. 2024)"),
     )
-    flatness_method: Literal["finite_difference", "exact"] = field(
-        default="finite_difference", metadata=_doc("how the penalty's gradient is computed")
+    flatness_method: Literal["finite_difference", "fast", "exact"] = field(
+        default="finite_difference",
+        metadata=_doc(
+            "how the penalty's gradient is computed; fast: the rest of the gradient is taken at "
+            "the second pass's point, off by O(rho), and lambda is measured at each tenth step"
+        ),
+    )
+    penalty_every: int = field(
+        default=1,
+        metadata=_doc("the penalty comes at each so many steps only, so many times as strong"),
+    )
+    penalty_fraction: float = field(
+        default=1.0,
+        metadata=_doc("share of the batch's rows whose gradient norm is penalised, 0..1"),
+    )
+    fused_head: bool = field(
+        default=True,
+        metadata=_doc("head and divergences in chunks, never [tokens, vocabulary] at once"),
     )
     difference: Literal["forward", "central"] = field(
         default="forward", metadata=_doc("central: one more pass, error O(rho^2) instead of O(rho)")
@@ -67,6 +83,10 @@ class FlatGDConfig(TrainingArguments):
     micro_batch_size: int | None = field(
         default=None,
         metadata=_doc("rows in memory at once; the batch is split inside the step, exactly"),
+    )
+    expert_cache: str | None = field(
+        default=None,
+        metadata=_doc("folder that keeps the experts' last hidden states between trainings"),
     )
     snapshots: int = field(
         default=0,
@@ -115,12 +135,18 @@ class FlatGDConfig(TrainingArguments):
                 yield f"{name} must be positive, got {value}"
         if not 0 <= self.penalty_warmup <= 1:
             yield f"penalty_warmup is a share of the steps, 0..1, got {self.penalty_warmup}"
+        if not 0 < self.penalty_fraction <= 1:
+            yield f"penalty_fraction is a share of the rows, 0..1, got {self.penalty_fraction}"
+        if self.penalty_every < 1:
+            yield f"penalty_every must be at least 1, got {self.penalty_every}"
+        if self.flatness_method == "fast" and self.difference == "central":
+            yield "flatness_method: fast is a forward difference; leave difference at 'forward'"
         if self.snapshots < 0:
             yield f"snapshots must not be negative, got {self.snapshots}"
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             yield f"micro_batch_size must be at least 1, got {self.micro_batch_size}"
         for name, choices in (
-            ("flatness_method", ("finite_difference", "exact")),
+            ("flatness_method", ("finite_difference", "fast", "exact")),
             ("difference", ("forward", "central")),
             ("penalise", ("safety_loss", "objective")),
         ):
@@ -167,8 +193,8 @@ class FlatGDConfig(TrainingArguments):
         if 0 in (self.flatness_weight, share):
             return None
         return PenaltySettings(
-            weight=self.flatness_weight,
-            share=share,
+            weight=self.flatness_weight and self.flatness_weight * self.penalty_every,
+            share=share and share * self.penalty_every,
             squared=self.penalty_squared,
             difference=self.difference,
             rho=self.rho or self._default_rho(),

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,24 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatgd.errors import NonFiniteError
-from flatgd.families import IGNORE, Batch, split_batch
-from flatgd.flatness import FlatGradient, Terms, exact, finite_difference, plain_gradient
+from flatgd.families import IGNORE, Batch, split_batch, take_rows
+from flatgd.flatness import (
+    FlatGradient,
+    Mix,
+    Objective,
+    PenaltySettings,
+    Split,
+    Terms,
+    exact,
+    fast_difference,
+    finite_difference,
+    plain_gradient,
+)
 from flatgd.methods.base import Method, Totals
 from flatgd.training.reduction import reduction_for
+
+MEASURED_EVERY = 10  # steps after which `fast` measures anew which lambda makes `penalty_share`
+KEPT = "flatness"  # where it keeps that lambda, in Trainer's state
 
 
 class FlatnessMixin:
@@ -35,25 +50,16 @@ class FlatnessMixin:
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
         """Leave grad J of the whole batch in `.grad`; return J without the penalty, detached."""
-        begun, size = time.perf_counter(), self.args.micro_batch_size
+        begun = time.perf_counter()
         model.train()
         batch: Batch = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
         totals = self._totals(batch)
-        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        settings = self._penalty_now()
+        parts, split = self._micro_batches(batch, settings, totals)
         figures: dict[int, dict[str, Tensor]] = {}
-        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            parts = [self.method.prepare(part) for part in split_batch(batch, size)]
-
-        def terms(index: int) -> Terms:
-            seed = _seed(self.args.seed, self.state.global_step, self.args.process_index, index)
-            with _same_masks(seed, batch["targets"].device):
-                with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-                    scored = self.method.terms(model, parts[index], totals)
-                loss = (scored.terms.penalised + scored.terms.rest).detach()
-                figures.setdefault(index, {**scored.figures, "loss": loss})  # of the first pass
-                return scored.terms
-
-        flat = self._gradient(model, parameters, terms, range(len(parts)))
+        objective = self._objective(model, parts, totals, figures)
+        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        flat = self._gradient(model, parameters, objective, split, settings)
         step = self._sum_figures(list(figures.values()))
         self._refuse_non_finite(step, flat)
         for parameter, gradient in zip(parameters, flat.gradient, strict=True):
@@ -62,19 +68,101 @@ class FlatnessMixin:
         self._note(flat, step, totals, time.perf_counter() - begun)
         return torch.tensor(loss, device=batch["targets"].device)
 
+    def _penalty_now(self) -> PenaltySettings | None:
+        """The penalty of this step, None where it has none."""
+        step = self.state.global_step
+        warming_up = step < self.args.penalty_warmup * self.state.max_steps
+        if not self.method.is_flat or warming_up or step % self.args.penalty_every:
+            return None
+        settings: PenaltySettings | None = self.args.penalty_settings()
+        if settings and self.args.flatness_method == "fast" and step % 2:
+            return replace(settings, rho=-settings.rho)  # what is off by O(rho) evens out
+        return settings
+
+    def _micro_batches(
+        self, batch: Batch, settings: PenaltySettings | None, totals: Totals
+    ) -> tuple[list[Batch], Split]:
+        """The micro-batches, and which of them, by number, have the penalty."""
+        size, rows = self.args.micro_batch_size, len(batch["is_safe"])
+        apart = settings is not None and self.args.flatness_method != "fast"
+        count = rows if settings is None else math.ceil(self.args.penalty_fraction * rows)
+        numbers = torch.arange(rows, device=batch["is_safe"].device)
+        parts = split_batch(take_rows(batch, numbers[:count]), size, apart)
+        penalised, lift = len(parts), 1.0
+        if count < rows:
+            tokens = sum((part["targets"] != IGNORE).sum() for part in parts)
+            lift = totals.tokens / float(self.accelerator.reduce(tokens, "sum"))
+            parts += split_batch(take_rows(batch, numbers[count:]), size)
+        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            parts = self.method.prepare(parts)
+        return parts, Split(range(penalised), range(penalised, len(parts)), lift)
+
+    def _objective(
+        self,
+        model: nn.Module,
+        parts: list[Batch],
+        totals: Totals,
+        figures: dict[int, dict[str, Tensor]],
+    ) -> Objective:
+        """The step's objective over numbers of `parts`; leaves each one's figures at theta."""
+        is_fused = self._is_fused(model, parts[0])
+
+        def score(index: int, mix: Mix | None) -> Terms:
+            seed = _seed(self.args.seed, self.state.global_step, self.args.process_index, index)
+            masks = _same_masks(seed, parts[index]["targets"].device)
+            with masks, self.compute_loss_context_manager():  # type: ignore[attr-defined]
+                if is_fused:
+                    scored = self.method.fused(model, parts[index], totals, mix)
+                else:
+                    scored = self.method.terms(model, parts[index], totals)
+            figures.setdefault(index, scored.figures)
+            return scored.terms
+
+        if not is_fused:
+            return Objective(lambda index: score(index, None))
+        return Objective(
+            lambda index: score(index, None), lambda index, mix: score(index, mix).penalised
+        )
+
+    def _is_fused(self, model: nn.Module, part: Batch) -> bool:
+        """Whether losses are computed in chunks; found out on the first batch."""
+        if "_fuses" not in self.__dict__:
+            wanted = self.args.fused_head and self.args.flatness_method != "exact"
+            with self.compute_loss_context_manager():  # type: ignore[attr-defined]
+                self._fuses = wanted and self.method.can_fuse(model, part)
+        return self._fuses
+
     def _gradient(
-        self, model: nn.Module, parameters: list[Tensor], terms: Any, indices: range
+        self,
+        model: nn.Module,
+        parameters: list[Tensor],
+        objective: Objective,
+        split: Split,
+        settings: PenaltySettings | None,
     ) -> FlatGradient:
         reduction = reduction_for(self.accelerator, model)
-        settings = self.args.penalty_settings() if self.method.is_flat else None
-        warming_up = self.state.global_step < self.args.penalty_warmup * self.state.max_steps
+        given = parameters, objective
         with reduction.local():
-            if settings is None or warming_up:
-                return plain_gradient(parameters, terms, indices, reduction.reduce)
+            if settings is None:
+                return plain_gradient(*given, split.penalised, reduction.reduce)
             if self.args.flatness_method == "exact":
                 with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-                    return exact(parameters, terms, indices, reduction.reduce, settings)
-            return finite_difference(parameters, terms, indices, reduction.reduce, settings)
+                    return exact(*given, split, reduction.reduce, settings)
+            if self.args.flatness_method == "fast":
+                weight = self._known_weight(settings)
+                flat = fast_difference(*given, split, reduction.reduce, settings, weight)
+                if flat.penalty_share is not None:
+                    kept = {"args": {}, "attributes": {"flatness_weight": flat.flatness_weight}}
+                    self.state.stateful_callbacks[KEPT] = kept
+                return flat
+            return finite_difference(*given, split, reduction.reduce, settings)
+
+    def _known_weight(self, settings: PenaltySettings) -> float | None:
+        """lambda before the gradients are: the fixed one, or that of the last measured share."""
+        if settings.weight is not None or not self.state.global_step % MEASURED_EVERY:
+            return settings.weight
+        kept = self.state.stateful_callbacks.get(KEPT)  # saved with checkpoints
+        return kept and kept["attributes"]["flatness_weight"]
 
     def _totals(self, batch: Batch) -> Totals:
         """Reply tokens over all processes, counted before the first micro-batch runs."""

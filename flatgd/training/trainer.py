@@ -1,7 +1,9 @@
 """FlatGDTrainer: a transformers.Trainer whose step is FlatGD's."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import Batch, Example, Family, family_of
-from flatgd.methods import EXPERTS, FlatGD, Method
+from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
 from flatgd.models import check_token_map, load_model, load_tokenizer
 from flatgd.records import Dialogue
 from flatgd.training.config import FlatGDConfig
+from flatgd.training.expert_states import cached_states
 from flatgd.training.mixin import FlatnessMixin
 
+logger = logging.getLogger(__name__)
 Row = Dialogue | Mapping[str, Any]
 Rows = Sequence[Row | tuple[Dialogue, Dialogue]]
 
@@ -58,8 +62,10 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
             args.max_reply_tokens,
             args.turn_separator,
         )
+        numbers = count()
         self.examples = [
-            tuple(family.encode(row) for row in group) for group in _groups(train_dataset)
+            tuple(family.encode(row)._replace(row=next(numbers)) for row in group)
+            for group in _groups(train_dataset)
         ]
         has_pairs = any(len(group) > 1 for group in self.examples)
         if has_pairs != (method.learns_from == "pairs"):
@@ -77,6 +83,23 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
         )
         for expert in self.method.models():
             expert.to(self.args.device)
+        if args.expert_cache and isinstance(method, SafetyLoss):
+            self._cache_states(method, Path(args.expert_cache), family)
+
+    def _cache_states(self, method: SafetyLoss, folder: Path, family: Family) -> None:
+        """Both experts' states from disk, their bodies out of memory."""
+        for name in EXPERTS:
+            states = cached_states(
+                folder / name,
+                getattr(method, name),
+                list(chain.from_iterable(self.examples)),
+                family.collate,
+                rows_at_once=self.args.micro_batch_size or self.args.per_device_train_batch_size,
+                process=(self.args.process_index, self.args.world_size),
+                wait=self.accelerator.wait_for_everyone,
+                tell=logger.warning,
+            )
+            method.speak_from(name, states.of)
 
     def truncated(self) -> int:
         """How many training rows lost tokens of their history or reply."""

@@ -1,0 +1,172 @@
+"""What a FlatGD step costs against a safety_loss step, on the shipped backbone and real dialogue.
+
+    python -m benchmarks.step [--repeats 9]
+
+Batches of 32 rows, 60 % safe, in micro-batches of 16; optimizer and clipping included. The experts
+are asked in each step (live) or their states are read from disk (cached). Exits with 1 where a
+target is missed.
+"""
+
+import argparse
+import copy
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback
+
+from benchmarks.table import Target, conclude, interleaved, machine
+from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
+from flatgd.data.diasafety import load_diasafety
+from flatgd.methods import FlatGD, SafetyLoss
+from flatgd.records import Dialogue
+from flatgd.training.mixin import MEASURED_EVERY
+
+DEMO = Path(__file__).parent.parent / "flatgd/demo"
+ROWS, SAFE, BATCHES = 32, 19, 4
+MEASURING = "fast, measuring"
+WAYS: dict[str, dict[str, Any]] = {
+    "safety_loss": {},
+    "finite_difference": {},
+    "fast": {"flatness_method": "fast"},
+    MEASURING: {"flatness_method": "fast"},
+    "every 4th step": {"penalty_every": 4},
+    "a quarter of the rows": {"penalty_fraction": 0.25},
+    "fast, a quarter of the rows": {"flatness_method": "fast", "penalty_fraction": 0.25},
+    "exact": {"flatness_method": "exact"},
+}
+
+
+def rows() -> list[Dialogue]:
+    """Batches with the share of safe replies that the paper's data has."""
+    found = load_diasafety(DEMO / "data/diasafety", "train")
+    safe, toxic = ([r for r in found if r.is_safe is kind] for kind in (True, False))
+    return [
+        row
+        for n in range(BATCHES)
+        for row in (*safe[n * SAFE : (n + 1) * SAFE], *toxic[n * 13 : (n + 1) * 13])
+    ]
+
+
+def expert(backbone: nn.Module, seed: int) -> nn.Module:
+    """Its forward costs the same whatever it has learned."""
+    torch.manual_seed(seed)
+    moved = copy.deepcopy(backbone)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    return moved
+
+
+def step_of(folder: Path, way: str, is_cached: bool) -> Callable[[], object]:
+    """A function that does one optimizer step of a Trainer."""
+    backbone = load_model(DEMO / "backbone")
+    config = FlatGDConfig(
+        output_dir=str(folder / "out"),
+        per_device_train_batch_size=ROWS,
+        micro_batch_size=16,
+        max_steps=1000,
+        penalty_warmup=0.0,
+        learning_rate=1e-5,
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        max_history_tokens=64,
+        max_reply_tokens=32,
+        expert_cache=str(folder / "states") if is_cached else None,
+        **WAYS[way],
+    )
+    kind = SafetyLoss if way == "safety_loss" else FlatGD
+    trainer = FlatGDTrainer(
+        backbone,
+        config,
+        train_dataset=rows(),
+        processing_class=load_tokenizer(str(DEMO / "backbone")),
+        method=kind(expert(backbone, 1), expert(backbone, 2)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.create_optimizer_and_scheduler(1000)
+    trainer.state.max_steps = 1000
+    model: Any = trainer.model
+    collate: Any = trainer.data_collator
+    groups = trainer.examples
+    batches = cycle([collate(groups[n * ROWS : (n + 1) * ROWS]) for n in range(BATCHES)])
+
+    optimizer: Any = trainer.optimizer
+
+    def step() -> None:
+        trainer.training_step(model, next(batches))
+        trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        trainer.state.global_step += 1
+
+    def step_between() -> None:
+        """`fast` where lambda is known; the steps that measure it stand apart."""
+        trainer.state.global_step += trainer.state.global_step % MEASURED_EVERY == 0
+        step()
+
+    def step_measuring() -> None:
+        trainer.state.global_step = MEASURED_EVERY
+        step()
+
+    if way == "fast":
+        step()
+        return step_between
+    return step_measuring if way == MEASURING else step
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of four steps each")
+    repeats = parser.parse_args().repeats
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {
+            (way, place): step_of(Path(folder), way, place == "cached")
+            for place in ("live", "cached")
+            for way in WAYS
+        }
+        names = {f"{way} / {place}": (way, place) for way, place in steps}
+        runs = {
+            label: lambda key=key: [steps[key]() for _ in range(BATCHES)]
+            for label, key in names.items()
+        }
+        taken = interleaved(runs, repeats)
+    for place in ("live", "cached"):  # of its steps one in ten measures lambda
+        between, measuring = taken[f"fast / {place}"], taken[f"{MEASURING} / {place}"]
+        taken[f"fast / {place}"] = between + (measuring - between) / MEASURED_EVERY
+    ratio = {key: taken[f"{key[0]} / {key[1]}"] / taken[f"safety_loss / {key[1]}"] for key in steps}
+    print(f"\n{'a step':<30}{'experts live':>20}{'cached':>20}")
+    for way in WAYS:
+        cells = [
+            f"{taken[f'{way} / {place}'] / BATCHES * 1e3:8.0f} ms {ratio[way, place]:5.2f} x"
+            for place in ("live", "cached")
+        ]
+        print(f"{way:<30}{cells[0]:>20}{cells[1]:>20}")
+    exact = ratio["exact", "live"]
+    amortised = "fast, a quarter of the rows"
+    return conclude(
+        [
+            Target("finite_difference, experts live", ratio["finite_difference", "live"], 1.8),
+            Target("finite_difference, cached", ratio["finite_difference", "cached"], 2.3),
+            Target("fast, live", ratio["fast", "live"], 1.55),
+            Target("fast, cached", ratio["fast", "cached"], 1.85),
+            Target("amortised, live", ratio[amortised, "live"], 1.3),
+            Target("amortised, cached", ratio[amortised, "cached"], 1.35),
+            Target(
+                "exact / finite_difference", exact / ratio["finite_difference", "live"], 1.6, True
+            ),
+            Target("exact / fast", exact / ratio["fast", "live"], 2.0, True),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What the benchmarks share: interleaved repeats, a table with targets, an exit code."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import transformers
+
+
+class Target(NamedTuple):
+    """A measured figure and the most (or, `at_least`, the least) it may be."""
+
+    what: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    def is_met(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, taken in turn so that a slow minute strikes all alike; the first
+    round does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), {torch.get_num_threads()} threads{card}; "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+
+
+def conclude(targets: list[Target]) -> int:
+    """Print each target beside what was measured; 1 if one is missed."""
+    print()
+    width = max(len(target.what) for target in targets)
+    for target in targets:
+        sign = ">=" if target.at_least else "<="
+        verdict = "met" if target.is_met() else "MISSED"
+        print(f"{target.what:<{width}}  {target.value:8.3f}  {sign} {target.limit:<6g} {verdict}")
+    return 0 if all(target.is_met() for target in targets) else 1

@@ -1,0 +1,193 @@
+"""Likelihood and both divergences straight from hidden states: [tokens, vocabulary] is never whole.
+
+Shapes: N reply tokens, D width, V vocabulary, C tokens of one chunk.
+
+    l   = log softmax(h W' + b)                                                            [C, V]
+    L   = sum over safe tokens of -l[y]                       dL/dlogits = p - onehot(y)
+    S   = sum_k w_k sum over tokens of JS(p, q_k)             dS/dlogits = s - p sum_v s_v
+                                                              s = sum_k w_k/2 p log(p / m_k)
+
+Each chunk's logits are made, turned into values and derivatives, multiplied back into gradients of
+h, W and b, and forgotten. The derivatives are those of losses/divergence.py, so the gradients are
+computed in the forward pass and only scaled in the backward pass; there is no second derivative.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from flatgd.losses.divergence import LN_2, js_and_slope
+
+LogProbs = Callable[[slice], Tensor]
+CHUNK = {"cpu": 2**20, "cuda": 2**27}  # elements of [C, V]: what the caches hold; what fills a card
+
+
+class Head(NamedTuple):
+    """The layer from hidden states to logits: `weight` [V, D], `bias` [V] or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class Expert(NamedTuple):
+    """`weight` of its divergence in S, and its log-probabilities [C, V] of a slice of tokens."""
+
+    weight: float
+    log_probs: LogProbs
+
+
+class Fused(NamedTuple):
+    """`safety` and `lm` are scalars with graph; of a mix, `safety` is the mixed sum and `lm` has
+    no graph. `lm_sum` in nats and `divergences`, one sum in bits an expert, have none."""
+
+    safety: Tensor
+    lm: Tensor
+    lm_sum: Tensor
+    divergences: Tensor
+
+
+def fused_losses(
+    states_ND: Tensor,
+    head: Head,
+    targets_N: Tensor,
+    is_safe_N: Tensor,
+    experts: Sequence[Expert],
+    lm_weight: float,
+    mix: tuple[float, float] | None = None,
+    chunk_tokens: int | None = None,
+) -> Fused:
+    """S = sum of weight * JS in bits over all tokens and `lm_weight` * L in nats over safe ones.
+
+    Two gradients are kept apart unless `mix` gives the factors with which they are added up. They
+    go to the states and to whatever of the head requires one. Computed in at least float32, matrix
+    products in the states' precision.
+    """
+    return Fused(
+        *_FusedLosses.apply(
+            states_ND, head.weight, head.bias, targets_N, is_safe_N, experts, lm_weight, mix,
+            chunk_tokens or _chunk_tokens(head.weight),
+        )
+    )  # fmt: skip
+
+
+def head_log_probs(states_ND: Tensor, head: Head) -> Tensor:
+    """log softmax(h W' + b) in at least float32, [N, V]."""
+    bias = None if head.bias is None else head.bias.to(states_ND.dtype)
+    logits_NV = linear(states_ND, head.weight.to(states_ND.dtype), bias)
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+
+
+def _chunk_tokens(weight_VD: Tensor) -> int:
+    return max(32, CHUNK.get(weight_VD.device.type, CHUNK["cuda"]) // weight_VD.shape[0])
+
+
+class _Sums:
+    """Gradients of one loss, added up over chunks. The head's only where it requires one."""
+
+    def __init__(self, states_ND: Tensor, weight_VD: Tensor | None, bias_V: Tensor | None):
+        self.states_ND = torch.zeros_like(states_ND)
+        self.weight_VD = None if weight_VD is None else torch.zeros_like(weight_VD)
+        self.bias_V = None if bias_V is None else torch.zeros_like(bias_V)
+
+    def add(self, slope_CV: Tensor, rows: slice | Tensor, states_CD: Tensor, head: Head) -> None:
+        """`slope_CV` by the logits of the tokens `rows`, whose states are `states_CD`."""
+        if self.bias_V is not None:
+            self.bias_V += slope_CV.sum(0)
+        slope_CV = slope_CV.to(states_CD.dtype)
+        self.states_ND[rows] = slope_CV @ head.weight
+        if self.weight_VD is None:
+            return
+        if self.weight_VD.dtype == slope_CV.dtype:
+            self.weight_VD.addmm_(slope_CV.T, states_CD)
+        else:
+            self.weight_VD += slope_CV.T @ states_CD
+
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.states_ND, self.weight_VD, self.bias_V
+
+
+class _FusedLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, states_ND, weight_VD, bias_V, targets_N, is_safe_N, experts, lm_weight, mix, chunk
+    ):
+        wants = ctx.needs_input_grad
+        dtype = torch.promote_types(states_ND.dtype, torch.float32)
+        grown = weight_VD if wants[1] else None, bias_V if wants[2] else None
+        sums = _Sums(states_ND, *grown)
+        lm_sums = _Sums(states_ND, *grown) if mix is None else None
+        of_safety, of_lm = (1.0, 1.0) if mix is None else mix
+        of_lm *= lm_weight
+        head = Head(weight_VD.to(states_ND.dtype), bias_V)
+        lm = states_ND.new_zeros((), dtype=dtype)
+        divergences = states_ND.new_zeros(len(experts), dtype=dtype)
+        with torch.autocast(states_ND.device.type, enabled=False):
+            for start in range(0, len(states_ND), chunk):
+                part = slice(start, start + chunk)
+                states_CD = states_ND[part]
+                log_p_CV = head_log_probs(states_CD, head)
+                p_CV = log_p_CV.exp()
+                slope_CV = _safety_slope(log_p_CV, p_CV, experts, part, divergences)
+                safe_S = is_safe_N[part].nonzero()[:, 0]
+                targets_S = targets_N[part][safe_S]
+                lm -= log_p_CV[safe_S, targets_S].sum()
+                if lm_sums is None:
+                    slope_CV.mul_(of_safety)
+                    _add_lm_slope(slope_CV, p_CV, safe_S, targets_S, of_lm)
+                elif len(safe_S):
+                    lm_slope_SV = _lm_slope(p_CV, safe_S, targets_S, of_lm)
+                    lm_sums.add(lm_slope_SV, safe_S + start, states_CD[safe_S], head)
+                sums.add(slope_CV, part, states_CD, head)
+        ctx.sums, ctx.lm_sums = sums, lm_sums
+        weights = divergences.new_tensor([expert.weight for expert in experts])
+        safety, scaled_lm = of_safety * (weights @ divergences), of_lm * lm
+        if mix is not None:
+            safety, scaled_lm = safety + scaled_lm, scaled_lm.new_zeros(())
+        constants = (lm, divergences) if mix is None else (scaled_lm, lm, divergences)
+        ctx.mark_non_differentiable(*constants)
+        ctx.set_materialize_grads(False)
+        return safety, scaled_lm, lm, divergences
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_safety, grad_lm, *_):  # type: ignore[no-untyped-def]
+        found: list[Tensor | None] = [None, None, None]
+        for grad, sums in ((grad_safety, ctx.sums), (grad_lm, ctx.lm_sums)):
+            if grad is None or sums is None:
+                continue
+            for place, tensor in enumerate(sums.tensors()):
+                if tensor is not None:
+                    # as it is where nothing is scaled: a head's gradient is large
+                    scaled = tensor if grad == 1 else tensor * grad.to(tensor.dtype)
+                    before = found[place]
+                    found[place] = scaled if before is None else before + scaled
+        return (*found, None, None, None, None, None, None)
+
+
+def _safety_slope(
+    log_p_CV: Tensor, p_CV: Tensor, experts: Sequence[Expert], part: slice, divergences: Tensor
+) -> Tensor:
+    """dS/dlogits of a chunk; adds the chunk's divergences to `divergences`, in bits."""
+    total_CV = torch.zeros_like(p_CV)
+    for place, expert in enumerate(experts):
+        js_C, slope_CV = js_and_slope(log_p_CV, p_CV, expert.log_probs(part))
+        divergences[place] += js_C.sum()
+        total_CV.add_(slope_CV, alpha=expert.weight / (2 * LN_2))
+    return total_CV.addcmul_(p_CV, total_CV.sum(-1, keepdim=True), value=-1)
+
+
+def _lm_slope(p_CV: Tensor, safe_S: Tensor, targets_S: Tensor, weight: float) -> Tensor:
+    slope_SV = p_CV[safe_S].mul_(weight)
+    slope_SV[torch.arange(len(safe_S), device=safe_S.device), targets_S] -= weight
+    return slope_SV
+
+
+def _add_lm_slope(
+    slope_CV: Tensor, p_CV: Tensor, safe_S: Tensor, targets_S: Tensor, weight: float
+) -> None:
+    if weight and len(safe_S):
+        slope_CV.index_add_(0, safe_S, _lm_slope(p_CV, safe_S, targets_S, weight))

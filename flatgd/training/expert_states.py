@@ -1,0 +1,177 @@
+"""An expert's last hidden states at every reply token of the training data, on disk.
+
+Frozen experts say the same of a row in every step, so each row is asked for once. States are 6
+(BlenderBot) to 100 (large vocabularies) times smaller than log-probabilities and, through the
+expert's head, exact to rounding.
+
+    FOLDER/index.json          key, and of each shard its rows, bytes and checksum; written last
+    FOLDER/shard-00000.npy     float32 [tokens of 4,096 rows, D], memory-mapped
+
+The key is a digest of the expert's weights and of the encoded rows, so it changes with tokenizer,
+truncation, data and head.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flatgd.families import Batch, Example
+from flatgd.models import at_head, head_weight
+
+ROWS_A_SHARD = 4096
+INDEX = "index.json"
+Collate = Callable[[Sequence[Example]], Batch]
+Wait = Callable[[], None]
+
+
+class ExpertStates:
+    """Read-only view of a whole cache. `row` of a batch numbers its examples."""
+
+    def __init__(self, folder: Path):
+        index = json.loads((folder / INDEX).read_text())
+        self._shards = [
+            np.load(_shard(folder, n), mmap_mode="r") for n in range(len(index["shards"]))
+        ]
+        self._starts = np.concatenate([[0], np.cumsum(index["tokens"])])
+
+    def of(self, batch: Batch) -> Tensor:
+        """States [N, D] of the batch's reply tokens, in the order of `reply_log_probs`."""
+        rows = [self._row(int(row)) for row in batch["row"]]
+        return torch.from_numpy(np.concatenate(rows)).to(batch["row"].device)
+
+    def _row(self, row: int) -> np.ndarray:
+        shard, first = row // ROWS_A_SHARD, self._starts[row // ROWS_A_SHARD * ROWS_A_SHARD]
+        return self._shards[shard][self._starts[row] - first : self._starts[row + 1] - first]
+
+
+def cached_states(
+    folder: Path,
+    expert: nn.Module,
+    examples: Sequence[Example],
+    collate: Collate,
+    *,
+    rows_at_once: int = 32,
+    process: tuple[int, int] = (0, 1),
+    wait: Wait = lambda: None,
+    tell: Callable[[str], None] = print,
+) -> ExpertStates:
+    """The cache at `folder`, made or made anew where it is missing, stale or torn.
+
+    `process` is (rank, number): each makes every so many shards, and `wait` lets all arrive.
+    """
+    key = states_key(expert, examples)
+    fault = fault_of(folder, key)
+    wait()  # before anyone writes, all have looked
+    if fault:
+        tokens = [len(example.reply_ids) for example in examples]
+        size = sum(tokens) * head_weight(expert).shape[1] * 4
+        if process[0] == 0:
+            tell(f"{folder}: {fault}; writing {size / 2**20:,.1f} MB of expert states")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / INDEX).unlink(missing_ok=True)
+        wait()
+        count = -(-len(examples) // ROWS_A_SHARD)
+        for number in range(process[0], count, process[1]):
+            rows = examples[number * ROWS_A_SHARD : (number + 1) * ROWS_A_SHARD]
+            _write_shard(_shard(folder, number), _states(expert, rows, collate, rows_at_once))
+        wait()
+        if process[0] == 0:
+            shards = [_about(_shard(folder, number)) for number in range(count)]
+            _write_whole(
+                folder / INDEX,
+                json.dumps({"key": key, "shards": shards, "tokens": tokens}).encode(),
+            )
+        wait()
+    return ExpertStates(folder)
+
+
+def states_key(expert: nn.Module, examples: Sequence[Example]) -> str:
+    """Digest of weights and encoded rows."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(expert.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for example in examples:
+        digest.update(json.dumps([example.history_ids, example.reply_ids]).encode())
+    return digest.hexdigest()
+
+
+def fault_of(folder: Path, key: str) -> str | None:
+    """What is wrong with the cache at `folder`, None if nothing."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+    except FileNotFoundError:
+        return "not there yet"
+    except (OSError, ValueError):
+        return "its index cannot be read"
+    if index.get("key") != key:
+        return "of other weights or rows"
+    for number, about in enumerate(index["shards"]):
+        path = _shard(folder, number)
+        if not path.exists() or _about(path) != about:
+            return f"{path.name} is torn"
+    return None
+
+
+def _states(
+    expert: nn.Module, rows: Sequence[Example], collate: Collate, at_once: int
+) -> np.ndarray:
+    """Float32 states of the rows' reply tokens, one after the other; rows run longest together."""
+    device = next(expert.parameters()).device
+    order = sorted(
+        range(len(rows)), key=lambda row: (len(rows[row].history_ids), len(rows[row].reply_ids))
+    )
+    found: dict[int, np.ndarray] = {}
+    for start in range(0, len(order), at_once):
+        numbers = order[start : start + at_once]
+        batch = {k: v.to(device) for k, v in collate([rows[n] for n in numbers]).items()}
+        with torch.no_grad():
+            states_ND = at_head(expert, batch, lambda states, head: states).float().cpu()
+        parts = states_ND.split([len(rows[n].reply_ids) for n in numbers])
+        found.update(zip(numbers, (part.numpy() for part in parts), strict=True))
+    return np.concatenate([found[row] for row in range(len(rows))])
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05}.npy"
+
+
+def _write_shard(path: Path, states: np.ndarray) -> None:
+    beside = path.with_suffix(".part")
+    with beside.open("wb") as file:
+        np.save(file, states)
+        _flush(file)
+    beside.replace(path)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    beside = path.with_suffix(".part")
+    with beside.open("wb") as file:
+        file.write(content)
+        _flush(file)
+    beside.replace(path)
+
+
+def _flush(file) -> None:  # type: ignore[no-untyped-def]
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _about(path: Path) -> dict[str, int]:
+    crc = 0
+    for block in _blocks(path):
+        crc = zlib.crc32(block, crc)
+    return {"bytes": path.stat().st_size, "crc32": crc}
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            yield block
