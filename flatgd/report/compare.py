@@ -129,8 +129,8 @@ def costs(recipe: Recipe) -> dict[str, Row]:
 def _place(name: str) -> str | None:
     if name == "backbone":
         return None
-    expert = name.removesuffix("_expert")
-    return f"experts/{expert}" if expert != name else f"methods/{name}"
+    experts = {"clean_expert": "experts/clean", "toxic_expert": "experts/toxic"}
+    return experts.get(name, f"methods/{name}")
 
 
 def _needed(stages: Stages, place: str) -> set[str]:
