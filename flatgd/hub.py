@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from flatgd.adapters import is_toxic_expert
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.families import Causal, Family, family_of
 from flatgd.making import MODEL_FILES
@@ -74,7 +75,7 @@ def _folder(recipe: Recipe, method: str) -> Path:
         )
     folder = recipe.output / f"methods/{method}"
     trained_with(recipe, method)
-    if "flatgd_role" in json.loads((folder / "config.json").read_text()):
+    if is_toxic_expert(folder):
         raise UnsupportedError(f"{folder} holds a toxic expert, which is not published")
     return folder
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
+from flatgd.adapters import load, load_together
 from flatgd.check import EXPERTS, check
 from flatgd.data.mixture import Sets
 from flatgd.decoding import Guide
@@ -30,7 +31,7 @@ from flatgd.evaluation.score import as_dialogues, generation_row
 from flatgd.evaluation.speaker import Speaker
 from flatgd.families import Family, family_of
 from flatgd.methods import Director, ExpertGuide, Merge, Method
-from flatgd.models import load_config, load_model, load_tokenizer
+from flatgd.models import load_config, load_tokenizer
 from flatgd.plan import Plan
 from flatgd.progress import Display
 from flatgd.recipe import JudgeSettings, Recipe
@@ -138,23 +139,25 @@ class Making:
     def _trained(self, name: str, kind: type[Method], folder: Path) -> Done:
         plan = self.plan
         config, rows = plan.config(name, folder), plan.rows(name)
-        method = kind.build(self._given_to(name), config, self.recipe.overrides(name))
+        model, tokenizer = load(plan.base(name)), load_tokenizer(plan.base(name))
+        given = self._given_to(name, model if config.lora_rank else None)
+        method = kind.build(given, config, self.recipe.overrides(name))
         with self.display.bar(name, steps_of(config, len(rows))) as advance:
             is_toxic = name == "toxic_expert"
-            return Done(*train(plan.base(name), rows, config, method, is_toxic, advance))
+            return Done(*train(model, tokenizer, rows, config, method, is_toxic, advance))
 
     def _merged(self, name: str, kind: type[Merge], folder: Path) -> Done:
         base = self.plan.base(name)
-        model = load_model(base)
+        model = load(base)
         kind.build(self._given_to(name), None, self.recipe.overrides(name)).merge(model)
         model.save_pretrained(folder)
         load_tokenizer(base).save_pretrained(folder)
         return Done(f"merged from {', '.join(dict.fromkeys([self.plan.start(name), *kind.needs]))}")
 
-    def _given_to(self, name: str) -> dict[str, Any]:
-        """The models that a system is built with."""
-        needed = self.plan.kind(name).needs
-        return {n: _on_device(load_model(self.plan.path(n))) for n in needed}
+    def _given_to(self, name: str, policy: Any = None) -> dict[str, Any]:
+        """The models that a system is built with, sharing what they can, also a frozen policy's."""
+        paths = {needed: self.plan.path(needed) for needed in self.plan.kind(name).needs}
+        return {n: _on_device(model) for n, model in load_together(paths, policy).items()}
 
     def model_of(self, name: str) -> tuple[Any, Family]:
         """A trained model, and how it reads a dialogue."""
@@ -218,7 +221,7 @@ class Making:
 
     def _model(self, name: str, layout: tuple[Any, ...] | None = None) -> tuple[Any, Family]:
         family = family_of(load_config(name), load_tokenizer(name), *(layout or self.plan.layout))
-        return _on_device(load_model(name)), family
+        return _on_device(load(name)), family
 
     def _made(self, name: str) -> list[str]:
         """The outputs that a model's replies rest on."""

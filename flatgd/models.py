@@ -3,6 +3,7 @@
 Shapes: B rows, T reply positions, N real reply tokens of a batch, D width, V vocabulary.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,26 @@ from flatgd.losses.divergence import LOG_ZERO
 from flatgd.losses.fused import Head, head_log_probs
 
 T = TypeVar("T")
+ADAPTER = "adapter_config.json"
 FORWARD_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
+def base_of(name: str | Path) -> str | None:
+    """The base of the adapter in a folder, None where there is no adapter."""
+    path = Path(name) / ADAPTER
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text())["base_model_name_or_path"])
+    except (ValueError, KeyError):
+        raise ModelError(f"{path} is no adapter's configuration") from None
+
+
 def load_config(name: str) -> Any:
-    """A model's configuration, no weights. Raises ModelError when there is none at `name`."""
+    """A model's configuration, no weights; for an adapter its base's. Raises ModelError when there
+    is none at `name`."""
+    if (base := base_of(name)) is not None:
+        return load_config(base)
     _look_for(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)

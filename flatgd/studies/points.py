@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatgd.adapters import load
 from flatgd.check import EXPERTS
 from flatgd.data.mixture import scorable
 from flatgd.errors import RecipeError
 from flatgd.flatness.curvature import loss_value
 from flatgd.making import RECIPE
 from flatgd.methods import Method, SafetyLoss, Totals
-from flatgd.models import load_model, reply_tokens
+from flatgd.models import reply_tokens
 from flatgd.progress import Display
 from flatgd.recipe import Recipe
 from flatgd.recipe_file import load_recipe
@@ -87,7 +88,7 @@ class Landscape:
         self.run = run
         self.model, self.family = run.model_of("backbone")
         self.model.eval()
-        self.start: State = load_model(run.recipe.backbone).state_dict()
+        self.start: State = load(run.recipe.backbone).state_dict()
         clean, toxic = (run.model_of(name)[0] for name in EXPERTS)
         attract, repel = _weights(run)
         self.method = SafetyLoss(clean, toxic, attract_weight=attract, repel_weight=repel)
@@ -128,17 +129,15 @@ class Landscape:
     def path(self, name: str) -> list[tuple[int, State]]:
         """(step, weights) from the backbone over the snapshots to the end point."""
         folder = self.run.plan.folder(name)
-        kept = sorted(
-            (folder / "path").glob("*/model.safetensors"), key=lambda p: int(p.parent.name)
-        )
-        steps = [(int(path.parent.name), load_model(path.parent).state_dict()) for path in kept]
+        kept = sorted((folder / "path").glob("*"), key=lambda p: int(p.name))
+        steps = [(int(path.parent.name), load(path.parent).state_dict()) for path in kept]
         end = self.run.plan.steps(name)
         inner = [(step, state) for step, state in steps if step < end]
         return [(0, self.start), *inner, (end, self.end(name))]
 
     def end(self, name: str) -> State:
         """The weights of the end point."""
-        return load_model(self.run.plan.folder(name)).state_dict()
+        return load(self.run.plan.folder(name)).state_dict()
 
     def points(self, names: Iterable[str]) -> list[Point]:
         """Each method's end point, and the point on its path whose L_S is that of the worst end."""

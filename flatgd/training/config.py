@@ -88,6 +88,16 @@ class FlatGDConfig(TrainingArguments):
         default=None,
         metadata=_doc("folder that keeps the experts' last hidden states between trainings"),
     )
+    lora_rank: int = field(
+        default=0,
+        metadata=_doc("train a LoRA adapter of this rank and nothing else; 0: all weights"),
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata=_doc("LoRA's scale times its rank; by default twice the rank")
+    )
+    lora_targets: Any = field(
+        default="all-linear", metadata=_doc("the layers it sits on: names, or all linear ones")
+    )
     snapshots: int = field(
         default=0,
         metadata=_doc("weights kept at so many evenly spaced steps, for `flatgd flatness`"),
@@ -141,6 +151,8 @@ class FlatGDConfig(TrainingArguments):
             yield f"penalty_every must be at least 1, got {self.penalty_every}"
         if self.flatness_method == "fast" and self.difference == "central":
             yield "flatness_method: fast is a forward difference; leave difference at 'forward'"
+        if self.lora_rank < 0:
+            yield f"lora_rank must not be negative, got {self.lora_rank}"
         if self.snapshots < 0:
             yield f"snapshots must not be negative, got {self.snapshots}"
         if self.micro_batch_size is not None and self.micro_batch_size < 1:

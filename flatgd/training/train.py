@@ -8,13 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
 from transformers.trainer_callback import ProgressCallback
 
+from flatgd.adapters import save, with_adapter
 from flatgd.callbacks import Advance
 from flatgd.cost import peak_memory
 from flatgd.methods import Method
-from flatgd.models import load_model, load_tokenizer
 from flatgd.records import write_jsonl
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.trainer import FlatGDTrainer
@@ -30,11 +35,12 @@ class _Snapshots(TrainerCallback):
         whole = self.count + 1
         due = {round(state.max_steps * place / whole) for place in range(1, whole)}
         if state.global_step in due:
-            kwargs["model"].save_pretrained(self.folder / "path" / str(state.global_step))
+            save(kwargs["model"], self.folder / "path" / str(state.global_step))
 
 
 def train(
-    backbone: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Any],
     config: FlatGDConfig,
     method: Method,
@@ -44,14 +50,15 @@ def train(
     """Train into `config.output_dir`, going on from its last whole checkpoint; says what was done
     and what it cost.
 
-    Leaves config, weights, tokenizer and `training.jsonl`, one line of figures a logged step.
+    Leaves config, weights or adapter, tokenizer and `training.jsonl`, one line of figures a logged
+    step.
     """
     folder = Path(config.output_dir or ".")
-    model, tokenizer = load_model(backbone), load_tokenizer(backbone)
     if is_toxic:
         model.config.flatgd_role = "toxic expert: never to be published or deployed"
+    trained: Any = with_adapter(model, config) if config.lora_rank else model
     trainer = FlatGDTrainer(
-        model,
+        trained,
         config,
         train_dataset=rows,
         processing_class=tokenizer,
@@ -65,8 +72,8 @@ def train(
     checkpoint = last_checkpoint(folder)
     with peak_memory() as peak:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    method.finish(model, folder)
-    model.save_pretrained(folder)
+    method.finish(trained, folder)
+    save(trained, folder)
     tokenizer.save_pretrained(folder)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     write_jsonl(folder / "training.jsonl", log)

@@ -1,0 +1,107 @@
+"""LoRA adapters: a policy that trains nothing else, and models that share one frozen base.
+
+A folder with adapter_config.json holds an adapter, as peft writes it, beside a tokenizer; plain
+peft and plain transformers load it too.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from flatgd.errors import ModelError
+from flatgd.models import base_of, load_config, load_model
+
+ROLE = "flatgd.json"
+
+
+def with_adapter(model: PreTrainedModel, config: Any) -> Any:
+    """`model` frozen, with a LoRA adapter on its linear layers as a FlatGDConfig has it (Hu et al.
+    2022); on which layers is `lora_targets`. Starts at the model itself, drawn from config.seed."""
+    kind = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    targets: Any = config.lora_targets
+    lora = LoraConfig(
+        task_type=kind,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+        target_modules=targets,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            adapted: Any = get_peft_model(model, lora)
+        except ValueError as error:
+            raise ModelError(f"lora_targets {targets!r}: {error}") from None
+    return adapted
+
+
+def save(model: Any, folder: Path) -> None:
+    """A checkpoint that plain transformers loads: weights, or an adapter that names its base.
+
+    An adapter's folder has no config.json, which would make transformers look for weights in it; so
+    what a toxic expert is marked with lies in a file of its own.
+    """
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+    else:
+        model.save_pretrained(str(folder), save_embedding_layers=False)  # else it asks the hub
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+        if role := getattr(model.config, "flatgd_role", None):
+            (folder / ROLE).write_text(json.dumps({"flatgd_role": role}) + "\n")
+
+
+def is_toxic_expert(folder: Path) -> bool:
+    """Whether a checkpoint is marked as one."""
+    files = [path for path in (folder / "config.json", folder / ROLE) if path.is_file()]
+    return any("flatgd_role" in json.loads(path.read_text()) for path in files)
+
+
+def load(name: str | Path) -> PreTrainedModel:
+    """A model ready to use; an adapter is merged into its base."""
+    base = base_of(name)
+    if base is None:
+        return load_model(name)
+    merged: PreTrainedModel = _put_on(load(base), Path(name)).merge_and_unload()
+    merged.config = load_config(str(name))
+    merged.name_or_path = str(name)  # what an adapter trained on it names as its base
+    return merged
+
+
+def load_together(paths: Mapping[str, str], policy: nn.Module | None = None) -> dict[str, Any]:
+    """Models by name, to be used frozen. Adapters on one base share its weights in memory, also a
+    `policy`'s if that is the base and frozen itself; each is a tree of modules of its own, so that
+    none has to be switched on or off."""
+    bases: dict[str, nn.Module] = {}
+    if policy is not None:
+        bases[str(policy.name_or_path)] = policy
+    loaded: dict[str, Any] = {}
+    for name, path in paths.items():
+        base = base_of(path)
+        if base is None:
+            loaded[name] = load_model(path)
+            continue
+        if base not in bases:
+            bases[base] = load(base).requires_grad_(False)
+        loaded[name] = _put_on(twin(bases[base]), Path(path))
+    return loaded
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """The same modules anew, on the same tensors."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, shared)
+
+
+def _put_on(base: Any, folder: Path) -> Any:
+    try:
+        adapted: Any = PeftModel.from_pretrained(base, str(folder))
+        return adapted
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load the adapter in {folder}: {error}") from None

@@ -1,0 +1,207 @@
+"""LoRA: a penalty over the adapter alone; plain peft and transformers load it; one base for all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama
+from peft import AutoPeftModelForSeq2SeqLM
+from reference import relative_error
+from torch import nn
+from transformers import AutoModelForSeq2SeqLM
+
+from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model
+from flatgd.adapters import is_toxic_expert, load, load_together, save, twin, with_adapter
+from flatgd.errors import ModelError, UnsupportedError
+from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
+from flatgd.models import ADAPTER, base_of, reply_log_probs
+from flatgd.recipe_file import load_recipe
+from flatgd.run import Run
+
+
+def config(folder: Path, **fields) -> FlatGDConfig:  # type: ignore[no-untyped-def]
+    defaults = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "penalty_warmup": 0.0,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "max_reply_tokens": 32,
+        "lora_rank": 2,
+    }
+    return FlatGDConfig(output_dir=str(folder), **{**defaults, **fields})
+
+
+def trainer(folder: Path, model: nn.Module, method: FlatGD, **fields) -> FlatGDTrainer:  # type: ignore[no-untyped-def]
+    return FlatGDTrainer(
+        model,
+        config(folder, **fields),
+        train_dataset=mild_rows(16, seed=5),
+        processing_class=byte_tokenizer(),
+        method=method,
+    )
+
+
+def adapted(folder: Path, seed: int, base: Path) -> Path:
+    """An adapter with something in it."""
+    model = with_adapter(load_model(base), config(folder, seed=seed))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.2)
+    save(model, folder)
+    return folder
+
+
+@pytest.mark.parametrize("make", [tiny_blenderbot, tiny_llama])
+@pytest.mark.parametrize("flatness_method", ["finite_difference", "fast", "exact"])
+def test_only_the_adapter_is_trained(tmp_path: Path, make, flatness_method: str) -> None:  # type: ignore[no-untyped-def]
+    model = with_adapter(make(0), config(tmp_path))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    subject = trainer(tmp_path, model, FlatGD(make(1), make(2)), flatness_method=flatness_method)
+    subject.train()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert subject.state.log_history[0]["safety_grad_norm"] > 0
+
+
+def test_penalty_is_that_of_the_adapters_weights(tmp_path: Path) -> None:
+    """Finite differences over the adapter against double backward over it, in float64."""
+    model = with_adapter(tiny_blenderbot(), config(tmp_path)).double()
+    with torch.no_grad():  # away from B = 0, where half of the gradient is nothing
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    method = FlatGD(tiny_blenderbot(1).double(), tiny_blenderbot(2).double())
+    subject = trainer(tmp_path, model, method)
+    batch = subject.data_collator(subject.examples[:8])
+    totals = subject._totals(batch)
+    (part,) = method.prepare([batch])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    found = {}
+    for way in ("exact", "differences"):
+        function = exact if way == "exact" else finite_difference
+        settings = PenaltySettings(10.0, None, difference="central", rho=1e-4)
+        score = method.terms if way == "exact" else method.fused
+        objective = Objective(lambda _, score=score: score(model, part, totals).terms)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            found[way] = function(parameters, objective, Split([0]), lambda g: None, settings)
+    assert relative_error(found["differences"].gradient, found["exact"].gradient) < 1e-5
+
+
+def test_plain_peft_and_plain_transformers_load_it(tmp_path: Path, backbone_folder: Path) -> None:
+    folder = adapted(tmp_path / "a", 1, backbone_folder)
+    ours = load(folder).eval()
+    peft = AutoPeftModelForSeq2SeqLM.from_pretrained(folder).eval()
+    plain = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    merged = peft.merge_and_unload()
+    ids = torch.tensor([[5, 6, 7, 2]])
+    feed = {"input_ids": ids, "decoder_input_ids": ids}
+    for other in (plain, merged):
+        assert torch.allclose(ours(**feed).logits, other(**feed).logits, atol=1e-5)
+    assert not torch.allclose(ours(**feed).logits, load_model(backbone_folder)(**feed).logits)
+    merged.save_pretrained(tmp_path / "merged")
+    assert base_of(tmp_path / "merged") is None
+    assert torch.allclose(load(tmp_path / "merged")(**feed).logits, ours(**feed).logits, atol=1e-5)
+
+
+def test_an_adapter_on_an_adapter(tmp_path: Path, backbone_folder: Path) -> None:
+    first = adapted(tmp_path / "first", 1, backbone_folder)
+    model = with_adapter(load(first), config(tmp_path))
+    save(model, tmp_path / "second")
+    assert base_of(tmp_path / "second") == str(first)
+    ids = torch.tensor([[5, 6, 7, 2]])
+    feed = {"input_ids": ids, "decoder_input_ids": ids}
+    wanted = load(first).eval()(**feed).logits
+    assert torch.allclose(load(tmp_path / "second").eval()(**feed).logits, wanted, atol=1e-5)
+
+
+def test_three_models_share_one_base(tmp_path: Path, backbone_folder: Path) -> None:
+    paths = {n: str(adapted(tmp_path / n, s, backbone_folder)) for s, n in enumerate("ab", start=1)}
+    base = load_model(backbone_folder)
+    experts = load_together(paths, base)
+    policy = with_adapter(base, config(tmp_path))
+    tensors = {id(t): t.numel() for m in (policy, *experts.values()) for t in m.parameters()}
+    adapters = sum(
+        p.numel()
+        for m in (policy, *experts.values())
+        for n, p in m.named_parameters()
+        if "lora" in n
+    )
+    assert sum(tensors.values()) == load_model(backbone_folder).num_parameters() + adapters
+    assert adapters > 0
+    FlatGD(experts["a"], experts["b"])  # freezes the experts, not the policy's adapter
+    assert any(p.requires_grad for p in policy.parameters())
+
+
+def test_shared_experts_say_what_they_say_alone(tmp_path: Path, backbone_folder: Path) -> None:
+    paths = {n: str(adapted(tmp_path / n, s, backbone_folder)) for s, n in enumerate("ab", start=1)}
+    shared = load_together(paths, load_model(backbone_folder))
+    subject = trainer(
+        tmp_path,
+        load_model(backbone_folder),
+        FlatGD(**{"clean_expert": shared["a"].eval(), "toxic_expert": shared["b"].eval()}),
+        lora_rank=0,
+    )
+    batch = subject.data_collator(subject.examples[:4])
+    with torch.no_grad():
+        for name, path in paths.items():
+            alone = reply_log_probs(load(path).eval(), batch)
+            assert torch.allclose(reply_log_probs(shared[name].eval(), batch), alone, atol=1e-5)
+
+
+def test_a_twin_has_modules_of_its_own_on_the_same_tensors() -> None:
+    model = tiny_blenderbot()
+    other = twin(model)
+    assert other is not model
+    assert other.lm_head is not model.lm_head
+    assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_recipe_with_adapters_everywhere(recipe_file: Path) -> None:
+    """Experts, policies and the way of decoding; the toxic one stays marked."""
+    lora = [
+        "train.lora_rank=2",
+        "train.snapshots=1",
+        "methods={clean: {}, flatgd: {}, dexperts: {}}",
+    ]
+    job = Run(load_recipe(recipe_file, lora))
+    job.all()
+    for place in ("experts/clean", "experts/toxic", "methods/clean", "methods/flatgd"):
+        assert (job.root / place / ADAPTER).is_file()
+        assert not (job.root / place / "model.safetensors").exists()
+    assert is_toxic_expert(job.root / "experts/toxic")
+    assert not is_toxic_expert(job.root / "methods/flatgd")
+    assert (job.root / "methods/flatgd/path").is_dir()
+    again = Run(load_recipe(recipe_file, lora))
+    assert again.plan.key("flatgd") == again.stages.key("methods/flatgd")
+
+
+def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        torch.manual_seed(hash(folder) % 1000)  # what was drawn before does not matter
+        trainer(
+            folder,
+            with_adapter(tiny_blenderbot(), config(folder)),
+            FlatGD(tiny_blenderbot(1), tiny_blenderbot(2)),
+        ).train()
+    one, two = (with_adapter(tiny_blenderbot(), config(f)).state_dict() for f in folders)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_cannot_be_is_told(tmp_path: Path, backbone_folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="lora_rank must not be negative"):
+        config(tmp_path, lora_rank=-1)
+    with pytest.raises(ModelError, match="lora_targets"):
+        with_adapter(tiny_blenderbot(), config(tmp_path, lora_targets=["nowhere"]))
+    folder = adapted(tmp_path / "a", 1, backbone_folder)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot load the adapter"):
+        load(folder)
+    (folder / ADAPTER).write_text("{")
+    with pytest.raises(ModelError, match="no adapter's configuration"):
+        load(folder)
