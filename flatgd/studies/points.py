@@ -130,7 +130,7 @@ class Landscape:
         """(step, weights) from the backbone over the snapshots to the end point."""
         folder = self.run.plan.folder(name)
         kept = sorted((folder / "path").glob("*"), key=lambda p: int(p.name))
-        steps = [(int(path.parent.name), load(path.parent).state_dict()) for path in kept]
+        steps = [(int(path.name), load(path).state_dict()) for path in kept]
         end = self.run.plan.steps(name)
         inner = [(step, state) for step, state in steps if step < end]
         return [(0, self.start), *inner, (end, self.end(name))]
