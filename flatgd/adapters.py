@@ -42,16 +42,17 @@ def with_adapter(model: PreTrainedModel, config: Any) -> Any:
     return adapted
 
 
-def save(model: Any, folder: Path) -> None:
+def save(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """A checkpoint that plain transformers loads: weights, or an adapter that names its base.
 
     An adapter's folder has no config.json, which would make transformers look for weights in it; so
-    what a toxic expert is marked with lies in a file of its own.
+    what a toxic expert is marked with lies in a file of its own. `weights`: the model's, where they
+    were gathered from several processes.
     """
     if not isinstance(model, PeftModel):
-        model.save_pretrained(folder)
-    else:
-        model.save_pretrained(str(folder), save_embedding_layers=False)  # else it asks the hub
+        model.save_pretrained(folder, state_dict=weights)
+    else:  # peft would ask the hub about embeddings
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
         if role := getattr(model.config, "flatgd_role", None):
             (folder / ROLE).write_text(json.dumps({"flatgd_role": role}) + "\n")

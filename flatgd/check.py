@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flatgd import processes
 from flatgd.data.mixture import (
     Sets,
     answerable,
@@ -45,6 +46,8 @@ def training_config(
         raise RecipeError("\n".join(faults))
     if issubclass(kind, Method):
         fields = kind.preset(fields, overrides)
+    if (number := processes.count()) > 1:
+        fields["per_device_train_batch_size"] = _share_of_batch(fields, number)
     if cache := fields.get("expert_cache"):  # one folder for all methods of the recipe
         fields["expert_cache"] = str(recipe.output / str(cache))
     try:
@@ -58,6 +61,17 @@ def training_config(
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: {error}") from None
+
+
+def _share_of_batch(fields: dict[str, Any], number: int) -> int:
+    """A recipe's batch is the whole batch, however many processes work on it."""
+    whole = fields.get("per_device_train_batch_size", FlatGDConfig.per_device_train_batch_size)
+    if not isinstance(whole, int) or whole % number:
+        raise RecipeError(
+            f"train: per_device_train_batch_size {whole!r} is the whole batch of a recipe and "
+            f"cannot be shared out over {number} processes; make it a multiple of {number}"
+        )
+    return whole // number
 
 
 def check(recipe: Recipe) -> Sets:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flatgd import processes
 from flatgd.cli_data import app as data_app
 from flatgd.errors import FlatGDError, RecipeError
 
@@ -59,6 +60,8 @@ def run(recipe: RecipeArgument, set_: SetOption = None) -> None:
 
     job = _open(recipe, set_)
     page = job.all()
+    if not processes.is_first():
+        return
     console = job.display.console
     console.print()
     show_in_terminal(job.recipe, console)

@@ -8,7 +8,6 @@ sampled/judge/            what judged them: trained on the policy's rows, never 
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +18,14 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from rich.console import Console
 
+from flatgd import processes
 from flatgd.adapters import load, load_together
 from flatgd.check import EXPERTS, check
 from flatgd.data.mixture import Sets
 from flatgd.decoding import Guide
-from flatgd.errors import RecipeError, UnsupportedError
+from flatgd.errors import RecipeError
 from flatgd.evaluation.judge import judge_report, pairs_of
 from flatgd.evaluation.judges import load_judge, make_judge
 from flatgd.evaluation.score import as_dialogues, generation_row
@@ -79,13 +80,10 @@ class Making:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.recipe = recipe
-        self.display = display or Display()
+        self.display = display or Display(None if processes.is_first() else Console(quiet=True))
         self.root = recipe.output
         self.sets = sets or check(recipe)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UnsupportedError(
-                "a run is one process; for several, use FlatGDTrainer under accelerate launch"
-            )
+        processes.meet()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -116,7 +114,8 @@ class Making:
         def build(folder: Path) -> Done:
             kind = plan.kind(name)
             folder.mkdir(parents=True, exist_ok=True)
-            self._write_settings(name, folder)
+            if processes.is_first():
+                self._write_settings(name, folder)
             if issubclass(kind, Method):
                 return self._trained(name, kind, folder)
             if issubclass(kind, Merge):
@@ -125,7 +124,8 @@ class Making:
 
         on = [plan.place(needed) for needed in plan.models(name)]
         on += [plan.sample_place(source)] if source is not None else []
-        self._produce(plan.place(name), plan.key(name), build, on)
+        together = issubclass(plan.kind(name), Method)
+        self._produce(plan.place(name), plan.key(name), build, on, together)
 
     def _write_settings(self, name: str, folder: Path) -> None:
         """What the recipe says, and what the method makes of it."""
@@ -182,13 +182,14 @@ class Making:
                 replies = speaker.generate(histories, generate, self.recipe.seed, advance).texts
             rows = [generation_row(row, said) for row, said in zip(histories, replies, strict=True)]
             marked = self._marked(rows, speaker)
-            write_jsonl(path, marked)
+            if processes.is_first():
+                write_jsonl(path, marked)
             toxic = sum(sum(row["toxic"]) for row in marked)
             told = f"{len(rows):,} histories x {settings.samples} replies, {toxic:,} judged toxic"
             return Done(told, {"seconds": time.perf_counter() - begun})
 
         on = [IN_LOOP, *self._made(name)]
-        self._produce(self.plan.sample_place(name), self.plan.sample_key(name), build, on)
+        self._produce(self.plan.sample_place(name), self.plan.sample_key(name), build, on, True)
 
     def _marked(self, rows: list[Row], speaker: Speaker) -> list[Row]:
         """The rows with what the in-loop judge and the speaker say of each reply."""
@@ -257,7 +258,12 @@ class Making:
     # Plumbing
 
     def _produce(
-        self, place: str, key: str, build: Callable[[Path], Done], on: Sequence[str] = ()
+        self,
+        place: str,
+        key: str,
+        build: Callable[[Path], Done],
+        on: Sequence[str] = (),
+        together: bool = False,
     ) -> None:
         done: list[Done] = []
 
@@ -268,7 +274,9 @@ class Making:
         if self.stages.is_outdated(place, key):
             self.display.line(place, "something it rests on has changed: made anew")
         begun = time.monotonic()
-        outcome = self.stages.produce(place, key, make, on)
+        outcome = self.stages.produce(place, key, make, on, together)
+        if not processes.is_first():
+            return
         if outcome != "kept" and self._is_whole:
             (self.root / RECIPE).write_text(as_text(self.recipe))
         if outcome == "built":

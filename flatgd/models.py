@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from transformers import (
     AutoConfig,
@@ -30,7 +31,7 @@ from flatgd.families import IGNORE
 from flatgd.losses.divergence import LOG_ZERO
 from flatgd.losses.fused import Head, head_log_probs
 
-T = TypeVar("T")
+BIAS = "final_logits_bias"  # a buffer [1, V] that BlenderBot and BART add after their head
 ADAPTER = "adapter_config.json"
 FORWARD_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
 
@@ -160,34 +161,41 @@ def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def at_head(
-    model: nn.Module, batch: Mapping[str, Tensor], compute: Callable[[Tensor, Head], T]
-) -> T:
-    """`compute(states [N, D], head)` in the place of the model's head; there are no logits.
+    model: nn.Module, batch: Mapping[str, Tensor], compute: Callable[[Tensor, Head], Tensor]
+) -> Tensor:
+    """`compute(states [N, D], head)`, of shape [n, 1] or [n, V], as the model's logits.
 
-    It runs inside the model's forward: there sharded weights are whole.
+    It runs inside the model's forward, where sharded weights are whole, and comes out of it as the
+    logits do, so that FSDP2 makes them whole again for each backward pass.
     """
+    inner, head = unwrapped(model), output_head(model)
     real_BT = batch["targets"] != IGNORE
     inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
-    head = output_head(model)
-    found: list[T] = []
-
-    def instead(states_BTD: Tensor) -> Tensor:
-        found.append(compute(states_BTD[real_BT], head_of(model)))
-        return states_BTD.new_zeros(0, head_weight(model).shape[0])
-
-    head.forward = instead
+    given, bias = head_of(model), getattr(inner, BIAS, None)
+    head.forward = lambda states_BTD: compute(
+        states_BTD[real_BT], given._replace(weight=head_weight(model))
+    )
+    if bias is not None:
+        setattr(inner, BIAS, bias.new_zeros(1, 1))
     try:
-        model(**inputs, use_cache=False)
+        found: Tensor = model(**inputs, use_cache=False).logits
     finally:
         del head.forward
-    return found[0]
+        if bias is not None:
+            setattr(inner, BIAS, bias)
+    return found
+
+
+def reply_states(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the head is given at each real reply token, as `reply_log_probs` has them. [N, D]."""
+    return at_head(model, batch, lambda states_ND, head: states_ND)
 
 
 def head_of(model: nn.Module) -> Head:
-    """Weight and bias of the head; BlenderBot's and BART's final_logits_bias is one."""
+    """Weight and bias of the head."""
     head: Any = output_head(model)
     bias = getattr(head, "bias", None)
-    if bias is None and (added := getattr(unwrapped(model), "final_logits_bias", None)) is not None:
+    if bias is None and (added := getattr(unwrapped(model), BIAS, None)) is not None:
         bias = added[0]
     return Head(head.weight, bias)
 
@@ -208,12 +216,26 @@ class HeadOnly(nn.Module):
         return self.head
 
 
+def join_embeddings(model: nn.Module) -> None:
+    """Embeddings on one weight become one module: FSDP2 takes a tied weight only from modules that
+    it shards together, and encoder-decoders have three."""
+    embeddings = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Embedding)
+    ]
+    first: dict[int, nn.Module] = {}
+    for parent, name, child in embeddings:
+        setattr(parent, name, first.setdefault(id(child.weight), child))
+
+
 def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
     """Whether the logits are those of `head_of` on the states before it; tried on `batch`.
 
     Not so where an adapter sits on the head, or the model does something to its logits.
     """
-    if type(output_head(model)) is not nn.Linear:
+    if not isinstance(output_head(model), nn.Linear):  # peft's layers are none
         return False
     was_training = model.training
     model.eval()
@@ -223,6 +245,9 @@ def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
             theirs = reply_log_probs(model, batch)
     finally:
         model.train(was_training)
+        for module in model.modules():  # FSDP2 leaves weights whole until the next backward pass
+            if isinstance(module, FSDPModule):
+                module.reshard()
     return bool(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2))
 
 

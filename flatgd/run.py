@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from flatgd import processes
 from flatgd.cost import peak_memory
 from flatgd.data.mixture import answerable, ordinary, scorable, to_answer
 from flatgd.evaluation.judge import Judge
@@ -83,7 +84,8 @@ class Run(Making):
                 with self.display.bar(f"{name}: generate", len(self.histories)) as advance:
                     said = speaker.generate(self.histories, settings, self.recipe.seed, advance)
             rows = zip(self.histories, said.texts, strict=True)
-            write_jsonl(path, (generation_row(row, answers) for row, answers in rows))
+            if processes.is_first():
+                write_jsonl(path, (generation_row(row, answers) for row, answers in rows))
             cost = {
                 "tokens": said.tokens,
                 "seconds": said.seconds,
@@ -94,7 +96,7 @@ class Run(Making):
             return Done(f"{len(self.histories):,} histories x {settings.samples} replies", cost)
 
         key = key_of("generate", self.plan.key(name), self._generation_key)
-        self._produce(f"generations/{name}.jsonl", key, build, self._made(name))
+        self._produce(f"generations/{name}.jsonl", key, build, self._made(name), together=True)
 
     @cached_property
     def _generation_key(self) -> str:
@@ -131,13 +133,14 @@ class Run(Making):
             with self.display.bar(f"{name}: score", len(given) + self._calls(generations)) as step:
                 rows = given_rows(speaker, given, step)
                 rows = self._reply_rows("generated", generations, step) + rows
-            write_jsonl(path, rows)
+            if processes.is_first():
+                write_jsonl(path, rows)
             return Done(f"{replies:,} replies judged, {len(given):,} given replies scored")
 
         key = key_of(self.plan.key(name), self._generation_key, self._scoring_key)
         judges = [f"judges/{settings.label}" for settings in self.recipe.judges]
         on = [*self._made(name), f"generations/{name}.jsonl", *judges]
-        self._produce(f"scores/{name}.jsonl", key, build, on)
+        self._produce(f"scores/{name}.jsonl", key, build, on, together=True)
 
     def _score_reference(self) -> None:
         """The test sets' own safe replies under judge and scorer: the yardstick."""
@@ -148,11 +151,13 @@ class Run(Making):
             answered = {row.source for row in self.histories}
             rows = [generation_row(r, [r.reply]) for r in safe if r.source in answered]
             with self.display.bar("reference: score", self._calls(rows)) as advance:
-                write_jsonl(path, self._reply_rows("reference", rows, advance))
+                scored = self._reply_rows("reference", rows, advance)
+            if processes.is_first():
+                write_jsonl(path, scored)
             return Done(f"{len(rows):,} human replies")
 
         key = key_of("reference", digest(self.histories), self._scoring_key)
-        self._produce("scores/reference.jsonl", key, build)
+        self._produce("scores/reference.jsonl", key, build, together=True)
 
     @cached_property
     def _scoring_key(self) -> str:
@@ -194,6 +199,8 @@ class Run(Making):
         from flatgd.hub import write_cards
         from flatgd.report.build import build_report
 
+        if not processes.is_first():
+            return self.root / "report/index.html"
         page = build_report(self.recipe)
         (self.root / RECIPE).write_text(as_text(self.recipe))
         write_cards(self.recipe)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from flatgd import __version__
+from flatgd import __version__, processes
 
 Outcome = Literal["built", "kept", "reused"]
 
@@ -43,27 +43,49 @@ class Stages:
         self._stamps = root / ".stages"
 
     def produce(
-        self, name: str, key: str, build: Callable[[Path], Any], on: Sequence[str] = ()
+        self,
+        name: str,
+        key: str,
+        build: Callable[[Path], Any],
+        on: Sequence[str] = (),
+        together: bool = False,
     ) -> Outcome:
         """Make `root/name` hold what `key` stands for; `build` writes it to a given path.
 
         What `build` returns, if anything, is kept as its `cost`. `on`: the outputs it is made from,
-        so that `is_stale` can tell when they have changed.
+        so that `is_stale` can tell when they have changed. Of several processes the first builds,
+        or all `together`.
         """
         assert ".." not in Path(name).parts
-        target, stamp = self.root / name, self._stamp(name)
-        if self.key(name) == key:
-            return "kept"
-        target.parent.mkdir(parents=True, exist_ok=True)
         begun = time.time()
+        outcome, partial, cost = processes.of_first(lambda: self._begin(name, key))
+        if outcome == "built" and (together or processes.is_first()):
+            cost = build(partial)
+        processes.wait()
+        if outcome != "kept" and processes.is_first():
+            self._finish(name, key, partial, cost, on, begun)
+        processes.wait()
+        return outcome
+
+    def _begin(self, name: str, key: str) -> tuple[Outcome, Path, Any]:
+        """What is to be done, where it is put, and its cost if that is known."""
+        target = self.root / name
+        if self.key(name) == key:
+            return "kept", target, None
+        target.parent.mkdir(parents=True, exist_ok=True)
         twin = self._twin(name, key)
         partial = self._partial(target, key)
-        if twin is not None:
-            path, cost = twin
-            _remove(partial)
-            _link(path, partial)
-        else:
-            cost = build(partial)
+        if twin is None:
+            return "built", partial, None
+        path, cost = twin
+        _remove(partial)
+        _link(path, partial)
+        return "reused", partial, cost
+
+    def _finish(
+        self, name: str, key: str, partial: Path, cost: Any, on: Sequence[str], begun: float
+    ) -> None:
+        target, stamp = self.root / name, self._stamp(name)
         stamp.unlink(missing_ok=True)
         _remove(target)
         partial.rename(target)
@@ -77,7 +99,6 @@ class Stages:
             "on": {place: self.key(place) for place in on},
         }
         write_whole(stamp, json.dumps(record) + "\n")
-        return "reused" if twin is not None else "built"
 
     def is_outdated(self, name: str, key: str) -> bool:
         """Whether the output is there, under another key."""

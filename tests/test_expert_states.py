@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from flatgd import FlatGDConfig, FlatGDTrainer
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.families import Example, Family, family_of
-from flatgd.models import at_head
+from flatgd.models import reply_states
 from flatgd.training import expert_states
 from flatgd.training.expert_states import cached_states, fault_of, states_key
 
@@ -41,7 +41,7 @@ def test_states_are_the_experts(tmp_path: Path) -> None:
     for numbers in ([0, 1, 2], [11, 4, 5, 9]):
         batch = family.collate([examples[n] for n in numbers])
         with torch.no_grad():
-            wanted = at_head(expert, batch, lambda states, head: states)
+            wanted = reply_states(expert, batch)
         assert torch.allclose(states.of(batch), wanted, atol=1e-5)
 
 

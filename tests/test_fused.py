@@ -14,7 +14,15 @@ from flatgd.flatness import Mix
 from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs
 from flatgd.methods import FlatGD
 from flatgd.methods.base import Totals
-from flatgd.models import HeadOnly, at_head, has_plain_head, head_of, reply_log_probs, reply_tokens
+from flatgd.models import (
+    HeadOnly,
+    at_head,
+    has_plain_head,
+    head_of,
+    reply_log_probs,
+    reply_states,
+    reply_tokens,
+)
 
 N, D, V = 11, 5, 13
 WEIGHTS = (3.0, -2.0)
@@ -209,7 +217,7 @@ def test_only_the_head_says_the_same() -> None:
     model.final_logits_bias.normal_()
     batch = batch_for(model)
     with torch.no_grad():
-        states = at_head(model, batch, lambda states, head: states)
+        states = reply_states(model, batch)
         kept = head_of(HeadOnly(head_of(model)))
         assert torch.allclose(
             head_log_probs(states, kept), reply_log_probs(model, batch), atol=1e-6

@@ -1,27 +1,42 @@
-"""Two processes (DDP, gloo, CPU) walk the trajectory of one."""
+"""Two processes (DDP and FSDP2, gloo, CPU) walk the trajectory of one."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import byte_tokenizer, mild_rows, tiny_blenderbot
-from safetensors.torch import load_file, save_file
+from accelerate.state import AcceleratorState, DistributedType
+from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama
+from safetensors.torch import load_file
 
 from flatgd import FlatGDConfig, FlatGDTrainer
+from flatgd.check import training_config
+from flatgd.errors import RecipeError
+from flatgd.recipe_file import load_recipe
+from flatgd.training.train import gathered_weights
+
+MODELS = {"blenderbot": tiny_blenderbot, "llama": tiny_llama}
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
 
 
-def work(output: Path, rows_a_process: int, method: str) -> None:
+def work(output: Path, rows_a_process: int, kind: str, fields: dict[str, Any]) -> None:
     """Three steps over batches of eight rows in all; the first process saves what came out."""
+    make = MODELS[kind]
     trainer = FlatGDTrainer(
-        tiny_blenderbot(),
+        make(),
         FlatGDConfig(
             output_dir=str(output),
             max_steps=3,
             per_device_train_batch_size=rows_a_process,
             micro_batch_size=3,
-            flatness_method=method,
             optim="sgd",
             learning_rate=0.1,
             penalty_warmup=0.0,
@@ -29,41 +44,127 @@ def work(output: Path, rows_a_process: int, method: str) -> None:
             use_cpu=True,
             disable_tqdm=True,
             max_reply_tokens=32,
+            **fields,
         ),
         train_dataset=mild_rows(24, seed=8),
         processing_class=byte_tokenizer(),
-        clean_expert=tiny_blenderbot(seed=1),
-        toxic_expert=tiny_blenderbot(seed=2),
+        clean_expert=make(seed=1),
+        toxic_expert=make(seed=2),
     )
     trainer.train()
+    weights = gathered_weights(trainer)
     if trainer.is_world_process_zero():
-        save_file(dict(trainer.model.named_parameters()), output / "weights.safetensors")
+        if os.environ.get("ACCELERATE_USE_FSDP"):
+            assert trainer.accelerator.is_fsdp2
+        trainer.model.save_pretrained(output, state_dict=weights)
         (output / "log.txt").write_text(str(trainer.state.log_history[0]["lm"]))
 
 
-@pytest.mark.parametrize("method", ["finite_difference", "exact"])
-def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
+def shard_on_cpu() -> None:
+    """accelerate shards on cards alone; gloo can do it on a CPU too."""
+    original = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+        is_on_cpu = self.distributed_type == DistributedType.MULTI_CPU
+        if is_on_cpu and self.__dict__.get("fsdp_plugin") is not None:
+            self.distributed_type = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind", "fields"),
+    [
+        ("ddp", "blenderbot", "finite_difference"),
+        ("ddp", "blenderbot", "exact"),
+        ("ddp", "llama", "fast"),
+        ("fsdp2", "blenderbot", "finite_difference"),
+        ("fsdp2", "llama", "fast"),
+    ],
+)
+def test_two_processes_equal_one(tmp_path: Path, strategy: str, kind: str, fields: str) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    work(one, 8, method)
+    work(one, 8, kind, {"flatness_method": fields})
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, __file__, str(two), "4", method],
+        [*launch, __file__, str(two), "4", kind, fields],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(FSDP2 if strategy == "fsdp2" else {})},
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    ours, theirs = load_file(one / "weights.safetensors"), load_file(two / "weights.safetensors")
-    start = dict(tiny_blenderbot().named_parameters())
-    gone = max(float((start[name] - ours[name]).detach().abs().max()) for name in ours)
+    ours, theirs = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    start = dict(MODELS[kind]().named_parameters())
+    gone = max(
+        float((start[name] - ours[name]).detach().abs().max()) for name in ours if name in start
+    )
     apart = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    assert ours.keys() == theirs.keys()
     assert apart <= 1e-3 * gone
     logged = [float((folder / "log.txt").read_text()) for folder in (one, two)]
     assert logged[0] == pytest.approx(logged[1], rel=1e-5)
 
 
+def run(recipe: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    sets = [part for override in overrides for part in ("--set", override)]
+    return subprocess.run(
+        [*launch, "-m", "flatgd", "run", str(recipe), *sets],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def test_a_run_over_two_processes_is_the_run_of_one(recipe_file: Path) -> None:
+    """Training, sampling, generation and scoring shared out; one report, and nothing done twice."""
+    same = [
+        "train.optim=sgd",
+        "train.snapshots=1",
+        "train.expert_cache=states",
+        "generate.batch_size=2",
+        "methods={clean: {}, flatgd: {}, dexperts: {strength: 1}, cringe: {sampled_from: clean}}",
+    ]
+    folder = recipe_file.parent
+    one = run(recipe_file, 1, "output=one", *same)
+    two = run(recipe_file, 2, "output=two", *same)
+    assert one.returncode == 0, one.stderr[-3000:]
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert two.stdout.count("methods/flatgd ") == 1  # the other process is silent
+    summaries = [
+        json.loads((folder / n / "report/summary.json").read_text()) for n in ("one", "two")
+    ]
+    values = [
+        {(r["method"], r["dataset"], r["metric"]): r["value"] for r in summary if "metric" in r}
+        for summary in summaries
+    ]
+    assert values[0].keys() == values[1].keys()
+    for key, value in values[0].items():
+        wanted = None if value is None else pytest.approx(value, rel=1e-2, abs=1e-2)
+        assert values[1][key] == wanted, key
+    again = run(recipe_file, 2, "output=two", *same)
+    assert again.returncode == 0
+    assert "steps on" not in again.stdout
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(recipe_file, None)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(RecipeError, match="multiple of 3"):
+        training_config(recipe, {}, Path("x"))
+
+
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    shard_on_cpu()
+    work(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], {"flatness_method": sys.argv[4]})

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from flatgd import __version__
 from flatgd.cli import app, main
-from flatgd.errors import RecipeError, UnsupportedError
+from flatgd.errors import RecipeError
 from flatgd.progress import Display
 from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
@@ -230,15 +230,10 @@ def test_version() -> None:
     assert told.output == f"flatgd {__version__}\n"
 
 
-def test_several_processes_and_a_file_in_the_way_are_refused(
-    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_in_the_way_is_refused(recipe_file: Path) -> None:
     (recipe_file.parent / "taken").write_text("")
     with pytest.raises(RecipeError, match="name another folder"):
         Run(load_recipe(recipe_file, ["output=taken"]))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UnsupportedError, match="a run is one process"):
-        Run(load_recipe(recipe_file))
 
 
 def test_report_escapes_and_hides_what_models_said(recipe_file: Path) -> None:

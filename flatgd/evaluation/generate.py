@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
+from flatgd import processes
 from flatgd.decoding import Guide
 from flatgd.families import Batch, EncoderDecoder, Example, Family
 from flatgd.recipe import Generate
@@ -37,19 +38,21 @@ def generate_replies(
     steers the model.
 
     Histories of like length are answered together; each such batch draws from its own seed, so the
-    outcome depends on the seed, the histories and the batch size alone. The checkpoint's own
+    outcome depends on the seed, the histories and the batch size alone. Several processes share
+    the batches out. The checkpoint's own
     generation settings are set aside but for its token ids.
     """
     encoded = [
         Example(family.history(row.history, row.system)[0], [], True, 0) for row in dialogues
     ]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
-    replies: list[list[str]] = [[] for _ in encoded]
+    replies: dict[int, list[str]] = {}
     config = _generation_config(family, settings, guide is not None)
     tokens, seconds = 0, 0.0
     model.generation_config = GenerationConfig(**_token_ids(family))
     model.eval()
-    for start in range(0, len(order), settings.batch_size):
+    starts = range(0, len(order), settings.batch_size)
+    for start in starts[processes.rank() :: processes.count()]:
         rows = order[start : start + settings.batch_size]
         prompt = {
             k: v.to(model.device) for k, v in family.prompt([encoded[i] for i in rows]).items()
@@ -69,8 +72,14 @@ def generate_replies(
         for place, row in enumerate(rows):
             answers = texts[place * settings.samples : (place + 1) * settings.samples]
             replies[row] = [" ".join(text.split()) for text in answers]
-        progress(len(rows))
-    return Replies(replies, tokens, seconds)
+        progress(len(rows) * processes.count())
+    parts = processes.gathered((replies, tokens, seconds))
+    merged = {row: texts for part, _, _ in parts for row, texts in part.items()}
+    return Replies(
+        [merged[row] for row in range(len(encoded))],
+        sum(tokens for _, tokens, _ in parts),
+        max(seconds for _, _, seconds in parts),
+    )
 
 
 def _processors(

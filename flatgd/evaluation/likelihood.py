@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flatgd import processes
 from flatgd.families import IGNORE, Batch, Family
 from flatgd.losses import negative_log_likelihood
 from flatgd.models import reply_log_probs, reply_tokens
@@ -27,16 +28,17 @@ def score_replies(
     progress: Callable[[int], None] = lambda done: None,
     log_probs: Callable[[nn.Module, Batch], Tensor] = reply_log_probs,
 ) -> list[ReplyLikelihood]:
-    """The likelihood of each reply, its closing token included, in the order given.
+    """The likelihood of each reply, its closing token included, in the order given; several
+    processes share the batches out.
 
     `log_probs`: the distribution at each token, the model's own or a guide's.
     """
     encoded = [family.encode(dialogue) for dialogue in dialogues]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
     device = next(model.parameters()).device
-    results: list[ReplyLikelihood] = [ReplyLikelihood(0.0, 0)] * len(encoded)
+    results: dict[int, ReplyLikelihood] = {}
     model.eval()
-    for start in range(0, len(order), batch_size):
+    for start in range(0, len(order), batch_size)[processes.rank() :: processes.count()]:
         rows = order[start : start + batch_size]
         batch = {k: v.to(device) for k, v in family.collate([encoded[i] for i in rows]).items()}
         with torch.no_grad():
@@ -44,5 +46,6 @@ def score_replies(
         tokens_B = (batch["targets"] != IGNORE).sum(1).tolist()
         for row, part, tokens in zip(rows, nll_N.split(tokens_B), tokens_B, strict=True):
             results[row] = ReplyLikelihood(float(part.double().sum()), tokens)
-        progress(len(rows))
-    return results
+        progress(len(rows) * processes.count())
+    merged = {row: found for part in processes.gathered(results) for row, found in part.items()}
+    return [merged[row] for row in range(len(encoded))]

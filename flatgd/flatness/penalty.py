@@ -246,7 +246,10 @@ def moved(parameters: Sequence[Tensor], direction: Gradient, scale: float) -> It
 
 def _copy(parameters: Sequence[Tensor], saved: Gradient) -> None:
     with torch.no_grad():
-        torch._foreach_copy_(list(parameters), saved)
+        for parameter, value in zip(
+            parameters, saved, strict=True
+        ):  # DTensor has no _foreach_copy_
+            parameter.copy_(value)
     torch.clear_autocast_cache()
 
 

@@ -25,6 +25,10 @@ from flatgd.losses.divergence import LN_2, js_and_slope
 LogProbs = Callable[[slice], Tensor]
 CHUNK = {"cpu": 2**20, "cuda": 2**27}  # elements of [C, V]: what the caches hold; what fills a card
 
+FEWEST = (
+    128  # tokens of a chunk: with less, adding to the head's gradient costs more than making it
+)
+
 
 class Head(NamedTuple):
     """The layer from hidden states to logits: `weight` [V, D], `bias` [V] or None."""
@@ -82,7 +86,7 @@ def head_log_probs(states_ND: Tensor, head: Head) -> Tensor:
 
 
 def _chunk_tokens(weight_VD: Tensor) -> int:
-    return max(32, CHUNK.get(weight_VD.device.type, CHUNK["cuda"]) // weight_VD.shape[0])
+    return max(FEWEST, CHUNK.get(weight_VD.device.type, CHUNK["cuda"]) // weight_VD.shape[0])
 
 
 class _Sums:
@@ -157,7 +161,7 @@ class _FusedLosses(torch.autograd.Function):
     def backward(ctx, grad_safety, grad_lm, *_):  # type: ignore[no-untyped-def]
         found: list[Tensor | None] = [None, None, None]
         for grad, sums in ((grad_safety, ctx.sums), (grad_lm, ctx.lm_sums)):
-            if grad is None or sums is None:
+            if grad is None or sums is None or grad == 0:
                 continue
             for place, tensor in enumerate(sums.tensors()):
                 if tensor is not None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flatgd.families import IGNORE, Batch
 from flatgd.flatness import Mix, Terms
 from flatgd.losses import bhattacharyya_distance, js_divergence, kl_divergence
-from flatgd.losses.fused import Expert, Fused, Head, fused_losses, head_log_probs
+from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs
 from flatgd.methods.base import (
     EXPERTS,
     Method,
@@ -37,6 +37,7 @@ from flatgd.models import (
     head_weight,
     in_vocabulary,
     reply_log_probs,
+    reply_states,
     reply_tokens,
 )
 
@@ -96,7 +97,7 @@ class SafetyLoss(Method):
                 added[name] = reply_log_probs(expert, part)
                 continue
             else:
-                states_ND = at_head(expert, part, lambda states, head: states)
+                states_ND = reply_states(expert, part)
             if keep:
                 added[name] = head_log_probs(states_ND, head_of(expert))
             else:
@@ -131,16 +132,20 @@ class SafetyLoss(Method):
         if self.penalise == "objective":  # E is all there is
             mix = Mix(*[1.0 if mix is None else mix.penalised] * 2)
 
-        def compute(states_ND: Tensor, head: Head) -> Fused:
+        def compute(states_ND: Tensor, head: Head) -> Tensor:
             said = self._experts_say(batch, head.weight.shape[0])
             experts = [Expert(w, log_probs) for w, log_probs in zip(weights, said, strict=True)]
             lm_weight = self.lm_weight / safe_tokens
-            return fused_losses(states_ND, head, targets_N, is_safe_N, experts, lm_weight, mix)
+            found = fused_losses(states_ND, head, targets_N, is_safe_N, experts, lm_weight, mix)
+            figures.update(
+                self._figures(found.lm_sum / safe_tokens, *found.divergences / totals.tokens)
+            )
+            return torch.cat([found.safety.reshape(1, 1), found.lm.reshape(1, 1)])
 
-        found = at_head(policy, batch, compute)
-        figures = self._figures(found.lm_sum / safe_tokens, *found.divergences / totals.tokens)
-        rest = found.lm if has_likelihood(is_safe_N) else found.lm.detach()
-        return Scored(Terms(found.safety, rest), figures)
+        figures: dict[str, Tensor] = {}
+        safety, rest = at_head(policy, batch, compute)[:, 0]
+        has_rest = mix is None and has_likelihood(is_safe_N)
+        return Scored(Terms(safety, rest if has_rest else rest.detach()), figures)
 
     def _experts_say(self, batch: Batch, size: int) -> list[Callable[[slice], Tensor]]:
         """Each expert's log-probabilities [n, V] over `size` tokens, of a slice of the batch's."""

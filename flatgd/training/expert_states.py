@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from flatgd.families import Batch, Example
-from flatgd.models import at_head, head_weight
+from flatgd.models import head_weight, reply_states
 
 ROWS_A_SHARD = 4096
 INDEX = "index.json"
@@ -133,7 +133,7 @@ def _states(
         numbers = order[start : start + at_once]
         batch = {k: v.to(device) for k, v in collate([rows[n] for n in numbers]).items()}
         with torch.no_grad():
-            states_ND = at_head(expert, batch, lambda states, head: states).float().cpu()
+            states_ND = reply_states(expert, batch).float().cpu()
         parts = states_ND.split([len(rows[n].reply_ids) for n in numbers])
         found.update(zip(numbers, (part.numpy() for part in parts), strict=True))
     return np.concatenate([found[row] for row in range(len(rows))])

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
+from flatgd import processes
 from flatgd.adapters import save, with_adapter
 from flatgd.callbacks import Advance
 from flatgd.cost import peak_memory
@@ -28,14 +29,16 @@ from flatgd.training.trainer import FlatGDTrainer
 class _Snapshots(TrainerCallback):
     """Keeps the weights at evenly spaced steps before the last, as `path/STEP`."""
 
-    def __init__(self, folder: Path, count: int):
-        self.folder, self.count = folder, count
+    def __init__(self, trainer: FlatGDTrainer, folder: Path, count: int):
+        self.trainer, self.folder, self.count = trainer, folder, count
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         whole = self.count + 1
         due = {round(state.max_steps * place / whole) for place in range(1, whole)}
         if state.global_step in due:
-            save(kwargs["model"], self.folder / "path" / str(state.global_step))
+            weights = gathered_weights(self.trainer)
+            if state.is_world_process_zero:
+                save(self.trainer.model, self.folder / "path" / str(state.global_step), weights)
 
 
 def train(
@@ -68,17 +71,19 @@ def train(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Advance(advance))
     if config.snapshots:
-        trainer.add_callback(_Snapshots(folder, config.snapshots))
-    checkpoint = last_checkpoint(folder)
+        trainer.add_callback(_Snapshots(trainer, folder, config.snapshots))
+    checkpoint = processes.of_first(lambda: last_checkpoint(folder))
     with peak_memory() as peak:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    method.finish(trained, folder)
-    save(trained, folder)
-    tokenizer.save_pretrained(folder)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    write_jsonl(folder / "training.jsonl", log)
-    for path in _checkpoints(folder):
-        shutil.rmtree(path)
+    weights = gathered_weights(trainer)
+    if processes.is_first():
+        method.finish(trained, folder)
+        save(trained, folder, weights)
+        tokenizer.save_pretrained(folder)
+        write_jsonl(folder / "training.jsonl", log)
+        for path in _checkpoints(folder):
+            shutil.rmtree(path)
     cut = trainer.truncated()
     told = (
         f"{trainer.state.global_step} steps on {len(rows):,} replies"
@@ -86,6 +91,16 @@ def train(
         + (f", from checkpoint {checkpoint.name}" if checkpoint else "")
     )
     return told, _cost(log, trainer.state.global_step, peak.megabytes)
+
+
+def gathered_weights(trainer: FlatGDTrainer) -> dict[str, Any] | None:
+    """The whole state of a model whose weights are spread over processes, on the first of them;
+    None where they are not. All processes must call it."""
+    if not trainer.accelerator.is_fsdp2:
+        return None
+    state: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
+    tied = getattr(trainer.model, "all_tied_weights_keys", {})
+    return {name: tensor for name, tensor in state.items() if name not in tied}
 
 
 def _cost(log: Sequence[dict[str, Any]], steps: int, megabytes: float | None) -> dict[str, Any]:
@@ -107,10 +122,11 @@ def _before(log: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def steps_of(config: FlatGDConfig, rows: int) -> int:
-    """How many optimizer steps a training takes, in one process."""
+    """How many optimizer steps a training takes."""
     if config.max_steps > 0:
         return int(config.max_steps)
-    return math.ceil(math.ceil(rows / config.per_device_train_batch_size) * config.num_train_epochs)
+    batch = config.per_device_train_batch_size * processes.count()
+    return math.ceil(math.ceil(rows / batch) * config.num_train_epochs)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

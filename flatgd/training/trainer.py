@@ -15,7 +15,7 @@ from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import Batch, Example, Family, family_of
 from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
-from flatgd.models import check_token_map, load_model, load_tokenizer
+from flatgd.models import check_token_map, join_embeddings, load_model, load_tokenizer
 from flatgd.records import Dialogue
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.expert_states import cached_states
@@ -81,6 +81,8 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if self.accelerator.is_fsdp2:
+            join_embeddings(model)
         for expert in self.method.models():
             expert.to(self.args.device)
         if args.expert_cache and isinstance(method, SafetyLoss):
