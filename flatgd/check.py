@@ -21,6 +21,7 @@ from flatgd.data.mixture import (
 from flatgd.errors import FlatGDError, RecipeError, nearest
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import Family, family_of
+from flatgd.memory import Memory, of_method
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
 from flatgd.recipe import JudgeSettings, Recipe, Source
@@ -72,6 +73,19 @@ def _share_of_batch(fields: dict[str, Any], number: int) -> int:
             f"cannot be shared out over {number} processes; make it a multiple of {number}"
         )
     return whole // number
+
+
+def memory_of(recipe: Recipe, processes: int, strategy: str) -> dict[str, Memory]:
+    """What each training of a checked recipe takes in each process."""
+    config = load_config(recipe.backbone)
+    expert = load_config(recipe.expert_backbone) if recipe.expert_backbone else None
+    found = {}
+    for name in recipe.methods:
+        kind = METHODS[recipe.kind_of(name)]
+        if issubclass(kind, Method):
+            settings = training_config(recipe, recipe.overrides(name), recipe.output, kind)
+            found[name] = of_method(settings, kind, config, expert, processes, strategy)
+    return found
 
 
 def check(recipe: Recipe) -> Sets:

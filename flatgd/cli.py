@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -196,16 +196,22 @@ def check(
     offline: Annotated[
         bool, typer.Option("--offline", help="Ask no network; tell what could not be checked.")
     ] = False,
+    processes_: Annotated[
+        int, typer.Option("--processes", min=1, help="For the memory estimate: how many GPUs.")
+    ] = 1,
+    strategy: Annotated[
+        Literal["ddp", "fsdp2"], typer.Option(help="For the memory estimate: how they share.")
+    ] = "ddp",
     set_: SetOption = None,
 ) -> None:
-    """Find everything that can be wrong, without loading weights."""
+    """Find what can be wrong, without loading weights; estimate what memory trainings take."""
     from flatgd.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     from flatgd.check import check as check_recipe
-    from flatgd.check import check_offline
+    from flatgd.check import check_offline, memory_of
 
     if offline:
         for line in (skipped := check_offline(loaded)):
@@ -214,6 +220,8 @@ def check(
         return
     for label, text in check_recipe(loaded).described():
         typer.echo(f"{label:<18}{text}")
+    for name, memory in memory_of(loaded, processes_, strategy).items():
+        typer.echo(f"{'memory: ' + name:<26}{memory}")
     typer.echo(f"{recipe}: nothing wrong found")
 
 

@@ -73,7 +73,7 @@ def fused_losses(
     return Fused(
         *_FusedLosses.apply(
             states_ND, head.weight, head.bias, targets_N, is_safe_N, experts, lm_weight, mix,
-            chunk_tokens or _chunk_tokens(head.weight),
+            chunk_tokens or tokens_at_once(head.weight),
         )
     )  # fmt: skip
 
@@ -85,7 +85,8 @@ def head_log_probs(states_ND: Tensor, head: Head) -> Tensor:
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
 
 
-def _chunk_tokens(weight_VD: Tensor) -> int:
+def tokens_at_once(weight_VD: Tensor) -> int:
+    """How many tokens are worked on at a time, for a head of this size and device."""
     return max(FEWEST, CHUNK.get(weight_VD.device.type, CHUNK["cuda"]) // weight_VD.shape[0])
 
 
