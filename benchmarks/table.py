@@ -23,16 +23,29 @@ class Target(NamedTuple):
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that a slow minute strikes all alike; the first
-    round does not count."""
+class Timed(NamedTuple):
+    """`seconds` of each round, the first left out."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def over(self, other: "Timed") -> float:
+        """Median of the rounds' ratios."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timed]:
+    """Seconds of each, taken in turn so that a slow minute strikes all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
             begun = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+    return {name: Timed(taken[1:]) for name, taken in seconds.items()}
 
 
 def machine() -> str:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama
+from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama, write_rows
+from families import save_family
 from peft import AutoPeftModelForSeq2SeqLM
 from reference import relative_error
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model
 from flatgd.adapters import is_toxic_expert, load, load_together, save, twin, with_adapter
@@ -16,7 +17,10 @@ from flatgd.errors import ModelError, UnsupportedError
 from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
 from flatgd.models import ADAPTER, base_of, reply_log_probs
 from flatgd.recipe_file import load_recipe
+from flatgd.records import read_jsonl
 from flatgd.run import Run
+
+PARTS = ("policy", "judge", "test")
 
 
 def config(folder: Path, **fields) -> FlatGDConfig:  # type: ignore[no-untyped-def]
@@ -205,3 +209,35 @@ def test_what_cannot_be_is_told(tmp_path: Path, backbone_folder: Path) -> None:
     (folder / ADAPTER).write_text("{")
     with pytest.raises(ModelError, match="no adapter's configuration"):
         load(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_the_causal_recipe_on_small_shapes(tmp_path: Path, family: str) -> None:
+    """recipes/causal_lora.yaml as it stands, names of models and data replaced: bf16, checkpoints
+    of activations, chat template, fast; three models on one base."""
+    model = str(save_family(family, tmp_path / "model"))
+    for seed, part in enumerate(("policy", "judge", "test")):
+        write_rows(tmp_path / f"{part}.jsonl", mild_rows(24, seed))
+    recipe = Path(__file__).parent.parent / "recipes/causal_lora.yaml"
+    sets = [f"data.{p}=[{{name: {p}, format: jsonl, path: {tmp_path}/{p}.jsonl}}]" for p in PARTS]
+    job = Run(
+        load_recipe(
+            recipe,
+            [
+                f"output={tmp_path}/run",
+                f"backbone={model}",
+                f"scorer={model}",
+                "max_history_tokens=96",
+                "generate={histories: 4, samples: 2, max_new_tokens: 6}",
+                "train.per_device_train_batch_size=8",
+                "report.resamples=50",
+                *sets,
+            ],
+        )
+    )
+    job.all()
+    assert (job.root / "report/index.html").exists()
+    plain = AutoModelForCausalLM.from_pretrained(job.root / "methods/flatgd")
+    assert any("lora_" in name for name, _ in plain.named_parameters())
+    log = list(read_jsonl(job.root / "methods/flatgd/training.jsonl"))
+    assert any(entry.get("flatness_weight", 0) > 0 for entry in log)

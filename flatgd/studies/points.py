@@ -24,7 +24,7 @@ from flatgd.errors import RecipeError
 from flatgd.flatness.curvature import loss_value
 from flatgd.making import RECIPE
 from flatgd.methods import Method, SafetyLoss, Totals
-from flatgd.models import reply_tokens
+from flatgd.models import ADAPTER, reply_tokens
 from flatgd.progress import Display
 from flatgd.recipe import Recipe
 from flatgd.recipe_file import load_recipe
@@ -64,7 +64,8 @@ def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
     for folder in checkpoints:
         parents = [folder.resolve(), *folder.resolve().parents]
         root = next((p for p in parents if (p / RECIPE).exists()), None)
-        if root is None or not (folder / "config.json").exists():
+        is_model = any((folder / name).exists() for name in ("config.json", ADAPTER))
+        if root is None or not is_model:
             raise RecipeError(
                 f"{folder}: no checkpoint of a flatgd run; give folders as runs/demo/methods/flatgd"
             )

@@ -1,6 +1,7 @@
 """FlatGDConfig: TrainingArguments with the paper's fields, and what cannot work refused by name."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,6 +124,8 @@ class FlatGDConfig(TrainingArguments):
         if faults := list(self._faults()):
             raise UnsupportedError("\n".join(faults))
         self.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns at every start
+        if self.torch_compile:  # of repeated blocks: what stands in for the head is not compiled
+            os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
         super().__post_init__()
         if self.n_gpu > 1:
             raise UnsupportedError(

@@ -75,7 +75,7 @@ class FlatnessMixin:
         if not self.method.is_flat or warming_up or step % self.args.penalty_every:
             return None
         settings: PenaltySettings | None = self.args.penalty_settings()
-        if settings and self.args.flatness_method == "fast" and step % 2:
+        if settings and self.args.flatness_method == "fast" and step // self.args.penalty_every % 2:
             return replace(settings, rho=-settings.rho)  # what is off by O(rho) evens out
         return settings
 
@@ -85,6 +85,7 @@ class FlatnessMixin:
         """The micro-batches, and which of them, by number, have the penalty."""
         size, rows = self.args.micro_batch_size, len(batch["is_safe"])
         apart = settings is not None and self.args.flatness_method != "fast"
+        apart = apart and not self.accelerator.is_fsdp2  # its processes need as many parts each
         count = rows if settings is None else math.ceil(self.args.penalty_fraction * rows)
         numbers = torch.arange(rows, device=batch["is_safe"].device)
         parts = split_batch(take_rows(batch, numbers[:count]), size, apart)

@@ -15,7 +15,13 @@ from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import Batch, Example, Family, family_of
 from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
-from flatgd.models import check_token_map, join_embeddings, load_model, load_tokenizer
+from flatgd.models import (
+    check_token_map,
+    has_plain_head,
+    join_embeddings,
+    load_model,
+    load_tokenizer,
+)
 from flatgd.records import Dialogue
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.expert_states import cached_states
@@ -90,7 +96,13 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
 
     def _cache_states(self, method: SafetyLoss, folder: Path, family: Family) -> None:
         """Both experts' states from disk, their bodies out of memory."""
+        tried = {k: v.to(self.args.device) for k, v in family.collate(self.examples[0]).items()}
         for name in EXPERTS:
+            if not has_plain_head(getattr(method, name), tried):
+                raise UnsupportedError(
+                    f"{name}: its logits are not its head's of its last states, so states on disk "
+                    "cannot stand for it; leave expert_cache out"
+                )
             states = cached_states(
                 folder / name,
                 getattr(method, name),

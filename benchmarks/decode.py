@@ -1,0 +1,69 @@
+"""How fast a FlatGD checkpoint speaks, against its backbone; DExperts beside them.
+
+    python -m benchmarks.decode [--repeats 5]
+
+Sampled replies of 32 tokens exactly to histories of real dialogue, 64 at a time, on the shipped
+backbone. A FlatGD checkpoint is the backbone with other weights, and must cost what it costs. Exits
+with 1 where the target is missed.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.step import DEMO, expert
+from benchmarks.table import Target, conclude, interleaved, machine
+from flatgd import load_model, load_tokenizer
+from flatgd.cost import peak_memory
+from flatgd.data.diasafety import load_diasafety
+from flatgd.evaluation.speaker import Speaker
+from flatgd.families import family_of
+from flatgd.methods import DExperts
+from flatgd.recipe import Generate
+
+TOKENS, HISTORIES = 32, 128
+
+
+def speakers() -> dict[str, Speaker]:
+    backbone = load_model(DEMO / "backbone")
+    family = family_of(backbone.config, load_tokenizer(str(DEMO / "backbone")), 64, TOKENS)
+    experts = expert(backbone, 2), expert(backbone, 3)
+    guide = DExperts(clean_expert=experts[0], toxic_expert=experts[1], strength=2.0)
+    return {
+        "backbone": Speaker(backbone, family),
+        "flatgd": Speaker(expert(backbone, 1), family),
+        "dexperts": Speaker(backbone, family, guide),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    print(machine())
+    rows = load_diasafety(Path(DEMO) / "data/diasafety", "test")[:HISTORIES]
+    settings = Generate(
+        samples=1, min_new_tokens=TOKENS, max_new_tokens=TOKENS, batch_size=64, histories=HISTORIES
+    )
+    found = speakers()
+
+    def say(speaker: Speaker) -> Callable[[], object]:
+        return lambda: speaker.generate(rows, settings, 0)
+
+    taken = interleaved({name: say(speaker) for name, speaker in found.items()}, repeats)
+    for name, speaker in found.items():
+        with peak_memory() as peak:
+            say(speaker)()
+        speed = HISTORIES * TOKENS / taken[name].median
+        print(f"{name:<10}{speed:8.0f} tokens/s {peak.megabytes or 0.0:8.0f} MB peak")
+    print(f"dexperts over backbone: {taken['dexperts'].over(taken['backbone']):.2f} x the time")
+    return conclude(
+        [Target("flatgd / backbone, time", taken["flatgd"].over(taken["backbone"]), 1.05)]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

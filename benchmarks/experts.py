@@ -1,0 +1,101 @@
+"""What the experts cost: their states on disk, and adapters that share one base.
+
+    python -m benchmarks.experts [--repeats 9]
+
+A FlatGD step whose experts' states come from disk against one whose experts' log-probabilities are
+at hand for nothing, on the shipped backbone; and the weights of policy and experts as adapters on
+one base against the base alone. Exits with 1 where a target is missed.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.step import DEMO, step_of
+from benchmarks.table import Target, conclude, interleaved, machine
+from flatgd import FlatGD, FlatGDConfig, load_model
+from flatgd.adapters import load_together, save, with_adapter
+from flatgd.families import Batch
+from flatgd.methods import SafetyLoss
+
+RANK = 4
+
+
+def step_without_experts(folder: Path, way: str) -> Callable[[], object]:
+    """The same step, with what the experts say of a batch remembered: nothing is left of them."""
+    step = step_of(folder, way, is_cached=True)
+    original, said = SafetyLoss._with_experts, {}
+
+    def remembered(self: SafetyLoss, part: Batch, keep: bool) -> Batch:
+        key = tuple(part["row"].tolist())
+        if key not in said:
+            said[key] = original(self, part, keep)
+        return said[key]
+
+    def run() -> None:
+        SafetyLoss._with_experts = remembered  # type: ignore[method-assign]
+        try:
+            step()
+        finally:
+            SafetyLoss._with_experts = original  # type: ignore[method-assign]
+
+    return run
+
+
+def shared_weights(folder: Path) -> float:
+    """Weights of policy and two experts, all adapters on one base, over the base's."""
+    config = FlatGDConfig(output_dir=str(folder), lora_rank=RANK)
+    for name in ("clean", "toxic"):
+        save(with_adapter(load_model(DEMO / "backbone"), config), folder / name)
+    base = load_model(DEMO / "backbone")
+    experts = load_together({name: str(folder / name) for name in ("clean", "toxic")}, base)
+    method = FlatGD(experts["clean"], experts["toxic"])
+    policy = with_adapter(base, config)
+    tensors = {
+        tensor.data_ptr(): tensor.numel()
+        for model in (policy, *method.models())
+        for tensor in model.parameters()
+    }
+    return sum(tensors.values()) / load_model(DEMO / "backbone").num_parameters()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of four steps each")
+    repeats = parser.parse_args().repeats
+    print(machine())
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        steps = {
+            f"{way}, {kind}": make
+            for way in ("finite_difference", "safety_loss")
+            for kind, make in (
+                ("cached", step_of(folder, way, is_cached=True)),
+                ("none", step_without_experts(folder, way)),
+                ("live", step_of(folder, way, is_cached=False)),
+            )
+        }
+        runs = {name: lambda step=step: [step() for _ in range(4)] for name, step in steps.items()}
+        taken = interleaved(runs, repeats)
+        weights = shared_weights(folder)
+    for name, timed in taken.items():
+        print(f"{name:<28}{timed.median / 4 * 1e3:8.0f} ms a step")
+    cached = {
+        way: taken[f"{way}, cached"].over(taken[f"{way}, none"])
+        for way in ("finite_difference", "safety_loss")
+    }
+    print(f"safety_loss, cached over none: {cached['safety_loss']:.3f}")
+    return conclude(
+        [
+            Target("a FlatGD step, cached / none", cached["finite_difference"], 1.05),
+            Target("weights of all three / of the base", weights, 1.15),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
