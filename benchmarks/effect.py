@@ -3,7 +3,7 @@
     python -m benchmarks.effect [--steps 70]          # a quarter of an hour on two CPU cores
 
 Real experts, real rows, the same batches; the effect is by how much ||grad L_S|| on 128 training
-rows and 128 rows of other conversations lies below safety_loss's, that of finite_difference being 1.
+rows and 128 rows of other conversations lies below safety_loss's, finite_difference being 1.
 Exits with 1 where the amortised penalty keeps less than 90 % of it on the training rows.
 """
 

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finite_difference, blenderbot": ("blenderbot", {}),
     "fast": ("llama", {"flatness_method": "fast", "micro_batch_size": 16}),
     "exact": ("llama", {"flatness_method": "exact"}),
-    "checkpointing": ("llama", {"gradient_checkpointing": True, "micro_batch_size": 16}),
+    "checkpointing": ("llama", {"activation_checkpointing": True, "micro_batch_size": 16}),
     "lora": ("llama", {"lora_rank": 8, "micro_batch_size": 16}),
 }
 

@@ -230,7 +230,7 @@ def test_the_causal_recipe_on_small_shapes(tmp_path: Path, family: str) -> None:
                 "max_history_tokens=96",
                 "generate={histories: 4, samples: 2, max_new_tokens: 6}",
                 "train.per_device_train_batch_size=8",
-                "report.resamples=50",
+                "report.resamples=100",
                 *sets,
             ],
         )

@@ -472,7 +472,7 @@ def test_checkpointing_changes_nothing_but_memory(tmp_path: Path, flatness_metho
             tmp_path / place,
             model=tiny_blenderbot(dropout=0.2),
             flatness_method=flatness_method,
-            gradient_checkpointing=checkpointing,
+            activation_checkpointing=checkpointing,
             **DESCENT,
         )
         subject.train()

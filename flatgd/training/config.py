@@ -124,8 +124,13 @@ class FlatGDConfig(TrainingArguments):
         if faults := list(self._faults()):
             raise UnsupportedError("\n".join(faults))
         self.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns at every start
-        if self.torch_compile:  # of repeated blocks: what stands in for the head is not compiled
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # Trainer refuses bf16 there unless told so
+        if self.torch_compile:
+            # blocks alone: what stands in for the head is not compiled; and a graph is gone through
+            # backward twice
             os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
+            torch._functorch.config.donated_buffer = False
         super().__post_init__()
         if self.n_gpu > 1:
             raise UnsupportedError(
