@@ -168,21 +168,24 @@ def at_head(
     It runs inside the model's forward, where sharded weights are whole, and comes out of it as the
     logits do, so that FSDP2 makes them whole again for each backward pass.
     """
-    inner, head = unwrapped(model), output_head(model)
+    head = output_head(model)
+    owners = [
+        module for module in model.modules() if BIAS in dict(module.named_buffers(recurse=False))
+    ]
     real_BT = batch["targets"] != IGNORE
     inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
-    given, bias = head_of(model), getattr(inner, BIAS, None)
+    given, biases = head_of(model), [getattr(owner, BIAS) for owner in owners]
     head.forward = lambda states_BTD: compute(
         states_BTD[real_BT], given._replace(weight=head_weight(model))
     )
-    if bias is not None:
-        setattr(inner, BIAS, bias.new_zeros(1, 1))
+    for owner, bias in zip(owners, biases, strict=True):
+        setattr(owner, BIAS, bias.new_zeros(1, 1))
     try:
         found: Tensor = model(**inputs, use_cache=False).logits
     finally:
         del head.forward
-        if bias is not None:
-            setattr(inner, BIAS, bias)
+        for owner, bias in zip(owners, biases, strict=True):
+            setattr(owner, BIAS, bias)
     return found
 
 
