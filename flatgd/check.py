@@ -24,12 +24,11 @@ from flatgd.families import Family, family_of
 from flatgd.memory import Memory, of_method
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
-from flatgd.recipe import JudgeSettings, Recipe, Source
+from flatgd.recipe import EXPERTS, JudgeSettings, Recipe, Source
 from flatgd.training import FlatGDConfig
 from flatgd.training.config import is_number
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
-EXPERTS = {"clean_expert": "clean", "toxic_expert": "toxic"}  # and their folders
 RESERVED = {"backbone", "reference", "experts", *EXPERTS}
 
 
@@ -58,7 +57,7 @@ def training_config(
             max_history_tokens=recipe.max_history_tokens,
             max_reply_tokens=recipe.max_reply_tokens,
             turn_separator=recipe.turn_separator,
-            **{"disable_tqdm": True, **fields},
+            **{"disable_tqdm": True, "use_cpu": processes.are_on_cpu(), **fields},
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: {error}") from None

@@ -295,12 +295,21 @@ def _even_parts(rows: Tensor, size: int) -> list[Tensor]:
     return list(rows.tensor_split(-(-len(rows) // size))) if len(rows) else []
 
 
+def emptied(batch: Batch, rows: Tensor) -> Batch:
+    """The batch with `rows` [B], a mask, of no reply tokens: no sum sees them."""
+    nothing = {"targets": IGNORE, "is_safe": True, "row": -1, "pair": -1}
+    changed = {key: batch[key].clone() for key in nothing if key in batch}
+    for key, value in changed.items():
+        value[rows] = nothing[key]
+    return {**batch, **changed}
+
+
 def take_rows(batch: Batch, rows: Tensor) -> Batch:
     """Some rows of a collated batch, cut to the longest of them."""
     part = {key: value[rows] for key, value in batch.items()}
     width = int(part["attention_mask"].sum(1).max())
-    real_columns = (part["targets"] != IGNORE).any(0).nonzero()
-    reply_width = int(real_columns.max()) + 1 if "decoder_input_ids" in part else width
+    reply_widths = [1, *((part["targets"] != IGNORE).any(0).nonzero()[:, 0] + 1).tolist()]
+    reply_width = reply_widths[-1] if "decoder_input_ids" in part else width
     for key in ("input_ids", "attention_mask"):
         part[key] = part[key][:, :width]
     for key in ("targets", "decoder_input_ids"):

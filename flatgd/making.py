@@ -22,7 +22,7 @@ from rich.console import Console
 
 from flatgd import processes
 from flatgd.adapters import load, load_together
-from flatgd.check import EXPERTS, check
+from flatgd.check import check
 from flatgd.data.mixture import Sets
 from flatgd.decoding import Guide
 from flatgd.errors import RecipeError
@@ -35,7 +35,7 @@ from flatgd.methods import Director, ExpertGuide, Merge, Method
 from flatgd.models import load_config, load_tokenizer
 from flatgd.plan import Plan
 from flatgd.progress import Display
-from flatgd.recipe import JudgeSettings, Recipe
+from flatgd.recipe import EXPERTS, JudgeSettings, Recipe, place_of
 from flatgd.recipe_file import as_text
 from flatgd.records import Dialogue, write_jsonl
 from flatgd.report.trained import PRESET, SETTINGS
@@ -122,10 +122,10 @@ class Making:
                 return self._merged(name, kind, folder)
             return Done(f"{', '.join(plan.models(name))}, while decoding")
 
-        on = [plan.place(needed) for needed in plan.models(name)]
+        on = [place_of(needed) for needed in plan.models(name)]
         on += [plan.sample_place(source)] if source is not None else []
         together = issubclass(plan.kind(name), Method)
-        self._produce(plan.place(name), plan.key(name), build, on, together)
+        self._produce(place_of(name), plan.key(name), build, on, together)
 
     def _write_settings(self, name: str, folder: Path) -> None:
         """What the recipe says, and what the method makes of it."""
@@ -226,7 +226,7 @@ class Making:
 
     def _made(self, name: str) -> list[str]:
         """The outputs that a model's replies rest on."""
-        return [] if name == "backbone" else [self.plan.place(name)]
+        return [] if name == "backbone" else [place_of(name)]
 
     def _judge_builder(
         self, settings: JudgeSettings, rows: list[Dialogue], test: list[Dialogue] | None = None

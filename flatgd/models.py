@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -168,24 +169,21 @@ def at_head(
     It runs inside the model's forward, where sharded weights are whole, and comes out of it as the
     logits do, so that FSDP2 makes them whole again for each backward pass.
     """
-    head = output_head(model)
-    owners = [
-        module for module in model.modules() if BIAS in dict(module.named_buffers(recurse=False))
-    ]
+    inner, head = unwrapped(model), output_head(model)
     real_BT = batch["targets"] != IGNORE
     inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
-    given, biases = head_of(model), [getattr(owner, BIAS) for owner in owners]
+    given, bias = head_of(model), getattr(inner, BIAS, None)
     head.forward = lambda states_BTD: compute(
         states_BTD[real_BT], given._replace(weight=head_weight(model))
     )
-    for owner, bias in zip(owners, biases, strict=True):
-        setattr(owner, BIAS, bias.new_zeros(1, 1))
+    if bias is not None:
+        setattr(inner, BIAS, bias.new_zeros(1, 1))
     try:
         found: Tensor = model(**inputs, use_cache=False).logits
     finally:
         del head.forward
-        for owner, bias in zip(owners, biases, strict=True):
-            setattr(owner, BIAS, bias)
+        if bias is not None:
+            setattr(inner, BIAS, bias)
     return found
 
 
@@ -276,8 +274,9 @@ def output_head(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The model inside DistributedDataParallel, or the model."""
-    return getattr(model, "module", model)
+    """transformers' own model: inside DistributedDataParallel, below an adapter."""
+    inner: Any = getattr(model, "module", model)
+    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
 
 def head_weight(model: nn.Module) -> Tensor:

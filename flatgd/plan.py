@@ -7,12 +7,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from flatgd.check import EXPERTS, training_config
+from flatgd.check import training_config
 from flatgd.data.mixture import Sets, answerable
 from flatgd.data.sampled import contrasting_pairs, judged_replies
 from flatgd.errors import RecipeError
 from flatgd.methods import METHODS, Clean, Merge, Method, System
-from flatgd.recipe import Recipe
+from flatgd.recipe import EXPERTS, Recipe, place_of
 from flatgd.records import Dialogue, read_jsonl
 from flatgd.stages import key_of
 from flatgd.training import FlatGDConfig
@@ -31,12 +31,8 @@ class Plan:
     def kind(self, name: str) -> type[System]:
         return Clean if name in EXPERTS else METHODS[self.recipe.kind_of(name)]
 
-    def place(self, name: str) -> str:
-        """Where it lies below the run's root."""
-        return f"experts/{EXPERTS[name]}" if name in EXPERTS else f"methods/{name}"
-
     def folder(self, name: str) -> Path:
-        return self.recipe.output / self.place(name)
+        return self.recipe.output / place_of(name)
 
     def path(self, name: str) -> str:
         """Where it is loaded from."""

@@ -29,14 +29,23 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def are_on_cpu() -> bool:
+    """Whether several work without a card, which Trainer and accelerate must be told."""
+    if count() == 1:
+        return False
+    import torch
+
+    return not torch.cuda.is_available()
+
+
 def meet() -> None:
     """Meet the other processes, if there are any."""
     if count() > 1:
-        import torch
         from accelerate import PartialState
+        from torch import distributed
 
-        if not torch.distributed.is_initialized():
-            PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        if not distributed.is_initialized():
+            PartialState(cpu=are_on_cpu(), timeout=PATIENCE)
 
 
 def wait() -> None:

@@ -23,7 +23,13 @@ from flatgd.errors import nearest
 
 PACKAGE = Path(__file__).parent
 PLACING = ("method", "start", "sampled_from")  # keys of `methods` that are no fields of a method
+EXPERTS = {"clean_expert": "experts/clean", "toxic_expert": "experts/toxic"}  # and their folders
 Format = Literal["bad", "bbf", "convabuse", "diasafety", "hh", "jsonl", "prosocial", "toxichat"]
+
+
+def place_of(name: str) -> str:
+    """Where a trained or merged model lies below the run's root."""
+    return EXPERTS.get(name, f"methods/{name}")
 
 
 def _resolve(value: Any, info: Any) -> Any:

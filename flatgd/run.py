@@ -23,7 +23,7 @@ from flatgd.evaluation.score import generation_row, given_rows, reply_rows
 from flatgd.evaluation.speaker import Speaker
 from flatgd.making import RECIPE, Done, Making, Row
 from flatgd.plan import digest
-from flatgd.recipe import JudgeSettings
+from flatgd.recipe import JudgeSettings, place_of
 from flatgd.recipe_file import as_text
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
 from flatgd.stages import key_of
@@ -209,4 +209,4 @@ class Run(Making):
 
     def keys(self, names: Sequence[str]) -> dict[str, str | None]:
         """What the trained methods stand for: a study is of these checkpoints and no others."""
-        return {self.plan.place(name): self.stages.key(self.plan.place(name)) for name in names}
+        return {place_of(name): self.stages.key(place_of(name)) for name in names}

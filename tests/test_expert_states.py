@@ -8,7 +8,7 @@ import torch
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama
 from safetensors.torch import load_file
 
-from flatgd import FlatGDConfig, FlatGDTrainer
+from flatgd import FlatGDConfig, FlatGDTrainer, processes
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.families import Example, Family, family_of
 from flatgd.models import reply_states
@@ -91,21 +91,17 @@ def test_key_hangs_on_weights_rows_and_truncation() -> None:
     assert fault_of(Path("nowhere"), key) == "not there yet"
 
 
-def test_processes_share_the_shards(tmp_path: Path) -> None:
+def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each writes its own shards; here in turn, the first one last, as it writes the index."""
     expert, family, examples = material()
     one = build(tmp_path / "one")
     (tmp_path / "two").mkdir()
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "wait", lambda: None)
     for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
         try:
-            cached_states(
-                tmp_path / "two",
-                expert,
-                examples,
-                family.collate,
-                rows_at_once=4,
-                process=(rank, 2),
-            )
+            cached_states(tmp_path / "two", expert, examples, family.collate, rows_at_once=4)
         except FileNotFoundError:  # rank 1 has nobody to wait for
             assert rank == 1
     batch = family.collate(examples)

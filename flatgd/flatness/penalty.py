@@ -175,19 +175,17 @@ def fast_difference(
     _add_gradients(parameters, objective, batch.penalised, Mix(1.0, 0.0), g)
     reduce(g)
     size, evaluations = norm(g), 1 + 1 / batch.lift
-    scale = settings.rho / size if size else 0.0
-    with moved(parameters, g, scale):
-        if weight is None or not size:
-            ahead, rest = _both_gradients(parameters, objective, batch, reduce)
-        else:
-            factor = weight * settings.factor(batch.lift * size) * batch.lift / settings.rho
-            total = _zeros(parameters)
+    if weight is not None and size > 0:
+        factor = weight * settings.factor(batch.lift * size) * batch.lift / settings.rho
+        total = _zeros(parameters)
+        with moved(parameters, g, settings.rho / size):
             _add_gradients(parameters, objective, batch.penalised, Mix(1 + factor, 1.0), total)
             _add_gradients(parameters, objective, batch.others, Mix(), total)
-            reduce(total)
-    if weight is not None and size:
+        reduce(total)
         torch._foreach_add_(total, g, alpha=-factor)
         return FlatGradient(total, evaluations, batch.lift * size, None, weight)
+    with moved(parameters, g, settings.rho / size if size > 0 else 0.0):
+        ahead, rest = _both_gradients(parameters, objective, batch, reduce)
     hessian_u = list(torch._foreach_sub(ahead, g))
     torch._foreach_mul_(hessian_u, batch.lift / settings.rho)
     return _assemble(ahead, rest, hessian_u, batch.lift, settings, evaluations, size)

@@ -73,7 +73,7 @@ class SafetyLoss(Method):
 
     def speak_from(self, name: str, states: Callable[[Batch], Tensor]) -> None:
         """`states` gives an expert's last hidden states [N, D] of a batch: keep its head alone."""
-        self._states[name], self._is_plain[name] = states, True
+        self._states[name] = states
         setattr(self, name, HeadOnly(head_of(getattr(self, name))))
 
     def prepare(self, parts: Sequence[Batch]) -> list[Batch]:
@@ -86,23 +86,24 @@ class SafetyLoss(Method):
             return [self._with_experts(part, keep) for part in parts]
 
     def _with_experts(self, part: Batch, keep: bool) -> Batch:
-        added: Batch = {}
         for name in EXPERTS:
-            expert, states_of = getattr(self, name), self._states.get(name)
-            if not keep and name not in self._is_plain:
-                self._is_plain[name] = has_plain_head(expert, part)
-            if states_of is not None:
-                states_ND = states_of(part)
-            elif keep or not self._is_plain[name]:
-                added[name] = reply_log_probs(expert, part)
-                continue
-            else:
-                states_ND = reply_states(expert, part)
-            if keep:
-                added[name] = head_log_probs(states_ND, head_of(expert))
-            else:
-                added[f"{name}_states"] = states_ND
-        return {**part, **added}
+            part = {**part, **self._said_by(name, part, keep)}
+        return part
+
+    def _said_by(self, name: str, part: Batch, keep: bool) -> Batch:
+        """One expert's log-probabilities, under its name, or its states."""
+        expert, states_of = getattr(self, name), self._states.get(name)
+        if states_of is None and (keep or not self._has_plain_head(name, part)):
+            return {name: reply_log_probs(expert, part)}
+        states_ND = states_of(part) if states_of else reply_states(expert, part)
+        if keep:
+            return {name: head_log_probs(states_ND, head_of(expert))}
+        return {f"{name}_states": states_ND}
+
+    def _has_plain_head(self, name: str, part: Batch) -> bool:
+        if name not in self._is_plain:
+            self._is_plain[name] = has_plain_head(getattr(self, name), part)
+        return self._is_plain[name]
 
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
         targets_N, is_safe_N = reply_tokens(batch)

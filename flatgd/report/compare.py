@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flatgd.recipe import Recipe
+from flatgd.recipe import Recipe, place_of
 from flatgd.report.cells import Table, cell, number
 from flatgd.report.paper import trade_offs
 from flatgd.stages import Stages
@@ -114,8 +114,8 @@ def costs(recipe: Recipe) -> dict[str, Row]:
         row = {key: decoding.get(key) for key in ("models", "weights_mb", "peak_mb")}
         if decoding.get("seconds"):
             row["speed"] = decoding["tokens"] / decoding["seconds"]
-        trained = _place(name)
-        if trained is not None:
+        if name != "backbone":
+            trained = place_of(name)
             own = stages.cost(trained)
             row |= {key: own.get(key, 0.0) for key in ("seconds", "gradient_evaluations")}
             pieces = {stages.key(place): place for place in _needed(stages, trained)}  # each once
@@ -124,13 +124,6 @@ def costs(recipe: Recipe) -> dict[str, Row]:
             )
         found[name] = row
     return found
-
-
-def _place(name: str) -> str | None:
-    if name == "backbone":
-        return None
-    experts = {"clean_expert": "experts/clean", "toxic_expert": "experts/toxic"}
-    return experts.get(name, f"methods/{name}")
 
 
 def _needed(stages: Stages, place: str) -> set[str]:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatgd.adapters import load
-from flatgd.check import EXPERTS
 from flatgd.data.mixture import scorable
 from flatgd.errors import RecipeError
 from flatgd.flatness.curvature import loss_value
@@ -26,7 +25,7 @@ from flatgd.making import RECIPE
 from flatgd.methods import Method, SafetyLoss, Totals
 from flatgd.models import ADAPTER, reply_tokens
 from flatgd.progress import Display
-from flatgd.recipe import Recipe
+from flatgd.recipe import EXPERTS, Recipe
 from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
 from flatgd.report.studies import FORMAT

@@ -16,19 +16,21 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatgd import processes
 from flatgd.families import Batch, Example
 from flatgd.models import head_weight, reply_states
 
 ROWS_A_SHARD = 4096
 INDEX = "index.json"
 Collate = Callable[[Sequence[Example]], Batch]
-Wait = Callable[[], None]
 
 
 class ExpertStates:
@@ -43,8 +45,9 @@ class ExpertStates:
 
     def of(self, batch: Batch) -> Tensor:
         """States [N, D] of the batch's reply tokens, in the order of `reply_log_probs`."""
-        rows = [self._row(int(row)) for row in batch["row"]]
-        return torch.from_numpy(np.concatenate(rows)).to(batch["row"].device)
+        rows = [self._row(row) for row in batch["row"].tolist() if row >= 0]
+        states_ND = np.concatenate([self._shards[0][:0], *rows])
+        return torch.from_numpy(states_ND).to(batch["row"].device)
 
     def _row(self, row: int) -> np.ndarray:
         shard, first = row // ROWS_A_SHARD, self._starts[row // ROWS_A_SHARD * ROWS_A_SHARD]
@@ -58,37 +61,36 @@ def cached_states(
     collate: Collate,
     *,
     rows_at_once: int = 32,
-    process: tuple[int, int] = (0, 1),
-    wait: Wait = lambda: None,
     tell: Callable[[str], None] = print,
 ) -> ExpertStates:
     """The cache at `folder`, made or made anew where it is missing, stale or torn.
 
-    `process` is (rank, number): each makes every so many shards, and `wait` lets all arrive.
+    Several processes share the shards out.
     """
     key = states_key(expert, examples)
     fault = fault_of(folder, key)
-    wait()  # before anyone writes, all have looked
+    processes.wait()  # before anyone writes, all have looked
     if fault:
         tokens = [len(example.reply_ids) for example in examples]
         size = sum(tokens) * head_weight(expert).shape[1] * 4
-        if process[0] == 0:
+        if processes.is_first():
             tell(f"{folder}: {fault}; writing {size / 2**20:,.1f} MB of expert states")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / INDEX).unlink(missing_ok=True)
-        wait()
+        processes.wait()
         count = -(-len(examples) // ROWS_A_SHARD)
-        for number in range(process[0], count, process[1]):
+        for number in range(processes.rank(), count, processes.count()):
             rows = examples[number * ROWS_A_SHARD : (number + 1) * ROWS_A_SHARD]
-            _write_shard(_shard(folder, number), _states(expert, rows, collate, rows_at_once))
-        wait()
-        if process[0] == 0:
+            states = _states(expert, rows, collate, rows_at_once)
+            with _whole(_shard(folder, number)) as file:
+                np.save(file, states)
+        processes.wait()
+        if processes.is_first():
             shards = [_about(_shard(folder, number)) for number in range(count)]
-            _write_whole(
-                folder / INDEX,
-                json.dumps({"key": key, "shards": shards, "tokens": tokens}).encode(),
-            )
-        wait()
+            index = {"key": key, "shards": shards, "tokens": tokens}
+            with _whole(folder / INDEX) as file:
+                file.write(json.dumps(index).encode())
+        processes.wait()
     return ExpertStates(folder)
 
 
@@ -143,25 +145,15 @@ def _shard(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05}.npy"
 
 
-def _write_shard(path: Path, states: np.ndarray) -> None:
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which is at `path` whole or not at all."""
     beside = path.with_suffix(".part")
     with beside.open("wb") as file:
-        np.save(file, states)
-        _flush(file)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
-        file.write(content)
-        _flush(file)
-    beside.replace(path)
-
-
-def _flush(file) -> None:  # type: ignore[no-untyped-def]
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _about(path: Path) -> dict[str, int]:

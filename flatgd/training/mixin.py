@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatgd.errors import NonFiniteError
-from flatgd.families import IGNORE, Batch, split_batch, take_rows
+from flatgd.families import IGNORE, Batch, emptied, split_batch, take_rows
 from flatgd.flatness import (
     FlatGradient,
     Mix,
@@ -52,7 +52,7 @@ class FlatnessMixin:
         """Leave grad J of the whole batch in `.grad`; return J without the penalty, detached."""
         begun = time.perf_counter()
         model.train()
-        batch: Batch = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
+        batch = self._without_repeats(self._prepare_inputs(inputs))  # type: ignore[attr-defined]
         totals = self._totals(batch)
         settings = self._penalty_now()
         parts, split = self._micro_batches(batch, settings, totals)
@@ -67,6 +67,22 @@ class FlatnessMixin:
         loss = step.pop("loss")
         self._note(flat, step, totals, time.perf_counter() - begun)
         return torch.tensor(loss, device=batch["targets"].device)
+
+    def _without_repeats(self, batch: Batch) -> Batch:
+        """An epoch's last batch as one process has it.
+
+        Several get it filled up with rows of the epoch's beginning, as each must have as many.
+        """
+        processes, loader = self.accelerator.num_processes, self.accelerator.gradient_state
+        if processes == 1 or not loader.end_of_dataloader or self.args.dataloader_drop_last:
+            return batch
+        pair = batch.get("pair", torch.full_like(batch["is_safe"], -1, dtype=torch.long))
+        is_first = torch.ones_like(batch["is_safe"])  # of its item: a row alone, or a pair
+        is_first[1:] = (pair[1:] < 0) | (pair[1:] != pair[:-1])
+        item = is_first.cumsum(0) - 1
+        items = int(item[-1]) + 1
+        rest = len(self.train_dataset) % (processes * items)  # type: ignore[attr-defined]
+        return emptied(batch, item >= rest - self.args.process_index * items) if rest else batch
 
     def _penalty_now(self) -> PenaltySettings | None:
         """The penalty of this step, None where it has none."""
@@ -85,18 +101,29 @@ class FlatnessMixin:
         """The micro-batches, and which of them, by number, have the penalty."""
         size, rows = self.args.micro_batch_size, len(batch["is_safe"])
         apart = settings is not None and self.args.flatness_method != "fast"
-        apart = apart and not self.accelerator.is_fsdp2  # its processes need as many parts each
         count = rows if settings is None else math.ceil(self.args.penalty_fraction * rows)
-        numbers = torch.arange(rows, device=batch["is_safe"].device)
-        parts = split_batch(take_rows(batch, numbers[:count]), size, apart)
-        penalised, lift = len(parts), 1.0
-        if count < rows:
+        if count == rows:
+            parts, others, lift = self._in_step(split_batch(batch, size, apart)), [], 1.0
+        else:
+            numbers = torch.arange(rows, device=batch["is_safe"].device)
+            parts = self._in_step(split_batch(take_rows(batch, numbers[:count]), size, apart))
+            others = self._in_step(split_batch(take_rows(batch, numbers[count:]), size))
             tokens = sum((part["targets"] != IGNORE).sum() for part in parts)
             lift = totals.tokens / float(self.accelerator.reduce(tokens, "sum"))
-            parts += split_batch(take_rows(batch, numbers[count:]), size)
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            parts = self.method.prepare(parts)
-        return parts, Split(range(penalised), range(penalised, len(parts)), lift)
+            prepared = self.method.prepare([*parts, *others])
+        penalised = len(parts)
+        return prepared, Split(range(penalised), range(penalised, len(prepared)), lift)
+
+    def _in_step(self, parts: list[Batch]) -> list[Batch]:
+        """FSDP2 gathers weights in every pass, so that each process needs as many of them."""
+        if not self.accelerator.is_fsdp2:
+            return parts
+        one = take_rows(parts[0], torch.arange(1, device=parts[0]["is_safe"].device))
+        none = emptied(one, torch.ones_like(one["is_safe"]))
+        number = torch.tensor([len(parts)], device=self.accelerator.device)
+        most = int(self.accelerator.gather(number).max())
+        return parts + [none] * (most - len(parts))
 
     def _objective(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from flatgd import processes
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import Batch, Example, Family, family_of
@@ -87,6 +88,11 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if processes.count() != self.accelerator.num_processes:
+            raise UnsupportedError(
+                f"{processes.count()} processes were started and this Trainer knows of "
+                f"{self.accelerator.num_processes}; without a GPU give use_cpu=True"
+            )
         if self.accelerator.is_fsdp2:
             join_embeddings(model)
         for expert in self.method.models():
@@ -109,8 +115,6 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
                 list(chain.from_iterable(self.examples)),
                 family.collate,
                 rows_at_once=self.args.micro_batch_size or self.args.per_device_train_batch_size,
-                process=(self.args.process_index, self.args.world_size),
-                wait=self.accelerator.wait_for_everyone,
                 tell=logger.warning,
             )
             method.speak_from(name, states.of)
