@@ -1,9 +1,11 @@
 """LoRA: a penalty over the adapter alone; plain peft and transformers load it; one base for all."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import training
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama, write_rows
 from families import save_family
 from peft import AutoPeftModelForSeq2SeqLM
@@ -11,7 +13,7 @@ from reference import relative_error
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model
+from flatgd import FlatGD, FlatGDTrainer, load_model
 from flatgd.adapters import is_toxic_expert, load, load_together, save, twin, with_adapter
 from flatgd.errors import ModelError, UnsupportedError
 from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
@@ -23,18 +25,7 @@ from flatgd.run import Run
 PARTS = ("policy", "judge", "test")
 
 
-def config(folder: Path, **fields) -> FlatGDConfig:  # type: ignore[no-untyped-def]
-    defaults = {
-        "max_steps": 3,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "penalty_warmup": 0.0,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "max_reply_tokens": 32,
-        "lora_rank": 2,
-    }
-    return FlatGDConfig(output_dir=str(folder), **{**defaults, **fields})
+config = partial(training.config, lora_rank=2)
 
 
 def trainer(folder: Path, model: nn.Module, method: FlatGD, **fields) -> FlatGDTrainer:  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flatgd.check import check, training_config
 from flatgd.errors import ModelError, RecipeError
-from flatgd.families import IGNORE, Batch, family_of, split_batch
+from flatgd.families import IGNORE, Batch, emptied, family_of, split_batch
 from flatgd.losses import bhattacharyya_distance, kl_divergence
 from flatgd.methods import (
     GNP,
@@ -171,6 +171,20 @@ def test_loss_equals_its_twin(name: str) -> None:
     error = abs(got - wanted) / abs(wanted)
     print(f"{name}: relative error {error:.1e}")
     assert error < 2e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_without_tokens_add_nothing(name: str) -> None:
+    """As they stand for rows that only fill up a batch of several processes."""
+    policy, method = model(1), CASES[name][0]()
+    whole = {**batch_of(policy), "pair": torch.full((len(ROWS),), -1)}
+    none = emptied(whole, torch.ones(len(ROWS), dtype=torch.bool))
+    (part,) = method.prepare(split_batch(none, None))
+    terms = method.terms(policy, part, totals_of(whole)).terms
+    loss = terms.penalised + terms.rest
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in policy.parameters())
 
 
 def test_director_equals_its_twin() -> None:

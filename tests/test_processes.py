@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, DistributedType
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama
 from safetensors.torch import load_file
@@ -16,7 +18,9 @@ from torch import Tensor
 from flatgd import FlatGDConfig, FlatGDTrainer
 from flatgd.check import training_config
 from flatgd.errors import RecipeError
+from flatgd.families import IGNORE
 from flatgd.recipe_file import load_recipe
+from flatgd.training.mixin import FlatnessMixin
 from flatgd.training.train import gathered_weights
 
 MODELS = {"blenderbot": tiny_blenderbot, "llama": tiny_llama}
@@ -160,6 +164,27 @@ def test_a_run_over_two_processes_is_the_run_of_one(recipe_file: Path) -> None:
     again = run(recipe_file, 2, "output=two", *same)
     assert again.returncode == 0
     assert "steps on" not in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("items", "rank", "kept"),
+    [(7, 0, 2), (8, 0, 3), (8, 1, 0), (10, 0, 5), (10, 1, 2), (12, 1, 5)],
+)
+def test_what_fills_up_an_epochs_last_batch_is_emptied(items: int, rank: int, kept: int) -> None:
+    """Batches of two times three items: here a pair, a row alone, a pair. `kept` rows are real."""
+    trainer: Any = FlatnessMixin()
+    trainer.accelerator = SimpleNamespace(
+        num_processes=2, gradient_state=SimpleNamespace(end_of_dataloader=True)
+    )
+    trainer.args = SimpleNamespace(process_index=rank, dataloader_drop_last=False)
+    trainer.train_dataset = range(items)
+    is_safe = torch.tensor([False, True, False, False, True])
+    pair = torch.tensor([0, 0, -1, 2, 2])
+    targets = torch.full((5, 2), 4)
+    left = trainer._without_repeats({"targets": targets, "is_safe": is_safe, "pair": pair})
+    assert (left["targets"] != IGNORE).all(1).tolist() == [row < kept for row in range(5)]
+    assert left["pair"].tolist() == pair[:kept].tolist() + [-1] * (5 - kept)
+    assert left["is_safe"].tolist() == is_safe[:kept].tolist() + [True] * (5 - kept)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(
