@@ -7,7 +7,6 @@ Target: 93 to 97 %. Exits non-zero where an interval holds less than 92 %; too o
 another kind and is only shown.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.table import options
 from flatgd.evaluation.intervals import (
     Estimate,
     across_seeds,
@@ -136,7 +136,7 @@ CASES: dict[str, Trial] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     trials = parser.parse_args().trials
     worst = 1.0

@@ -7,13 +7,11 @@ backbone. A FlatGD checkpoint is the backbone with other weights, and must cost 
 with 1 where the target is missed.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from benchmarks.step import DEMO, expert
-from benchmarks.table import Target, conclude, interleaved, machine
+from benchmarks.step import expert
+from benchmarks.table import DEMO, Target, conclude, interleaved, machine, options
 from flatgd import load_model, load_tokenizer
 from flatgd.cost import peak_memory
 from flatgd.data.diasafety import load_diasafety
@@ -38,13 +36,11 @@ def speakers() -> dict[str, Speaker]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     print(machine())
-    rows = load_diasafety(Path(DEMO) / "data/diasafety", "test")[:HISTORIES]
+    rows = load_diasafety(DEMO / "data/diasafety", "test")[:HISTORIES]
     settings = Generate(
         samples=1, min_new_tokens=TOKENS, max_new_tokens=TOKENS, batch_size=64, histories=HISTORIES
     )

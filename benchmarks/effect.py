@@ -7,13 +7,12 @@ rows and 128 rows of other conversations lies below safety_loss's, finite_differ
 Exits with 1 where the amortised penalty keeps less than 90 % of it on the training rows.
 """
 
-import argparse
 import math
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.table import Target, conclude, machine
+from benchmarks.table import Target, conclude, machine, options
 from flatgd.flatness.curvature import gradient, loss_value
 from flatgd.flatness.penalty import norm
 from flatgd.recipe_file import load_recipe
@@ -43,9 +42,7 @@ def measured(run: Run) -> dict[str, tuple[float, float, float]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--share", type=float, default=1.0, help="penalty_share")
     parser.add_argument("--output", type=Path, help="keep the run here; it resumes")

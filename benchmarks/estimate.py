@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -26,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from benchmarks.table import Target, conclude, machine
+from benchmarks.table import Target, conclude, machine, options
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer
 from flatgd.adapters import with_adapter
 from flatgd.cost import peak_memory
@@ -70,9 +71,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def words() -> PreTrainedTokenizerFast:
+    """A tokenizer that hears one word."""
     core = Tokenizer(WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="a"))
-    from tokenizers.pre_tokenizers import Whitespace
-
     core.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
@@ -115,9 +115,7 @@ def measure(case: str, folder: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--one", choices=list(CASES), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:

@@ -7,14 +7,13 @@ at hand for nothing, on the shipped backbone; and the weights of policy and expe
 one base against the base alone. Exits with 1 where a target is missed.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.step import DEMO, step_of
-from benchmarks.table import Target, conclude, interleaved, machine
+from benchmarks.step import step_of
+from benchmarks.table import DEMO, Target, conclude, interleaved, machine, options
 from flatgd import FlatGD, FlatGDConfig, load_model
 from flatgd.adapters import load_together, save, with_adapter
 from flatgd.families import Batch
@@ -62,9 +61,7 @@ def shared_weights(folder: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=9, help="rounds of four steps each")
     repeats = parser.parse_args().repeats
     print(machine())

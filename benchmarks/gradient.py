@@ -11,13 +11,13 @@ for rounding, as that of the keys' biases is). Exits with 1 where a target is mi
 import copy
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
+from benchmarks.table import DEMO
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.diasafety import load_diasafety
 from flatgd.families import Batch, family_of, split_batch
@@ -34,7 +34,6 @@ from flatgd.methods.base import Totals
 from flatgd.models import reply_tokens
 from flatgd.records import Dialogue
 
-DEMO = Path(__file__).parent.parent / "flatgd/demo"
 ROWS, STEPS = 8, 5
 RHOS = (1e-3, 5e-4, 3e-4, 1e-4)
 

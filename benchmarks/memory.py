@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.table import Target, conclude, machine
+from benchmarks.table import Target, conclude, machine, options
 from flatgd.losses import js_divergence, negative_log_likelihood
 from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs
 
@@ -144,9 +144,7 @@ def measure(way: str, shape: tuple[int, int, int], dtype: str, repeats: int) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--vocabulary", type=int, default=131072)
     parser.add_argument("--width", type=int, default=1024)

@@ -7,7 +7,6 @@ shipped backbone and real dialogue. What a row more costs between 4 and 16 times
 than what it costs between 1 and 4 times. Exits with 1 where the target is missed.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -17,8 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.step import DEMO
-from benchmarks.table import Target, conclude, machine
+from benchmarks.table import DEMO, Target, conclude, machine, options
 from flatgd.data.diasafety import load_diasafety
 from flatgd.progress import Display
 from flatgd.recipe_file import load_recipe
@@ -68,9 +66,7 @@ def seconds(rows: int, times: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--rows", type=int, default=64, help="rows at 1x")
     rows = parser.parse_args().rows
     print(machine())

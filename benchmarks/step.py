@@ -7,7 +7,6 @@ are asked in each step (live) or their states are read from disk (cached). Exits
 target is missed.
 """
 
-import argparse
 import copy
 import sys
 import tempfile
@@ -20,14 +19,13 @@ import torch
 from torch import nn
 from transformers import PrinterCallback
 
-from benchmarks.table import Target, Timed, conclude, interleaved, machine
+from benchmarks.table import DEMO, Target, Timed, conclude, interleaved, machine, options
 from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.diasafety import load_diasafety
 from flatgd.methods import FlatGD, SafetyLoss
 from flatgd.records import Dialogue
 from flatgd.training.mixin import MEASURED_EVERY
 
-DEMO = Path(__file__).parent.parent / "flatgd/demo"
 ROWS, SAFE, BATCHES = 32, 19, 4
 MEASURING = "fast, measuring"
 WAYS: dict[str, dict[str, Any]] = {
@@ -129,9 +127,7 @@ def ratios(taken: dict[str, Timed], place: str) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=12, help="rounds of a step of each kind")
     repeats = parser.parse_args().repeats
     print(machine())

@@ -1,14 +1,25 @@
 """What the benchmarks share: interleaved repeats, a table with targets, an exit code."""
 
+import argparse
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import transformers
+
+DEMO = Path(__file__).parent.parent / "flatgd/demo"
+
+
+def options(about: str | None) -> argparse.ArgumentParser:
+    """A benchmark's options; its docstring is its help."""
+    return argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 class Target(NamedTuple):

@@ -126,7 +126,7 @@ def of_method(
         expert_config=expert_config,
         fused=settings.fused_head and bool(kind.needs),
         half=settings.bf16,
-        checkpointing=bool(settings.activation_checkpointing or settings.gradient_checkpointing),
+        checkpointing=settings.is_checkpointed,
     )
 
 

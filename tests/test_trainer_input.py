@@ -1,14 +1,17 @@
 """What the trainer refuses, and how it says so."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import DistributedType
 from conftest import byte_tokenizer, tiny_blenderbot, write_rows
 from training import ROWS, config, experts, trainer
 
 from flatgd import FlatGDTrainer, load_jsonl
 from flatgd.errors import DataError, ModelError, UnsupportedError
+from flatgd.training.reduction import check_strategy
 
 
 def test_rows_from_a_file_and_bad_rows(tmp_path: Path) -> None:
@@ -109,6 +112,24 @@ def test_processes_that_train_alone_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UnsupportedError, match=r"knows of 1; .* give use_cpu=True"):
         trainer(tmp_path, use_cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_fsdp2", "method", "told"),
+    [
+        ("DEEPSPEED", False, "fast", "use DDP or FSDP2"),
+        ("FSDP", False, "fast", "set fsdp_version: 2"),
+        ("FSDP", True, "exact", "use flatness_method: finite_difference"),
+    ],
+)
+def test_strategies_that_cannot_work_are_refused(
+    kind: str, is_fsdp2: bool, method: str, told: str
+) -> None:
+    accelerator = SimpleNamespace(
+        num_processes=1, distributed_type=DistributedType[kind], is_fsdp2=is_fsdp2
+    )
+    with pytest.raises(UnsupportedError, match=told):
+        check_strategy(accelerator, method)
 
 
 def test_attention_without_second_derivative_is_refused(tmp_path: Path) -> None:

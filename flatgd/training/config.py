@@ -200,10 +200,14 @@ class FlatGDConfig(TrainingArguments):
             yield f"torch.compile has no second derivative; {mend}"
         if self.fsdp or self.fsdp_config:
             yield f"FSDP has no second derivative; {mend}"
-        checkpointing = self.gradient_checkpointing or self.activation_checkpointing
         kwargs = self.gradient_checkpointing_kwargs or self.activation_checkpointing_kwargs
-        if checkpointing and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+        if self.is_checkpointed and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
             yield f"reentrant checkpointing cannot; set use_reentrant: false, or {mend}"
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether activations are computed again in the backward pass; by either name."""
+        return bool(self.gradient_checkpointing or self.activation_checkpointing)
 
     def penalty_settings(self) -> PenaltySettings | None:
         """How the penalty is computed, None where it is off."""

@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, distributed, nn
 
+from flatgd import processes
+from flatgd.errors import UnsupportedError
 from flatgd.flatness.penalty import Reduce
 
 
@@ -20,6 +22,25 @@ class Reduction(NamedTuple):
 
     reduce: Reduce
     local: Any  # () -> context manager
+
+
+def check_strategy(accelerator: Accelerator, flatness_method: str) -> None:
+    """Raises UnsupportedError for processes that cannot train together, however they were set up:
+    by flags, environment or a file of `accelerate config`."""
+    if processes.count() != accelerator.num_processes:
+        raise UnsupportedError(
+            f"{processes.count()} processes were started and this Trainer knows of "
+            f"{accelerator.num_processes}; without a GPU give use_cpu=True"
+        )
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UnsupportedError(f"{kind.value} keeps gradients to itself; use DDP or FSDP2")
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UnsupportedError("FSDP 1 flattens the weights; set fsdp_version: 2")
+    if kind == DistributedType.FSDP and flatness_method == "exact":
+        raise UnsupportedError(
+            "FSDP2 has no second derivative; use flatness_method: finite_difference"
+        )
 
 
 def reduction_for(accelerator: Accelerator, model: nn.Module) -> Reduction:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from flatgd import processes
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import Batch, Example, Family, family_of
@@ -27,6 +26,7 @@ from flatgd.records import Dialogue
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.expert_states import cached_states
 from flatgd.training.mixin import FlatnessMixin
+from flatgd.training.reduction import check_strategy
 
 logger = logging.getLogger(__name__)
 Row = Dialogue | Mapping[str, Any]
@@ -88,11 +88,7 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        if processes.count() != self.accelerator.num_processes:
-            raise UnsupportedError(
-                f"{processes.count()} processes were started and this Trainer knows of "
-                f"{self.accelerator.num_processes}; without a GPU give use_cpu=True"
-            )
+        check_strategy(self.accelerator, args.flatness_method)
         if self.accelerator.is_fsdp2:
             join_embeddings(model)
         for expert in self.method.models():
