@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flatgd.methods import Clean, FlatGD, SafetyLoss
     from flatgd.models import load_model, load_tokenizer
     from flatgd.records import Dialogue
-    from flatgd.training import FlatGDConfig, FlatGDTrainer
+    from flatgd.training import FlatGDConfig, FlatGDTrainer, FlatnessMixin
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ _HOMES = {
     "FlatGD": "flatgd.methods",
     "FlatGDConfig": "flatgd.training",
     "FlatGDTrainer": "flatgd.training",
+    "FlatnessMixin": "flatgd.training",
     "SafetyLoss": "flatgd.methods",
     "load_jsonl": "flatgd.data.jsonl",
     "load_model": "flatgd.models",
@@ -33,6 +34,7 @@ __all__ = [
     "FlatGD",
     "FlatGDConfig",
     "FlatGDTrainer",
+    "FlatnessMixin",
     "SafetyLoss",
     "load_jsonl",
     "load_model",

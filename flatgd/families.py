@@ -305,8 +305,10 @@ def emptied(batch: Batch, rows: Tensor) -> Batch:
 
 
 def take_rows(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows of a collated batch, cut to the longest of them."""
+    """Some rows of a collated batch, cut to the longest of them where the batch is ours."""
     part = {key: value[rows] for key, value in batch.items()}
+    if "labels" in part:
+        return part
     width = int(part["attention_mask"].sum(1).max())
     reply_widths = [1, *((part["targets"] != IGNORE).any(0).nonzero()[:, 0] + 1).tolist()]
     reply_width = reply_widths[-1] if "decoder_input_ids" in part else width

@@ -7,17 +7,12 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_blenderbot, tiny_llama
 from reference import penalised_gradient, relative_error
-from torch import nn
 from training import DESCENT, ROWS, config, largest_difference, trained, trainer
-from transformers import Trainer
+from transformers import DataCollatorForSeq2Seq, Trainer
 
-from flatgd.data.jsonl import dialogues_from_row
-from flatgd.families import family_of
-from flatgd.flatness import Terms
-from flatgd.losses import negative_log_likelihood
-from flatgd.methods.base import Method, Scored
-from flatgd.models import reply_log_probs, reply_tokens
-from flatgd.training.mixin import FlatnessMixin
+from flatgd import FlatnessMixin
+from flatgd.errors import UnsupportedError
+from flatgd.families import IGNORE
 
 
 def test_rho_follows_the_precision(tmp_path: Path) -> None:
@@ -70,42 +65,57 @@ def test_compiled_blocks_walk_the_same_way(
 
 
 class OwnTrainer(FlatnessMixin, Trainer):
-    """Another Trainer with a loss of its own, under the penalty."""
-
-    class Loss(Method):
-        name, does, is_flat = "own", "trained.", True
-
-        def terms(self, policy: nn.Module, batch: Any, totals: Any) -> Scored:
-            targets, _ = reply_tokens(batch)
-            nll = negative_log_likelihood(reply_log_probs(policy, batch), targets)
-            loss = nll.sum() / totals.tokens
-            return Scored(Terms(loss, loss.new_zeros(())), {"loss": loss.detach()})
-
-    method = Loss()
+    """Any Trainer: its own batches, its own loss."""
 
 
-def test_the_penalty_on_another_trainer_with_its_own_loss(tmp_path: Path) -> None:
-    """||grad NLL||^2 over the whole batch, against double backward."""
-    model = tiny_llama()
-    family = family_of(model.config, byte_tokenizer(), 64, 32)
-    rows = [family.encode(d) for row in ROWS for d in dialogues_from_row(row)]
-    subject = OwnTrainer(
+def own_trainer(folder: Path, make: Any, kind: Any = OwnTrainer, **fields: Any) -> Trainer:
+    model, tokenizer = make(), byte_tokenizer()
+    rows = [
+        {
+            "input_ids": (ids := tokenizer(row["prompt"][-1] + row["completion"])["input_ids"]),
+            "labels": [IGNORE] * 4 + ids[4:],
+        }
+        for row in ROWS
+    ]
+    return kind(
         model=model,
-        args=config(tmp_path, flatness_weight=0.5, difference="central", micro_batch_size=3),
+        args=config(folder, **fields),
         train_dataset=rows,
-        data_collator=family.collate,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),  # it pads labels of any model
     )
-    batch = family.collate(rows[:8])
-    targets, _ = reply_tokens(batch)
 
-    def nll() -> torch.Tensor:
-        return negative_log_likelihood(reply_log_probs(model, batch), targets).mean()
 
-    parameters = list(model.parameters())
+@pytest.mark.parametrize("make", [tiny_blenderbot, tiny_llama])
+def test_the_penalty_on_another_trainer_with_its_own_loss(tmp_path: Path, make: Any) -> None:
+    """||grad loss||^2 over the whole batch, against double backward of the model's own loss."""
+    fields = {"flatness_weight": 0.5, "difference": "central", "micro_batch_size": 3}
+    subject = own_trainer(tmp_path, make, **fields)
+    batch = subject.data_collator([subject.train_dataset[row] for row in range(8)])
+    parameters = list(subject.model.parameters())
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        wanted = penalised_gradient(parameters, nll, lambda: torch.zeros(()), 0.5)
+        wanted = penalised_gradient(
+            parameters, lambda: subject.model(**batch).loss, lambda: torch.zeros(()), 0.5
+        )
     subject.state.max_steps = 1
     subject.training_step(subject.model, batch)
     assert relative_error([p.grad for p in parameters], wanted) < 1e-3
     subject.train()
     assert subject.state.log_history[0]["penalty_share"] > 0
+
+
+@pytest.mark.parametrize("make", [tiny_blenderbot, tiny_llama])
+def test_lambda_zero_is_the_other_trainer(tmp_path: Path, make: Any) -> None:
+    weights = []
+    for kind, cut in ((Trainer, {}), (OwnTrainer, {"micro_batch_size": 3})):
+        subject = own_trainer(tmp_path, make, kind, flatness_weight=0, **cut, **DESCENT)
+        subject.train()
+        weights.append(subject.model.state_dict())
+    assert largest_difference(*weights) <= 1e-5
+
+
+def test_a_batch_without_rows_is_refused(tmp_path: Path) -> None:
+    """As TRL makes them with padding_free."""
+    subject = own_trainer(tmp_path, tiny_llama)
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(UnsupportedError, match=r"needs attention_mask, .*padding_free=False"):
+        subject.training_step(subject.model, {"input_ids": ids, "labels": ids})

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from flatgd.flatness import (
     plain_gradient,
 )
 from flatgd.methods.base import Method, Totals
+from flatgd.models import unwrapped
+from flatgd.training.own_loss import OwnLoss, with_targets
 from flatgd.training.reduction import reduction_for
 
 MEASURED_EVERY = 10  # steps after which `fast` measures anew which lambda makes `penalty_share`
@@ -39,12 +42,16 @@ KEPT = "flatness"  # where it keeps that lambda, in Trainer's state
 
 
 class FlatnessMixin:
-    """Put before a Trainer; `self.method` is the seam: what a step's objective is made of."""
+    """Put before a Trainer whose `args` are a FlatGDConfig."""
 
-    method: Method
     args: Any
     accelerator: Any
     state: Any
+
+    @cached_property
+    def method(self) -> Method:
+        """The seam: what a step's objective is made of. The Trainer's own loss, if not set."""
+        return OwnLoss(self.compute_loss)  # type: ignore[attr-defined]
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
@@ -52,7 +59,8 @@ class FlatnessMixin:
         """Leave grad J of the whole batch in `.grad`; return J without the penalty, detached."""
         begun = time.perf_counter()
         model.train()
-        batch = self._without_repeats(self._prepare_inputs(inputs))  # type: ignore[attr-defined]
+        batch = with_targets(unwrapped(model), self._prepare_inputs(inputs))  # type: ignore[attr-defined]
+        batch = self._without_repeats(batch)
         totals = self._totals(batch)
         settings = self._penalty_now()
         parts, split = self._micro_batches(batch, settings, totals)

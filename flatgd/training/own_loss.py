@@ -1,0 +1,64 @@
+"""The loss of whatever Trainer the mixin is put on, under the penalty.
+
+    class FlatSFT(FlatnessMixin, trl.SFTTrainer): ...
+
+E is that loss and R nothing: J = loss + lambda * ||grad loss||^2. Batches need `labels`, IGNORE
+where nothing is learnt, and `attention_mask`; the loss must be a mean over labelled tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatgd.errors import UnsupportedError
+from flatgd.families import IGNORE, Batch
+from flatgd.flatness import Terms
+from flatgd.methods.base import Method, Scored, Totals
+
+OURS = ("targets", "is_safe", "row", "pair")
+
+
+@dataclass
+class OwnLoss(Method):
+    """`compute_loss` (model, inputs) gives the mean over a micro-batch's labelled tokens."""
+
+    compute_loss: Callable[[nn.Module, dict[str, Any]], Tensor]
+
+    name = "own_loss"
+    does = "trained by its Trainer's own loss."
+    is_flat = True
+
+    def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
+        inputs = {key: value for key, value in batch.items() if key not in OURS}
+        share = (batch["targets"] != IGNORE).sum() / totals.tokens
+        loss = share * self.compute_loss(policy, inputs)
+        return Scored(Terms(loss, loss.new_zeros(())), {"loss": loss.detach()})
+
+
+def with_targets(model: nn.Module, batch: Batch) -> Batch:
+    """A Trainer's batch with what the mixin reads: `targets` [B, T] and `is_safe` [B].
+
+    Raises UnsupportedError for a batch without labels or rows.
+    """
+    if "targets" in batch:
+        return batch
+    if missing := [key for key in ("labels", "attention_mask") if key not in batch]:
+        raise UnsupportedError(
+            f"a batch needs {' and '.join(missing)}, and has {', '.join(batch)}; let the data "
+            "collator pad its rows (TRL: packing=False, padding_free=False)"
+        )
+    labels = batch["labels"]
+    targets = labels.reshape(len(labels), -1)
+    if _predicts_next(model):
+        targets = torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORE)], dim=1)
+    return {**batch, "targets": targets, "is_safe": torch.ones_like(targets[:, 0]).bool()}
+
+
+def _predicts_next(model: nn.Module) -> bool:
+    """Whether the model's loss shifts its labels by one, as decoders alone do."""
+    config: Any = getattr(model, "config", None)
+    can_generate = getattr(model, "can_generate", lambda: False)
+    return bool(can_generate()) and not getattr(config, "is_encoder_decoder", False)
