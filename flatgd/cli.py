@@ -9,7 +9,7 @@ import typer
 
 from flatgd import processes
 from flatgd.cli_data import app as data_app
-from flatgd.errors import FlatGDError, RecipeError
+from flatgd.errors import FlatGDError, RecipeError, StoppedError
 
 app = typer.Typer(
     name="flatgd",
@@ -300,6 +300,9 @@ def main() -> None:
         if stopped.code == 130:  # Ctrl-C, which typer turns into this code without a word
             typer.echo("flatgd: stopped; the same command goes on where it was", err=True)
         raise
+    except StoppedError as stopped:
+        typer.echo(f"flatgd: {stopped}; the same command goes on there", err=True)
+        sys.exit(stopped.code)
     except FlatGDError as error:
         typer.echo(f"flatgd: {error}", err=True)
         sys.exit(2)

@@ -5,7 +5,11 @@
     ├── DataError           a data file: every bad line as file:line: reason
     ├── ModelError          a model or tokenizer that does not fit
     ├── UnsupportedError    a combination that cannot work, with the mend
-    └── NonFiniteError      NaN or infinity in a loss or a gradient
+    ├── NonFiniteError      NaN or infinity in a loss, a gradient or weights
+    ├── CheckpointError     a checkpoint that is torn, of another training or cannot be written
+    ├── InUseError          another process works in the output folder
+    ├── MemoryLimitError    no room for one row
+    └── StoppedError        SIGTERM or Ctrl-C, after a checkpoint
 
 A message says what was expected, what came, and what to do next.
 """
@@ -33,6 +37,26 @@ class UnsupportedError(FlatGDError):
 
 class NonFiniteError(FlatGDError):
     """A loss or a gradient is NaN or infinite."""
+
+
+class CheckpointError(FlatGDError):
+    """A checkpoint cannot be written, or not be gone on from."""
+
+
+class InUseError(FlatGDError):
+    """Two processes cannot work in one output folder."""
+
+
+class MemoryLimitError(FlatGDError):
+    """The device has no room for a step, however it is cut."""
+
+
+class StoppedError(FlatGDError):
+    """A signal ended a training after a checkpoint; `code` is the process's exit code for it."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.code = 128 + number
 
 
 class Problem(NamedTuple):

@@ -6,7 +6,6 @@ sampled/NAME.jsonl        replies to the policy's histories that others learn fr
 sampled/judge/            what judged them: trained on the policy's rows, never reports
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from flatgd.evaluation.judges import load_judge, make_judge
 from flatgd.evaluation.score import as_dialogues, generation_row
 from flatgd.evaluation.speaker import Speaker
 from flatgd.families import Family, family_of
+from flatgd.files import digest_of, locked
 from flatgd.methods import Director, ExpertGuide, Merge, Method
 from flatgd.models import load_config, load_tokenizer
 from flatgd.plan import Plan
@@ -90,6 +90,8 @@ class Making:
             raise RecipeError(
                 f"output {self.root}: {error.strerror}; name another folder"
             ) from None
+        if parent is None and processes.is_first():
+            self._lock = locked(self.root)
         self.stages = Stages(self.root, parent.stages if parent else None)
         self._key_of_model = parent._key_of_model if parent else cache(model_key)
         self.plan = Plan(recipe, self.sets, self._key_of_model)
@@ -295,9 +297,4 @@ def model_key(name: str) -> str:
     if not folder.is_dir():
         return key_of(name, getattr(load_config(name), "_commit_hash", None))
     files = sorted(p for p in folder.iterdir() if p.suffix in MODEL_FILES)
-    return key_of([(p.name, _file_digest(p)) for p in files])
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return key_of([(p.name, digest_of(p)) for p in files])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flatgd import __version__, processes
+from flatgd.files import write_whole
 
 Outcome = Literal["built", "kept", "reused"]
 
@@ -170,10 +171,3 @@ def _link_file(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copy2(source, target)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text)
-    beside.replace(path)

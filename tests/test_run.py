@@ -141,21 +141,6 @@ def test_killed_inside_a_method_it_goes_on_to_the_same_end(recipe_file: Path) ->
     assert one == other
 
 
-def test_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    from flatgd.training.train import last_checkpoint
-
-    for step, text in ((5, "{}"), (10, '{"global'), (20, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if text is not None:
-            (folder / "trainer_state.json").write_text(text)
-    found = last_checkpoint(tmp_path)
-    assert found is not None
-    assert found.name == "checkpoint-5"
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-5"]
-    assert last_checkpoint(tmp_path / "none") is None
-
-
 def test_single_stages_by_command(recipe_file: Path) -> None:
     runner = CliRunner()
     for arguments in (

@@ -5,7 +5,6 @@ is whole. A server may break off, stall or lie: the first two are tried again fr
 stopped, the last is caught by the checksum.
 """
 
-import hashlib
 import http.client
 import shutil
 import tarfile
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from flatgd.errors import DataError, Problem
+from flatgd.files import digest_of
 
 CHUNK = 1 << 16
 GIB = 1 << 30
@@ -94,7 +94,7 @@ def fetch(
     target = folder / download.file
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not target.exists() or _sha256(target) != download.sha256:
+        if not target.exists() or digest_of(target) != download.sha256:
             _download(download, target, patience, progress)
         return _unpack(target, patience.largest) if _is_archive(target) else [target]
     except OSError as error:
@@ -119,7 +119,7 @@ def _download(
                 raise _failed(download, f"{broken}, {idle} times; what came is kept") from None
             time.sleep(patience.pause_s * 2**idle)
             continue
-        if _sha256(partial) == download.sha256:
+        if digest_of(partial) == download.sha256:
             partial.replace(target)
             return
         partial.unlink()
@@ -179,11 +179,6 @@ def _starts_at(answer: Any) -> int:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_archive(path: Path) -> bool:

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatgd.adapters import load
 from flatgd.data.mixture import scorable
 from flatgd.errors import RecipeError
+from flatgd.files import write_whole
 from flatgd.flatness.curvature import loss_value
 from flatgd.making import RECIPE
 from flatgd.methods import Method, SafetyLoss, Totals
@@ -30,7 +31,6 @@ from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
 from flatgd.report.studies import FORMAT
 from flatgd.run import Run
-from flatgd.stages import write_whole
 
 State = dict[str, Tensor]
 BISECTIONS = 10

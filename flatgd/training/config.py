@@ -16,6 +16,16 @@ def _doc(text: str) -> dict[str, str]:
     return {"help": text}
 
 
+TRAJECTORY = (
+    *("lm_weight", "attract_weight", "repel_weight", "flatness_weight", "penalty_share"),
+    *("penalise", "penalty_squared", "penalty_warmup", "flatness_method", "penalty_every"),
+    *("penalty_fraction", "difference", "rho", "lora_rank", "lora_alpha", "lora_targets"),
+    *("learning_rate", "optim", "weight_decay", "lr_scheduler_type", "warmup_steps"),
+    *("max_grad_norm", "seed", "data_seed", "bf16"),
+)
+"""What must be the same where a training goes on, beside its rows and batches."""
+
+
 def is_number(value: Any) -> bool:
     """A finite number, and no boolean."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)

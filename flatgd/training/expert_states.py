@@ -13,12 +13,9 @@ truncation, data and head.
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +23,7 @@ from torch import Tensor, nn
 
 from flatgd import processes
 from flatgd.families import Batch, Example
+from flatgd.files import whole
 from flatgd.models import head_weight, reply_states
 
 ROWS_A_SHARD = 4096
@@ -82,13 +80,13 @@ def cached_states(
         for number in range(processes.rank(), count, processes.count()):
             rows = examples[number * ROWS_A_SHARD : (number + 1) * ROWS_A_SHARD]
             states = _states(expert, rows, collate, rows_at_once)
-            with _whole(_shard(folder, number)) as file:
+            with whole(_shard(folder, number)) as file:
                 np.save(file, states)
         processes.wait()
         if processes.is_first():
             shards = [_about(_shard(folder, number)) for number in range(count)]
             index = {"key": key, "shards": shards, "tokens": tokens}
-            with _whole(folder / INDEX) as file:
+            with whole(folder / INDEX) as file:
                 file.write(json.dumps(index).encode())
         processes.wait()
     return ExpertStates(folder)
@@ -143,17 +141,6 @@ def _states(
 
 def _shard(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05}.npy"
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which is at `path` whole or not at all."""
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _about(path: Path) -> dict[str, int]:

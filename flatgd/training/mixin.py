@@ -5,20 +5,22 @@ in every pass, so that both passes see the same dropout masks. The finished grad
 `.grad`; clipping, optimizer, scheduler and logging stay the Trainer's.
 """
 
+import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatgd.errors import NonFiniteError
+from flatgd.errors import MemoryLimitError, NonFiniteError
 from flatgd.families import IGNORE, Batch, emptied, split_batch, take_rows
 from flatgd.flatness import (
     FlatGradient,
@@ -37,6 +39,8 @@ from flatgd.models import unwrapped
 from flatgd.training.own_loss import OwnLoss, with_targets
 from flatgd.training.reduction import reduction_for
 
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 MEASURED_EVERY = 10  # steps after which `fast` measures anew which lambda makes `penalty_share`
 KEPT = "flatness"  # where it keeps that lambda, in Trainer's state
 
@@ -62,19 +66,48 @@ class FlatnessMixin:
         batch = with_targets(unwrapped(model), self._prepare_inputs(inputs))  # type: ignore[attr-defined]
         batch = self._without_repeats(batch)
         totals = self._totals(batch)
-        settings = self._penalty_now()
-        parts, split = self._micro_batches(batch, settings, totals)
-        figures: dict[int, dict[str, Tensor]] = {}
-        objective = self._objective(model, parts, totals, figures)
         parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        flat = self._gradient(model, parameters, objective, split, settings)
-        step = self._sum_figures(list(figures.values()))
-        self._refuse_non_finite(step, flat)
+        flat, step = self._within_memory(
+            lambda: self._passes(model, parameters, batch, totals), len(batch["is_safe"])
+        )
         for parameter, gradient in zip(parameters, flat.gradient, strict=True):
             parameter.grad = gradient
         loss = step.pop("loss")
         self._note(flat, step, totals, time.perf_counter() - begun)
         return torch.tensor(loss, device=batch["targets"].device)
+
+    def _passes(
+        self, model: nn.Module, parameters: list[Tensor], batch: Batch, totals: Totals
+    ) -> tuple[FlatGradient, dict[str, float]]:
+        """The step's gradient and figures; parameters and their `.grad` are left as they were."""
+        settings = self._penalty_now()
+        parts, split = self._micro_batches(batch, settings, totals)
+        figures: dict[int, dict[str, Tensor]] = {}
+        objective = self._objective(model, parts, totals, figures)
+        flat = self._gradient(model, parameters, objective, split, settings)
+        step = self._sum_figures(list(figures.values()))
+        self._refuse_non_finite(step, flat, [(parts[n], found) for n, found in figures.items()])
+        return flat, step
+
+    def _within_memory(self, compute: Callable[[], T], rows: int) -> T:
+        """What `compute` gives; where memory runs out, with half as many rows at a time."""
+        while True:
+            size = min(self.args.micro_batch_size or rows, rows)
+            try:
+                return compute()
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if size == 1 or self.accelerator.num_processes > 1:  # the others are in the step
+                    raise MemoryLimitError(_no_room(self.state.global_step + 1, size)) from None
+            self.args.micro_batch_size = -(-size // 2)
+            logger.warning(
+                "step %s: out of memory with %s rows at a time, going on with %s; the outcome is "
+                "the same. Next time set micro_batch_size: %s",
+                *(self.state.global_step + 1, size, -(-size // 2), -(-size // 2)),
+            )
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _without_repeats(self, batch: Batch) -> Batch:
         """An epoch's last batch as one process has it.
@@ -222,15 +255,27 @@ class FlatnessMixin:
         sums = torch.stack([torch.stack([part[n].float() for part in parts]).sum() for n in names])
         return dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
 
-    def _refuse_non_finite(self, figures: dict[str, float], flat: FlatGradient) -> None:
+    def _refuse_non_finite(
+        self,
+        figures: dict[str, float],
+        flat: FlatGradient,
+        found: list[tuple[Batch, dict[str, Tensor]]],
+    ) -> None:
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
         if not bad and not all(torch.isfinite(t).all() for t in flat.gradient):
             bad = ["the gradient"]
         if bad:
+            parts = [p for p, own in found if not all(f.isfinite() for f in own.values())]
+            rows = [row for part in parts for row in part.get("row", torch.empty(0)).tolist()]
+            of = f" on training rows {', '.join(self.names_of(sorted(rows)))}" if rows else ""
             raise NonFiniteError(
-                f"step {self.state.global_step + 1}: {', '.join(bad)} is NaN or infinite; nothing "
-                "was updated. Lower learning_rate or penalty_share, or look at the batch's data"
+                f"step {self.state.global_step + 1}: {', '.join(bad)} is NaN or infinite{of}; "
+                "nothing was updated. Lower learning_rate or penalty_share, or look at those rows"
             )
+
+    def names_of(self, rows: Sequence[int]) -> list[str]:
+        """How training rows are told to people, by their numbers from 0."""
+        return [str(row + 1) for row in rows]
 
     def _note(
         self, flat: FlatGradient, figures: dict[str, float], totals: Totals, seconds: float
@@ -255,6 +300,15 @@ class FlatnessMixin:
         pending = self.__dict__.pop("_pending", {})
         logs.update({name: sum(values) / len(values) for name, values in pending.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+def _no_room(step: int, size: int) -> str:
+    rows = "1 row" if size == 1 else f"{size} rows"
+    smaller = "" if size == 1 else f"set micro_batch_size: {-(-size // 2)}, or "
+    return (
+        f"step {step}: out of memory with {rows} at a time; {smaller}try activation_checkpointing: "
+        "true, lora_rank: 16, expert_cache: states, or a shorter max_history_tokens"
+    )
 
 
 def _seed(*parts: int) -> int:

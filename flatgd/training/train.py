@@ -1,8 +1,6 @@
 """One training, from a backbone's name to a folder that plain transformers loads."""
 
-import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from flatgd.callbacks import Advance
 from flatgd.cost import peak_memory
 from flatgd.methods import Method
 from flatgd.records import write_jsonl
+from flatgd.training.checkpoints import checkpoints, last_good, refuse_non_finite
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.trainer import FlatGDTrainer
 
@@ -72,9 +71,10 @@ def train(
     trainer.add_callback(Advance(advance))
     if config.snapshots:
         trainer.add_callback(_Snapshots(trainer, folder, config.snapshots))
-    checkpoint = processes.of_first(lambda: last_checkpoint(folder))
+    checkpoint = processes.of_first(lambda: last_good(folder))
     with peak_memory() as peak:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    refuse_non_finite(trained, trainer.state.global_step)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     weights = gathered_weights(trainer)
     if processes.is_first():
@@ -82,7 +82,7 @@ def train(
         save(trained, folder, weights)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / "training.jsonl", log)
-        for path in _checkpoints(folder):
+        for path in checkpoints(folder):
             shutil.rmtree(path)
     cut = trainer.truncated()
     told = (
@@ -127,23 +127,3 @@ def steps_of(config: FlatGDConfig, rows: int) -> int:
         return int(config.max_steps)
     batch = config.per_device_train_batch_size * processes.count()
     return math.ceil(math.ceil(rows / batch) * config.num_train_epochs)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; broken ones after it are removed.
-
-    Trainer writes trainer_state.json last, so a checkpoint that has it whole is whole.
-    """
-    for path in reversed(_checkpoints(folder)):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-        else:
-            return path
-    return None
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))

@@ -1,5 +1,7 @@
 """FlatGDTrainer: a transformers.Trainer whose step is FlatGD's."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,17 +25,19 @@ from flatgd.models import (
     load_tokenizer,
 )
 from flatgd.records import Dialogue
-from flatgd.training.config import FlatGDConfig
+from flatgd.training.checkpoints import SoundCheckpoints
+from flatgd.training.config import TRAJECTORY, FlatGDConfig
 from flatgd.training.expert_states import cached_states
 from flatgd.training.mixin import FlatnessMixin
 from flatgd.training.reduction import check_strategy
+from flatgd.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 Row = Dialogue | Mapping[str, Any]
 Rows = Sequence[Row | tuple[Dialogue, Dialogue]]
 
 
-class FlatGDTrainer(FlatnessMixin, Trainer):
+class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
     """Fine-tune `model` on labelled replies.
 
     `train_dataset` holds Dialogues or rows with prompt, completion and label (true = safe), a
@@ -69,11 +73,12 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
             args.max_reply_tokens,
             args.turn_separator,
         )
-        numbers = count()
+        groups, numbers = _groups(train_dataset), count()
         self.examples = [
             tuple(family.encode(row)._replace(row=next(numbers)) for row in group)
-            for group in _groups(train_dataset)
+            for group in groups
         ]
+        self._conversations = [row.conversation for group in groups for row in group]
         has_pairs = any(len(group) > 1 for group in self.examples)
         if has_pairs != (method.learns_from == "pairs"):
             raise UnsupportedError(
@@ -88,6 +93,7 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.add_callback(Watch())
         check_strategy(self.accelerator, args.flatness_method)
         if self.accelerator.is_fsdp2:
             join_embeddings(model)
@@ -114,6 +120,23 @@ class FlatGDTrainer(FlatnessMixin, Trainer):
                 tell=logger.warning,
             )
             method.speak_from(name, states.of)
+
+    def made_of(self) -> dict[str, Any]:
+        """Settings and rows, as far as they make the trajectory."""
+        digest = hashlib.sha256()
+        for example in chain.from_iterable(self.examples):
+            digest.update(json.dumps(example).encode())
+        settings = {name: getattr(self.args, name) for name in TRAJECTORY}
+        return {
+            "method": self.method.name,
+            **{name: str(value) for name, value in settings.items()},
+            "batch": self.args.per_device_train_batch_size * self.accelerator.num_processes,
+            "training rows": digest.hexdigest()[:12],
+        }
+
+    def names_of(self, rows: Sequence[int]) -> list[str]:
+        """Which rows of train_dataset, by their conversations."""
+        return [f"{row + 1} ({self._conversations[row]})" for row in rows]
 
     def truncated(self) -> int:
         """How many training rows lost tokens of their history or reply."""

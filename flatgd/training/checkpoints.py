@@ -1,0 +1,216 @@
+"""Checkpoints inside a training: there whole or not at all, and known to be whole.
+
+    checkpoint-40/                Trainer's own files: weights, optimizer, scheduler, random states
+    checkpoint-40/manifest.json   each file's size and SHA-256, and what the training was of
+
+One is written in `.saving/`, flushed, given its manifest, renamed, and read again; only then does
+the oldest one go. A resume takes the newest that is as its manifest has it, and tells of those that
+are not.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from flatgd.errors import CheckpointError, NonFiniteError, StoppedError
+from flatgd.files import digest_of, flush, write_whole
+from flatgd.training.stopping import Stop
+
+MANIFEST = "manifest.json"
+SAVING = ".saving"
+KEPT = 2  # the last good one stays until the next is proven
+
+logger = logging.getLogger(__name__)
+
+
+class SoundCheckpoints:
+    """Put before a Trainer: how it saves, and from what it goes on."""
+
+    args: Any
+    state: Any
+    accelerator: Any
+    model: Any
+    _is_saving = False
+
+    def made_of(self) -> dict[str, Any]:
+        """What must be the same where a training goes on; by name, JSON."""
+        return {}
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; True is the newest good checkpoint in `output_dir`, and must be there."""
+        if resume_from_checkpoint:
+            folder = Path(self.args.output_dir)
+            if resume_from_checkpoint is True:
+                found = last_good(folder)
+                if found is None:
+                    raise CheckpointError(f"{folder}: no checkpoint to go on from; train anew")
+            else:
+                found = Path(resume_from_checkpoint)
+                if fault := fault_of(found):
+                    raise CheckpointError(f"{found}: {fault}; go on from another, or train anew")
+            _refuse_changes(found, self.made_of())
+            resume_from_checkpoint = str(found)
+        stop = Stop(self.accelerator)
+        self.add_callback(stop)  # type: ignore[attr-defined]
+        try:
+            with stop.listening():
+                output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.remove_callback(stop)  # type: ignore[attr-defined]
+        if stop.received:
+            raise StoppedError(
+                f"stopped after step {self.state.global_step}, at "
+                f"{self.args.output_dir}/checkpoint-{self.state.global_step}",
+                stop.received,
+            )
+        return output
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)  # type: ignore[misc]
+        return os.path.join(folder, SAVING) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        refuse_non_finite(self.model, self.state.global_step)
+        folder = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        is_first = self.args.process_index == 0
+        if is_first:
+            shutil.rmtree(folder / SAVING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        with _told(folder / SAVING, folder):
+            try:
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            finally:
+                self._is_saving = False
+            self.accelerator.wait_for_everyone()
+            if is_first:
+                seal(folder / SAVING / name, self.made_of())
+                put(folder / SAVING / name, folder / name)
+                if fault := fault_of(folder / name):
+                    raise CheckpointError(f"{folder / name}: {fault}, right after it was written")
+                rotate(folder, self.args.save_total_limit or KEPT)
+        self.accelerator.wait_for_everyone()
+
+
+def refuse_non_finite(model: nn.Module, step: int) -> None:
+    """Raises NonFiniteError rather than let weights that are NaN or infinite reach a disk."""
+    bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p.detach()).all())]
+    if bad:
+        raise NonFiniteError(
+            f"step {step}: {len(bad)} of the model's tensors hold NaN or infinity ({bad[0]}); "
+            "nothing was saved. Lower learning_rate"
+        )
+
+
+def seal(folder: Path, made_of: Mapping[str, Any]) -> None:
+    """Flush every file of a folder, and write down what they hold."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        flush(path)
+        files[str(path.relative_to(folder))] = [path.stat().st_size, digest_of(path)]
+    record = {"made_of": dict(made_of), "files": files}
+    write_whole(folder / MANIFEST, json.dumps({**record, "sha256": _digest_of_record(record)}))
+    flush(folder)
+
+
+def put(beside: Path, target: Path) -> None:
+    """Rename a sealed folder to its place."""
+    if target.exists():
+        shutil.rmtree(target)
+    beside.rename(target)
+    flush(target.parent)
+    shutil.rmtree(beside.parent, ignore_errors=True)
+
+
+def rotate(folder: Path, kept: int) -> None:
+    """Remove all checkpoints but the newest `kept`."""
+    for path in checkpoints(folder)[:-kept]:
+        shutil.rmtree(path)
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, None if nothing."""
+    if not folder.is_dir():
+        return "there is no such checkpoint"
+    record = _record(folder)
+    if record is None:
+        return f"its {MANIFEST} is missing or torn"
+    for name, (size, digest) in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size or digest_of(path) != digest:
+            return f"{name} is not as it was saved"
+    return None
+
+
+def last_good(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole. Those after it are removed, and told."""
+    shutil.rmtree(folder / SAVING, ignore_errors=True)
+    for path in reversed(checkpoints(folder)):
+        fault = fault_of(path)
+        if fault is None:
+            return path
+        logger.warning("%s: %s; going on from the one before", path, fault)
+        shutil.rmtree(path)
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """A training's checkpoints, oldest first."""
+    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        told = record.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return record if told == _digest_of_record(record) else None
+
+
+def _digest_of_record(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> None:
+    """Raises CheckpointError with what has changed since the checkpoint was saved."""
+    now = json.loads(json.dumps(now))
+    before = (_record(checkpoint) or {}).get("made_of", {})
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        told = "; ".join(f"{n} was {before.get(n)!r}, is {now.get(n)!r}" for n in names)
+        raise CheckpointError(
+            f"{checkpoint} is of another training: {told}. Put it back, or train into another "
+            "folder"
+        )
+
+
+@contextmanager
+def _told(saving: Path, folder: Path) -> Iterator[None]:
+    """A disk that is full, or fails, in a clear message; what was half written is removed."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(saving, ignore_errors=True)
+        good = checkpoints(folder)
+        raise CheckpointError(
+            f"{folder}: the checkpoint could not be written ({error}); "
+            f"{shutil.disk_usage(folder).free / 2**20:,.0f} MB are free there. "
+            + (f"{good[-1].name} stays; " if good else "")
+            + "make room and start again: the training goes on"
+        ) from None
