@@ -3,10 +3,10 @@
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -54,6 +54,26 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contents(path: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of a file, or of every file in a folder, by their names in it."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return {
+        "" if file == path else str(file.relative_to(path)): (file.stat().st_size, digest_of(file))
+        for file in files
+    }
+
+
+def harm(path: Path, wanted: Mapping[str, Sequence[Any]]) -> str | None:
+    """What `path` lacks of the `contents` it had, None if nothing; more files do not count."""
+    for name, (size, digest) in wanted.items():
+        file = path / name if name else path
+        if not file.is_file():
+            return f"{file.name} is missing"
+        if file.stat().st_size != size or digest_of(file) != digest:
+            return f"{file.name} is not as it was saved"
+    return None
 
 
 def flush(path: Path) -> None:

@@ -275,6 +275,8 @@ class Making:
 
         if self.stages.is_outdated(place, key):
             self.display.line(place, "something it rests on has changed: made anew")
+        elif fault := self.stages.harm(place):
+            self.display.line(place, f"{fault}: made anew")
         begun = time.monotonic()
         outcome = self.stages.produce(place, key, make, on, together)
         if not processes.is_first():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from flatgd.errors import RecipeError, nearest
 from flatgd.recipe import PACKAGE, Recipe, Section
 
 Checked = TypeVar("Checked", bound=Section)
+NOT_SET = "not set"
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
 
@@ -52,6 +54,25 @@ def _not_yaml(path: Path, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f":{mark.line + 1}" if mark else ""
     return f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}"
+
+
+def changes(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    """What differs between two recipes, as JSON has them.
+
+    >>> list(changes({"seed": 0, "train": {"rho": 1}}, {"train": {"rho": 2}}))
+    ['seed: 0 -> not set', 'train.rho: 1 -> 2']
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            inner = f"{place}.{key}" if place else str(key)
+            yield from changes(before.get(key, NOT_SET), now.get(key, NOT_SET), inner)
+    elif before != now:
+        yield f"{place}: {_brief(before)} -> {_brief(now)}"
+
+
+def _brief(value: Any) -> str:
+    text = value if value is NOT_SET else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def as_text(recipe: Recipe) -> str:

@@ -10,6 +10,7 @@
 NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the recipe's `methods`.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,11 @@ from flatgd.evaluation.judge import Judge
 from flatgd.evaluation.judges import load_judge
 from flatgd.evaluation.score import generation_row, given_rows, reply_rows
 from flatgd.evaluation.speaker import Speaker
+from flatgd.files import write_whole
 from flatgd.making import RECIPE, Done, Making, Row
 from flatgd.plan import digest
 from flatgd.recipe import JudgeSettings, place_of
-from flatgd.recipe_file import as_text
+from flatgd.recipe_file import as_text, changes
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
 from flatgd.stages import key_of
 
@@ -38,11 +40,23 @@ class Run(Making):
         """The whole job; returns the report's page."""
         for label, text in self.sets.described():
             self.display.line(label, text)
+        self._tell_changes()
         self.scores()
         for seed in range(self.recipe.seed + 1, self.recipe.seed + self.recipe.seeds):
             self.display.line("seed", str(seed))
             self.variant(f"seeds/{seed}", seed=seed).scores()
         return self.report()
+
+    def _tell_changes(self) -> None:
+        """What the recipe says now that it did not say when this folder was last worked in."""
+        if not processes.is_first():
+            return
+        kept, now = self.root / ".stages/recipe", as_text(self.recipe)
+        if kept.exists():
+            for line in changes(json.loads(kept.read_text()), json.loads(now)):
+                self.display.line("changed", f"{line}; what hangs on it is made anew")
+        kept.parent.mkdir(exist_ok=True)
+        write_whole(kept, now)
 
     def scores(self) -> None:
         """Everything but the report, of one seed."""

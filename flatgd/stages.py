@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flatgd import __version__, processes
-from flatgd.files import write_whole
+from flatgd.files import contents, harm, write_whole
 
 Outcome = Literal["built", "kept", "reused"]
 
@@ -42,6 +42,7 @@ class Stages:
         self.root = root
         self._parent = parent
         self._stamps = root / ".stages"
+        self._sound: set[str] = set()  # what this process has looked at, or made
 
     def produce(
         self,
@@ -71,7 +72,7 @@ class Stages:
     def _begin(self, name: str, key: str) -> tuple[Outcome, Path, Any]:
         """What is to be done, where it is put, and its cost if that is known."""
         target = self.root / name
-        if self.key(name) == key:
+        if self.key(name) == key and self.harm(name) is None:
             return "kept", target, None
         target.parent.mkdir(parents=True, exist_ok=True)
         twin = self._twin(name, key)
@@ -98,12 +99,23 @@ class Stages:
             "seconds": round(time.time() - begun, 1),
             "cost": cost,
             "on": {place: self.key(place) for place in on},
+            "files": contents(target),
         }
         write_whole(stamp, json.dumps(record) + "\n")
+        self._sound.add(name)
 
     def is_outdated(self, name: str, key: str) -> bool:
         """Whether the output is there, under another key."""
         return self.key(name) not in (None, key)
+
+    def harm(self, name: str) -> str | None:
+        """What of a finished output is no more as it was written, None if nothing."""
+        if name in self._sound or self.key(name) is None:
+            return None
+        found = harm(self.root / name, self._record(name).get("files", {}))
+        if found is None:
+            self._sound.add(name)
+        return found
 
     def is_stale(self, name: str) -> bool:
         """Whether something that the output was made from has been made anew since."""
@@ -138,7 +150,8 @@ class Stages:
         """Another output of that key, here or above, and what it cost."""
         for path in sorted(self._stamps.glob("*.json")):
             other = json.loads(path.read_text())["name"]
-            if (other != name or is_parent) and self.key(other) == key:
+            is_same = (other != name or is_parent) and self.key(other) == key
+            if is_same and self.harm(other) is None:
                 return self.root / str(other), self.cost(other)
         return self._parent._twin(name, key, True) if self._parent else None
 

@@ -90,6 +90,7 @@ def test_a_finished_run_is_kept_and_a_change_redoes_only_what_hangs_on_it(
     _, told = run(recipe_file, "methods.flatgd={penalty_share: 0.5}")
     built = [line.split()[1] for line in told.splitlines() if line.endswith("s)")]
     assert built == ["methods/flatgd", "generations/flatgd.jsonl", "scores/flatgd.jsonl"]
+    assert 'methods: not set -> {"flatgd": {"penalty_share": 0.5}}; what hangs on it' in told
     _, told = run(recipe_file, "generate.samples=1", "methods.flatgd={penalty_share: 0.5}")
     built = [line.split()[1].split("/")[0] for line in told.splitlines() if line.endswith("s)")]
     assert set(built) == {"generations", "scores"}
@@ -101,6 +102,19 @@ def test_two_runs_of_one_seed_agree_and_another_seed_differs(recipe_file: Path) 
         job, _ = run(recipe_file, f"output=run{number}", f"seed={seed}")
         texts.append((job.root / "report/summary.json").read_text())
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_harmed_output_is_made_anew(recipe_file: Path) -> None:
+    job, _ = run(recipe_file)
+    before = (job.root / "report/summary.json").read_bytes()
+    weights = job.root / "methods/flatgd/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    (job.root / "judges/linear").joinpath("judge.json").unlink(missing_ok=True)
+    _, told = run(recipe_file)
+    assert "methods/flatgd             model.safetensors is not as it was saved: made anew" in told
+    assert (job.root / "report/summary.json").read_bytes() == before
 
 
 SLOW = ["--set", "train.max_steps=60", "--set", "generate.histories=3"]

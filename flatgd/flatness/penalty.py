@@ -33,6 +33,7 @@ from torch import Tensor
 
 Gradient = list[Tensor]
 Reduce = Callable[[Gradient], None]
+Smooth = Callable[[Gradient], Gradient]
 
 
 class Terms(NamedTuple):
@@ -135,16 +136,21 @@ def finite_difference(
     batch: Split,
     reduce: Reduce,
     settings: PenaltySettings,
+    smooth: Smooth = lambda gradient: gradient,
 ) -> FlatGradient:
-    """grad J, the penalty by a difference of gradients. Parameters are restored bit for bit."""
+    """grad J, the penalty by a difference of gradients. Parameters are restored bit for bit.
+
+    `smooth` makes of grad E what stands for it in u and ||grad E||, as its running mean.
+    """
     g, rest = _both_gradients(parameters, objective, batch, reduce)
-    size = norm(g)
+    along = smooth(g)
+    size = norm(along)
     if size == 0.0:
         return _assemble(g, rest, _zeros(parameters), batch.lift, settings, 1)
 
     def gradient_at(rho: float) -> Gradient:
         total = _zeros(parameters)
-        with moved(parameters, g, rho / size):
+        with moved(parameters, along, rho / size):
             _add_gradients(parameters, objective, batch.penalised, Mix(1.0, 0.0), total)
         reduce(total)
         return total
@@ -155,7 +161,7 @@ def finite_difference(
     hessian_u = torch._foreach_sub(ahead, behind)
     torch._foreach_mul_(hessian_u, batch.lift / ((2 if central else 1) * settings.rho))
     evaluations = 1 + (2 if central else 1) / batch.lift
-    return _assemble(g, rest, list(hessian_u), batch.lift, settings, evaluations)
+    return _assemble(g, rest, list(hessian_u), batch.lift, settings, evaluations, size)
 
 
 def fast_difference(

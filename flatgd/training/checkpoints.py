@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from flatgd.errors import CheckpointError, NonFiniteError, StoppedError
-from flatgd.files import digest_of, flush, write_whole
+from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
+from flatgd.files import contents, flush, harm, write_whole
 from flatgd.training.stopping import Stop
 
 MANIFEST = "manifest.json"
@@ -116,11 +115,9 @@ def refuse_non_finite(model: nn.Module, step: int) -> None:
 
 def seal(folder: Path, made_of: Mapping[str, Any]) -> None:
     """Flush every file of a folder, and write down what they hold."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in folder.rglob("*"):
         flush(path)
-        files[str(path.relative_to(folder))] = [path.stat().st_size, digest_of(path)]
-    record = {"made_of": dict(made_of), "files": files}
+    record = {"made_of": dict(made_of), "files": contents(folder)}
     write_whole(folder / MANIFEST, json.dumps({**record, "sha256": _digest_of_record(record)}))
     flush(folder)
 
@@ -147,13 +144,7 @@ def fault_of(folder: Path) -> str | None:
     record = _record(folder)
     if record is None:
         return f"its {MANIFEST} is missing or torn"
-    for name, (size, digest) in record["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size or digest_of(path) != digest:
-            return f"{name} is not as it was saved"
-    return None
+    return harm(folder, record["files"])
 
 
 def last_good(folder: Path) -> Path | None:
@@ -205,7 +196,9 @@ def _told(saving: Path, folder: Path) -> Iterator[None]:
     """A disk that is full, or fails, in a clear message; what was half written is removed."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except FlatGDError:
+        raise
+    except Exception as error:  # torch, safetensors and tokenizers each raise their own
         shutil.rmtree(saving, ignore_errors=True)
         good = checkpoints(folder)
         raise CheckpointError(

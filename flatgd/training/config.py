@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -16,14 +16,10 @@ def _doc(text: str) -> dict[str, str]:
     return {"help": text}
 
 
-TRAJECTORY = (
-    *("lm_weight", "attract_weight", "repel_weight", "flatness_weight", "penalty_share"),
-    *("penalise", "penalty_squared", "penalty_warmup", "flatness_method", "penalty_every"),
-    *("penalty_fraction", "difference", "rho", "lora_rank", "lora_alpha", "lora_targets"),
-    *("learning_rate", "optim", "weight_decay", "lr_scheduler_type", "warmup_steps"),
-    *("max_grad_norm", "seed", "data_seed", "bf16"),
-)
-"""What must be the same where a training goes on, beside its rows and batches."""
+# of Trainer's settings those that make the trajectory; of ours those that do not
+OF_TRAINER = {"learning_rate", "optim", "weight_decay", "lr_scheduler_type", "warmup_steps"}
+OF_TRAINER |= {"max_grad_norm", "seed", "data_seed", "bf16"}
+OF_NO_EFFECT = {"micro_batch_size", "expert_cache", "fused_head", "snapshots"}
 
 
 def is_number(value: Any) -> bool:
@@ -76,6 +72,13 @@ class FlatGDConfig(TrainingArguments):
     penalty_fraction: float = field(
         default=1.0,
         metadata=_doc("share of the batch's rows whose gradient norm is penalised, 0..1"),
+    )
+    penalty_momentum: float = field(
+        default=0.0,
+        metadata=_doc(
+            "the gradient whose norm is penalised is a running mean over steps, of this weight on "
+            "the past, 0..1; with it a penalty_fraction keeps more of the effect"
+        ),
     )
     fused_head: bool = field(
         default=True,
@@ -165,6 +168,10 @@ class FlatGDConfig(TrainingArguments):
             yield f"penalty_warmup is a share of the steps, 0..1, got {self.penalty_warmup}"
         if not 0 < self.penalty_fraction <= 1:
             yield f"penalty_fraction is a share of the rows, 0..1, got {self.penalty_fraction}"
+        if not 0 <= self.penalty_momentum < 1:
+            yield f"penalty_momentum is a weight, 0..1 without 1, got {self.penalty_momentum}"
+        if self.penalty_momentum and self.flatness_method != "finite_difference":
+            yield "penalty_momentum needs flatness_method: finite_difference"
         if self.penalty_every < 1:
             yield f"penalty_every must be at least 1, got {self.penalty_every}"
         if self.flatness_method == "fast" and self.difference == "central":
@@ -218,6 +225,11 @@ class FlatGDConfig(TrainingArguments):
     def is_checkpointed(self) -> bool:
         """Whether activations are computed again in the backward pass; by either name."""
         return bool(self.gradient_checkpointing or self.activation_checkpointing)
+
+    def trajectory(self) -> dict[str, Any]:
+        """The settings that must be the same where a training goes on; its length need not."""
+        ours = {f.name for f in fields(FlatGDConfig)} - {f.name for f in fields(TrainingArguments)}
+        return {name: getattr(self, name) for name in sorted((ours - OF_NO_EFFECT) | OF_TRAINER)}
 
     def penalty_settings(self) -> PenaltySettings | None:
         """How the penalty is computed, None where it is off."""

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +42,7 @@ from flatgd.training.reduction import reduction_for
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 MEASURED_EVERY = 10  # steps after which `fast` measures anew which lambda makes `penalty_share`
+MEAN = "grad_safety"  # its running mean, in the optimizer's state
 KEPT = "flatness"  # where it keeps that lambda, in Trainer's state
 
 
@@ -224,7 +225,23 @@ class FlatnessMixin:
                     kept = {"args": {}, "attributes": {"flatness_weight": flat.flatness_weight}}
                     self.state.stateful_callbacks[KEPT] = kept
                 return flat
-            return finite_difference(*given, split, reduction.reduce, settings)
+            smooth = partial(self._running_mean, parameters)
+            return finite_difference(*given, split, reduction.reduce, settings, smooth)
+
+    def _running_mean(self, parameters: list[Tensor], g: list[Tensor]) -> list[Tensor]:
+        """grad E, averaged over the last steps by `penalty_momentum`.
+
+        It is kept in the optimizer's state, and so in checkpoints and in its shards; but not before
+        the optimizer has filled that, which it does where it finds none.
+        """
+        keep = self.args.penalty_momentum
+        kept: Any = self.optimizer.state  # type: ignore[attr-defined]
+        if not keep or not self.state.global_step:
+            return g
+        for parameter, tensor in zip(parameters, g, strict=True):
+            mean = kept[parameter].setdefault(MEAN, tensor.clone())
+            mean.mul_(keep).add_(tensor, alpha=1 - keep)
+        return [kept[parameter][MEAN] for parameter in parameters]
 
     def _known_weight(self, settings: PenaltySettings) -> float | None:
         """lambda before the gradients are: the fixed one, or that of the last measured share."""

@@ -26,7 +26,7 @@ from flatgd.models import (
 )
 from flatgd.records import Dialogue
 from flatgd.training.checkpoints import SoundCheckpoints
-from flatgd.training.config import TRAJECTORY, FlatGDConfig
+from flatgd.training.config import FlatGDConfig
 from flatgd.training.expert_states import cached_states
 from flatgd.training.mixin import FlatnessMixin
 from flatgd.training.reduction import check_strategy
@@ -126,10 +126,9 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
         digest = hashlib.sha256()
         for example in chain.from_iterable(self.examples):
             digest.update(json.dumps(example).encode())
-        settings = {name: getattr(self.args, name) for name in TRAJECTORY}
         return {
             "method": self.method.name,
-            **{name: str(value) for name, value in settings.items()},
+            **{name: str(value) for name, value in self.args.trajectory().items()},
             "batch": self.args.per_device_train_batch_size * self.accelerator.num_processes,
             "training rows": digest.hexdigest()[:12],
         }

@@ -1,0 +1,281 @@
+"""Trainings that are killed, whose checkpoints are harmed, whose disk is full, that run for long.
+
+    python -m benchmarks.faults --what kill       # kill -9 at 50 random moments, saves included
+    python -m benchmarks.faults --what corrupt    # each file deleted, cut short, one bit flipped
+    python -m benchmarks.faults --what disk       # a small file system, full at 20 points (root)
+    python -m benchmarks.faults --what soak       # 10,000 steps: memory, open files, threads
+    python -m benchmarks.faults --what fuzz       # 1,000 broken recipes
+
+Prints tried / survived, and exits with 1 on a loss. A small model on the shipped data.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.table import DEMO, machine, options
+from flatgd import FlatGDConfig, FlatGDTrainer, load_tokenizer
+from flatgd.data.diasafety import load_diasafety
+from flatgd.errors import CheckpointError, FlatGDError
+from flatgd.recipe_file import load_recipe
+from flatgd.training.checkpoints import SAVING, checkpoints, fault_of, last_good
+
+STEPS, EACH = 12, 2  # steps of a training, and between its checkpoints
+
+
+def model(seed: int) -> BlenderbotForConditionalGeneration:
+    torch.manual_seed(seed)
+    config = BlenderbotConfig(
+        vocab_size=6000,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        dropout=0.1,
+    )
+    return BlenderbotForConditionalGeneration(config)
+
+
+def training(folder: Path, steps: int = STEPS, **fields: Any) -> FlatGDTrainer:
+    given = {"save_strategy": "steps", "save_steps": EACH, "learning_rate": 1e-3, **fields}
+    return FlatGDTrainer(
+        model(0),
+        FlatGDConfig(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=4,
+            max_reply_tokens=16,
+            max_history_tokens=16,
+            use_cpu=True,
+            disable_tqdm=True,
+            logging_strategy="no",
+            **given,
+        ),
+        train_dataset=load_diasafety(DEMO / "data/diasafety", "train")[:64],
+        processing_class=load_tokenizer(str(DEMO / "backbone")),
+        clean_expert=model(1),
+        toxic_expert=model(2),
+    )
+
+
+def weights(trainer: FlatGDTrainer) -> bytes:
+    return b"".join(t.detach().numpy().tobytes() for t in trainer.model.state_dict().values())
+
+
+def go_on(folder: Path) -> bytes:
+    """Train to the end from what is there; the final weights."""
+    trainer = training(folder)
+    trainer.train(resume_from_checkpoint=True if last_good(folder) else None)
+    return weights(trainer)
+
+
+def in_child(job: Callable[[], Any]) -> int:
+    """A process of its own, ready to work at once; its number."""
+    child = os.fork()
+    if child:
+        return child
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    code = 1
+    with contextlib.suppress(BaseException):
+        job()
+        code = 0
+    os._exit(code)
+
+
+def kill(place: Path, times: int) -> tuple[int, int]:
+    rng, begun = random.Random(0), time.monotonic()
+    wanted = go_on(place / "whole")
+    lasts = time.monotonic() - begun
+    survived = inside = 0
+    for number in range(times):
+        folder = place / str(number)
+        child = in_child(lambda folder=folder: go_on(folder))  # type: ignore[misc]
+        time.sleep(rng.uniform(0, lasts))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        inside += (folder / SAVING).exists()
+        survived += go_on(folder) == wanted
+        shutil.rmtree(folder)
+    print(f"kill -9 over {lasts:.1f} s of training, {inside} of them inside a save")
+    return times, survived
+
+
+def deleted(path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+def cut(path: Path, rng: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def flipped(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+def corrupt(place: Path, times: int) -> tuple[int, int]:
+    rng, whole = random.Random(0), place / "whole"
+    go_on(whole)
+    before, newest = checkpoints(whole)
+    tried = survived = 0
+    for harm in (deleted, cut, flipped):
+        for path in sorted(newest.iterdir()):
+            for _ in range(1 if harm is deleted else times):
+                folder = place / "harmed"
+                shutil.copytree(whole, folder)
+                harm(folder / newest.name / path.name, rng)
+                tried += 1
+                survived += last_good(folder) == folder / before.name
+                shutil.rmtree(folder)
+    return tried, survived
+
+
+def disk(place: Path, times: int) -> tuple[int, int]:
+    """Room for what the training takes, less and less of it; then for all, and it goes on."""
+    wanted = go_on(place / "whole")
+    one = sum(p.stat().st_size for p in checkpoints(place / "whole")[0].iterdir())
+    survived = 0
+    for number in range(times):
+        folder = place / "small"
+        folder.mkdir()
+        room = int(one * (1.05 + 1.9 * number / times))  # of three that there are for a moment
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(folder)], check=True
+        )
+        try:
+            survived += _stays_whole(folder, wanted)
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+            folder.rmdir()
+    return times, survived
+
+
+def _stays_whole(folder: Path, wanted: bytes) -> bool:
+    try:
+        go_on(folder)
+    except CheckpointError as error:
+        is_told = "free there" in str(error) and "make room" in str(error)
+    else:
+        return False  # it was not small enough
+    is_whole = all(fault_of(path) is None for path in checkpoints(folder))
+    subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
+    return is_told and is_whole and bool(checkpoints(folder)) and go_on(folder) == wanted
+
+
+class Usage(TrainerCallback):
+    """Resident memory in bytes, open files and threads, at a tenth of the steps and at the end."""
+
+    def __init__(self, steps: int):
+        self.steps, self.seen = steps, {}  # type: ignore[var-annotated]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in (self.steps // 10, self.steps):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.seen[state.global_step] = (
+                pages * os.sysconf("SC_PAGE_SIZE"),
+                len(list(Path("/proc/self/fd").iterdir())),
+                threading.active_count(),
+            )
+
+
+def soak(place: Path, times: int) -> tuple[int, int]:
+    steps = 200 * times
+    usage = Usage(steps)
+    trainer = training(place, steps, save_steps=steps // 10)
+    trainer.add_callback(usage)
+    trainer.train()
+    (early, files, threads), (late, *others) = usage.seen.values()
+    size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+    one = sum(p.stat().st_size for p in checkpoints(place)[0].rglob("*"))
+    print(f"{steps:,} steps: memory {early / 2**20:.0f} -> {late / 2**20:.0f} MB", end="")
+    print(f", open files {files} -> {others[0]}, threads {threads} -> {others[1]}", end="")
+    print(f", folder {size / one:.2f} checkpoints")
+    held = (late <= 1.02 * early, [files, threads] == others, size <= 2.1 * one)
+    return len(held), sum(held)
+
+
+PIECES = [
+    "null",
+    "[]",
+    "{}",
+    "-1",
+    "1e999",
+    "''",
+    "true",
+    ": ",
+    "- ",
+    "\t",
+    "é",
+    "!!python/name:os",
+]
+PIECES += ["&a", "*a", "\0", "nan", "'", "{", "x" * 300, "..", "/", "\n", "2020-01-01", "0x1F"]
+
+
+def broken(text: str, rng: random.Random) -> str:
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(text) + 1)
+        gone = rng.choice((0, 0, 1, 5, 40))
+        text = text[:place] + rng.choice(PIECES) + text[place + gone :]
+    return text
+
+
+def fuzz(place: Path, times: int) -> tuple[int, int]:
+    rng = random.Random(0)
+    recipes = [path.read_text() for path in sorted((DEMO.parent.parent / "recipes").glob("*.yaml"))]
+    survived = 0
+    for number in range(20 * times):
+        path = place / "recipe.yaml"
+        path.write_text(broken(rng.choice(recipes), rng))
+        try:
+            load_recipe(path)
+        except FlatGDError as error:
+            survived += bool(str(error))
+        except Exception as error:
+            print(f"recipe {number}: {type(error).__name__}: {error}"[:200])
+        else:
+            survived += 1
+    return 20 * times, survived
+
+
+WHAT = {"kill": kill, "corrupt": corrupt, "disk": disk, "soak": soak, "fuzz": fuzz}
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--what", choices=list(WHAT), required=True)
+    parser.add_argument("--times", type=int, default=0, help="how often; by default as above")
+    given = parser.parse_args()
+    times = given.times or {"kill": 50, "corrupt": 10, "disk": 20}.get(given.what, 50)
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
+    print(machine())
+    with tempfile.TemporaryDirectory() as place:
+        tried, survived = WHAT[given.what](Path(place), times)
+    print(f"{given.what}: {tried:,} tried, {survived:,} survived")
+    return 0 if tried == survived else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
