@@ -33,6 +33,9 @@ SetOption = Annotated[
         help="Override a field, paths from the recipe's folder: --set train.max_steps=50",
     ),
 ]
+SkipOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave rows out that cannot be read; see rejected.jsonl.")
+]
 MethodOption = Annotated[
     list[str] | None,
     typer.Option("--method", help="Only this model; give it again for more. Default: all."),
@@ -51,14 +54,14 @@ def _open(recipe: Path, overrides: list[str] | None):  # type: ignore[no-untyped
 @app.command(
     epilog="Example: flatgd run recipes/demo.yaml --set output=../runs/second --set seed=2"
 )
-def run(recipe: RecipeArgument, set_: SetOption = None) -> None:
+def run(recipe: RecipeArgument, skip_bad: SkipOption = False, set_: SetOption = None) -> None:
     """The main job, end to end: experts, methods, generations, scores, report.
 
     Cut off anywhere, the same command goes on; what is finished and unchanged is kept.
     """
     from flatgd.report.tables import show_in_terminal
 
-    job = _open(recipe, set_)
+    job = _open(recipe, [*(set_ or []), *(["data.skip_bad=true"] if skip_bad else [])])
     page = job.all()
     if not processes.is_first():
         return

@@ -120,6 +120,8 @@ class Data(Section):
     """Trains the reporting judge; shares no conversation with `policy`."""
     test: list[Source] = Field(min_length=1)
     """Labelled replies to score, and their histories to answer; trains nothing."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be read, and list them in rejected.jsonl; else they are errors."""
 
     @model_validator(mode="after")
     def _check(self) -> "Data":

@@ -6,6 +6,8 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -53,6 +55,29 @@ def clean_text(text: str) -> str:
     return " ".join(text.split())
 
 
+_left_out: ContextVar[list[Problem] | None] = ContextVar("left_out", default=None)
+
+
+@contextmanager
+def leaving_out(wanted: bool = True) -> Iterator[list[Problem]]:
+    """Inside the block, if so wanted, rows with a fault are left out, and told in this list."""
+    found: list[Problem] = []
+    token = _left_out.set(found if wanted else None)
+    try:
+        yield found
+    finally:
+        _left_out.reset(token)
+
+
+def _tell(problems: list[Problem]) -> None:
+    """Rows that cannot be read: DataError, unless they are being left out."""
+    found = _left_out.get()
+    if found is not None:
+        found += problems
+    elif problems:
+        raise DataError(problems)
+
+
 def digest(text: str) -> str:
     """A short name for a text, the same everywhere."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -88,8 +113,7 @@ def parse_lines(path: Path, parse: Callable[[str], Record]) -> list[tuple[int, R
             records.append((number, parse(line.rstrip("\r"))))
         except ValueError as error:
             problems.append(Problem(str(path), number, str(error)))
-    if problems:
-        raise DataError(problems)
+    _tell(problems)
     return records
 
 
@@ -159,8 +183,7 @@ def parse_rows(
             records += parse(row)
         except ValueError as error:
             problems.append(Problem(str(path), line, str(error)))
-    if problems:
-        raise DataError(problems)
+    _tell(problems)
     return records
 
 

@@ -12,18 +12,22 @@ NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from flatgd import processes
 from flatgd.cost import peak_memory
+from flatgd.data.browse import Mask
 from flatgd.data.mixture import answerable, ordinary, scorable, to_answer
 from flatgd.evaluation.judge import Judge
 from flatgd.evaluation.judges import load_judge
 from flatgd.evaluation.score import generation_row, given_rows, reply_rows
 from flatgd.evaluation.speaker import Speaker
+from flatgd.families import family_of
 from flatgd.files import write_whole
 from flatgd.making import RECIPE, Done, Making, Row
+from flatgd.models import load_config, load_tokenizer
 from flatgd.plan import digest
 from flatgd.recipe import JudgeSettings, place_of
 from flatgd.recipe_file import as_text, changes
@@ -40,12 +44,25 @@ class Run(Making):
         """The whole job; returns the report's page."""
         for label, text in self.sets.described():
             self.display.line(label, text)
+        if self.sets.rejected and processes.is_first():
+            write_jsonl(self.root / "rejected.jsonl", (p._asdict() for p in self.sets.rejected))
+        self.display.line("learnt: in [ ]", self.example())
         self._tell_changes()
         self.scores()
         for seed in range(self.recipe.seed + 1, self.recipe.seed + self.recipe.seeds):
             self.display.line("seed", str(seed))
             self.variant(f"seeds/{seed}", seed=seed).scores()
         return self.report()
+
+    def example(self) -> str:
+        """A policy row as the backbone reads it, what is learnt of it in brackets."""
+        row = next(row for row in self.sets.policy if row.is_safe)
+        *history, reply = Mask(self.sets.policy).shown(row)
+        backbone = self.recipe.backbone
+        family = family_of(load_config(backbone), load_tokenizer(backbone), *self.plan.layout)
+        read = family.encode(replace(row, history=tuple(history), reply=reply))
+        texts = family.tokenizer.batch_decode([read.history_ids, read.reply_ids])
+        return f"{texts[0]}[{texts[1]}]".replace("\n", "\\n")
 
     def _tell_changes(self) -> None:
         """What the recipe says now that it did not say when this folder was last worked in."""

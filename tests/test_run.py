@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from typer.testing import CliRunner
 
 from flatgd import __version__
 from flatgd.cli import app, main
-from flatgd.errors import RecipeError
+from flatgd.data.mixture import load_sets
+from flatgd.errors import DataError, RecipeError
 from flatgd.progress import Display
 from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
@@ -102,6 +104,23 @@ def test_two_runs_of_one_seed_agree_and_another_seed_differs(recipe_file: Path) 
         job, _ = run(recipe_file, f"output=run{number}", f"seed={seed}")
         texts.append((job.root / "report/summary.json").read_text())
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_rows_that_cannot_be_read_are_left_out_if_asked(recipe_file: Path) -> None:
+    policy = recipe_file.parent / "policy.jsonl"
+    policy.write_text('{"prompt": "a"}\nnot JSON\n' + policy.read_text())
+    with pytest.raises(DataError, match=r"policy\.jsonl:2: not valid JSON"):
+        load_sets(load_recipe(recipe_file, None).data)
+    told = CliRunner().invoke(app, ["run", str(recipe_file), "--skip-bad"])
+    assert told.exit_code == 0, told.output
+    assert "2 of rows that cannot be read (rejected.jsonl)" in told.output
+    assert re.search(r"learnt: in .*\[masked.*\[ .*</s>\]", told.output)
+    rejected = list(read_jsonl(recipe_file.parent / "run/rejected.jsonl"))
+    assert [(Path(row["path"]).name, row["line"]) for row in rejected] == [
+        ("policy.jsonl", 2),
+        ("policy.jsonl", 1),
+    ]
+    assert "no reply" in rejected[1]["reason"]
 
 
 def test_a_harmed_output_is_made_anew(recipe_file: Path) -> None:

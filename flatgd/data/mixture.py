@@ -22,7 +22,7 @@ from flatgd.data.splits import find_split
 from flatgd.data.toxichat import load_toxichat
 from flatgd.errors import DataError, Problem
 from flatgd.recipe import Data, Format, Source
-from flatgd.records import Dialogue
+from flatgd.records import Dialogue, leaving_out
 
 LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "bad": lambda source: load_bad(source.path, source.split),
@@ -40,12 +40,14 @@ LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
 
 
 class Sets(NamedTuple):
-    """The rows of a run. `dropped` counts what each rule left out, by set and rule."""
+    """The rows of a run. `dropped` counts what each rule left out, by set and rule; `rejected` are
+    the rows that could not be read, where those are left out."""
 
     policy: list[Dialogue]
     judge: list[Dialogue]
     test: list[Dialogue]
     dropped: dict[str, int]
+    rejected: Sequence[Problem] = ()
 
     def described(self) -> list[tuple[str, str]]:
         """(what, how many) of each set and each rule, for the terminal."""
@@ -70,10 +72,13 @@ def load_sets(data: Data, seed: int = 0) -> Sets:
     dropped: Counter[str] = Counter()
     problems: list[Problem] = []
     parts = {}
-    for part in ("policy", "judge", "test"):
-        parts[part] = _load_all(part, getattr(data, part), dropped, problems)
+    with leaving_out(data.skip_bad) as left_out:
+        for part in ("policy", "judge", "test"):
+            parts[part] = _load_all(part, getattr(data, part), dropped, problems)
+    rejected = list(dict.fromkeys(left_out))  # one file may serve two sets
+    dropped["rows that cannot be read (rejected.jsonl)"] = len(rejected)
     if problems:
-        raise DataError(list(dict.fromkeys(problems)))  # one file may serve two sets
+        raise DataError(list(dict.fromkeys(problems)))
     test, judge, policy = parts["test"], parts["judge"], parts["policy"]
     policy = _apart(policy, [test], "policy: also in test", dropped)
     judge = _apart(judge, [test, policy], "judge: also in policy or test", dropped)
@@ -81,7 +86,7 @@ def load_sets(data: Data, seed: int = 0) -> Sets:
     for part, rows in (("policy", policy), ("judge", judge), ("test", test)):
         if not {True, False} <= {row.is_safe for row in rows}:
             raise DataError([Problem(f"data.{part}", 0, _one_kind(part, rows, dropped))])
-    return Sets(policy, judge, test, dict(dropped))
+    return Sets(policy, judge, test, dict(dropped), rejected)
 
 
 def _one_kind(part: str, rows: list[Dialogue], dropped: Counter[str]) -> str:
