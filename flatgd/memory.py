@@ -63,12 +63,13 @@ def estimate(
     fused: bool = True,
     half: bool = False,
     checkpointing: bool = False,
+    running_mean: bool = False,
 ) -> Memory:
     """Memory of a training of a model with transformers' `config` in micro-batches of `rows` rows.
 
     `method`: how the penalty is computed, or plain. `experts`: full, of `expert_config` if they are
     of another size; adapters (on the policy's own base), cached (states on disk), none. `half`:
-    bf16 autocast. Under fsdp2 weights, gradients and optimizer are shared out over the processes,
+    bf16 autocast. `running_mean`: of the penalised gradient, beside Adam's two. Under fsdp2 weights, gradients and optimizer are shared out over the processes,
     the experts are not.
     """
     model = _on_meta(config)
@@ -91,7 +92,7 @@ def estimate(
     return Memory(
         weights=(base + adapter) / shards + 2 * of_expert,
         gradients=COPIES[method] * trained / shards,
-        optimizer=2 * trained / shards,
+        optimizer=(3 if running_mean else 2) * trained / shards,
         activations=kept * (3 if method == "exact" else 1),
         head=buffers * in_chunk * head.shape[0] * FLOAT,
     )
@@ -127,6 +128,7 @@ def of_method(
         fused=settings.fused_head and bool(kind.needs),
         half=settings.bf16,
         checkpointing=settings.is_checkpointed,
+        running_mean=flat and settings.penalty_momentum > 0,
     )
 
 

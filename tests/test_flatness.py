@@ -113,6 +113,25 @@ def test_float32_exact_agrees_with_float64() -> None:
     assert relative_error(got.gradient, Problem().oracle(0.7)) <= 1e-5
 
 
+def test_another_direction_than_the_gradients() -> None:
+    """With v in the gradient's place, the penalty's gradient is 2 H v."""
+    problem = Problem()
+    v = [torch.randn_like(p) for p in problem.parameters]
+    settings = PenaltySettings(0.7, None, difference="central", rho=1e-4)
+    split = Split(UNEVEN)
+    got = finite_difference(
+        problem.parameters, problem.objective, split, alone, settings, lambda gradient: v
+    )
+    terms = problem.terms(torch.arange(ROWS))
+    g = torch.autograd.grad(terms.penalised, problem.parameters, create_graph=True)
+    along = torch.stack([(a * b).sum() for a, b in zip(g, v, strict=True)]).sum()
+    hv = torch.autograd.grad(along, problem.parameters)
+    plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
+    wanted = [a + 0.7 * 2 * b for a, b in zip(plain, hv, strict=True)]
+    assert relative_error(got.gradient, wanted) < 1e-7
+    assert got.grad_norm == pytest.approx(norm(v))
+
+
 def test_penalty_of_a_quadratic_by_hand() -> None:
     """E = 1/2 x' A x with A = diag(1, 3) at x = (1, 1): g = (1, 3), H = A.
 

@@ -87,6 +87,8 @@ def test_named_experts_need_the_same_token_map(tmp_path: Path, backbone_folder: 
         ({"micro_batch_size": 0}, "at least 1"),
         ({"penalty_every": 0}, "penalty_every must be at least 1"),
         ({"penalty_fraction": 0.0}, "share of the rows"),
+        ({"penalty_momentum": 1.0}, "a weight, 0..1 without 1"),
+        ({"penalty_momentum": 0.5, "flatness_method": "fast"}, "needs flatness_method: finite"),
         ({"flatness_method": "fast", "difference": "central"}, "is a forward difference"),
         ({"difference": "backward"}, "must be one of forward, central"),
         ({"flatness_method": "exact", "torch_compile": True}, "no second derivative"),

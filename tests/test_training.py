@@ -16,7 +16,7 @@ from transformers import Trainer
 from flatgd import Clean, FlatGD, FlatGDTrainer, SafetyLoss
 from flatgd.errors import NonFiniteError
 from flatgd.families import IGNORE, family_of
-from flatgd.training.mixin import _seed
+from flatgd.training.mixin import MEAN, _seed
 
 
 class PlainSafetyLoss(Trainer):
@@ -215,6 +215,36 @@ def test_penalty_of_a_fraction_of_the_rows(tmp_path: Path) -> None:
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-5)
     assert logs[0]["safety_grad_norm"] < logs[1]["safety_grad_norm"]
     assert 1.2 < logs[1]["gradient_evaluations"] < 1.6
+
+
+def test_running_mean_of_the_gradient(tmp_path: Path) -> None:
+    """By hand from each step's own gradient; begun where the optimizer has a state."""
+    subject = trainer(tmp_path, max_steps=4, penalty_momentum=0.75, penalty_fraction=0.5)
+    seen: list[list[torch.Tensor]] = []
+    original = subject._running_mean
+
+    def watched(parameters: list, g: list) -> list:
+        seen.append([tensor.clone() for tensor in g])
+        return original(parameters, g)
+
+    subject._running_mean = watched
+    subject.train()
+    means = [subject.optimizer.state[p][MEAN] for p in subject.model.parameters()]
+    first, second, third = seen[1:]
+    for mean, a, b, c in zip(means, first, second, third, strict=True):
+        wanted = 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c
+        torch.testing.assert_close(mean, wanted)
+    assert "exp_avg" in next(iter(subject.optimizer.state.values()))
+
+
+def test_the_running_mean_goes_on_with_the_training(tmp_path: Path) -> None:
+    fields = {"max_steps": 4, "penalty_momentum": 0.9, "save_strategy": "steps", "save_steps": 2}
+    whole = trained(tmp_path / "a", **fields)
+    resumed = trainer(tmp_path / "b", **fields)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a/checkpoint-2"))
+    assert largest_difference(whole, dict(resumed.model.state_dict())) == 0.0
+    without = trained(tmp_path / "c", **{**fields, "penalty_momentum": 0.0})
+    assert largest_difference(whole, without) > 1e-4
 
 
 def test_warm_up_is_safety_loss_and_then_the_penalty_comes(tmp_path: Path) -> None:
