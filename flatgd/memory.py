@@ -69,8 +69,8 @@ def estimate(
 
     `method`: how the penalty is computed, or plain. `experts`: full, of `expert_config` if they are
     of another size; adapters (on the policy's own base), cached (states on disk), none. `half`:
-    bf16 autocast. `running_mean`: of the penalised gradient, beside Adam's two. Under fsdp2 weights, gradients and optimizer are shared out over the processes,
-    the experts are not.
+    bf16 autocast. `running_mean`: of the penalised gradient, beside Adam's two. Under fsdp2
+    weights, gradients and optimizer are shared out over the processes, the experts are not.
     """
     model = _on_meta(config)
     base = sum(p.numel() for p in model.parameters()) * FLOAT
