@@ -278,6 +278,28 @@ def push(
     typer.echo(f"{method} is at {parcel.push(private=not public)}")
 
 
+@app.command(epilog="Example: flatgd export recipes/demo.yaml --to safe-bot")
+def export(
+    recipe: RecipeArgument,
+    to: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
+    method: Annotated[str, typer.Option(help="Which of the recipe's methods.")] = "flatgd",
+    merged: Annotated[
+        bool, typer.Option("--merged", help="An adapter as whole weights, on its base.")
+    ] = False,
+    set_: SetOption = None,
+) -> None:
+    """Pack a trained model with its card and report, and nothing else of the run.
+
+    The toxic expert is not packed. The report shows sampled replies, toxic ones behind a click.
+    """
+    from flatgd.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, set_)
+    from flatgd.hub import Parcel
+
+    typer.echo(f"{method} is in {Parcel(loaded, method, to.name).pack(to, merged)}")
+
+
 def _version(asked: bool) -> None:
     if asked:
         from flatgd import __version__

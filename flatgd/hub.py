@@ -1,12 +1,13 @@
-"""A trained model on the Hugging Face hub: its files and a model card, in one commit."""
+"""A trained model given away: its files and a model card, to a folder or to the hub."""
 
 import json
+import shutil
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from flatgd.adapters import is_toxic_expert
+from flatgd.adapters import is_toxic_expert, load
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.families import Causal, Family, family_of
 from flatgd.making import MODEL_FILES
@@ -23,6 +24,7 @@ class Parcel:
     def __init__(self, recipe: Recipe, method: str, repo: str, license_: str | None = None):
         self.repo = repo
         self.folder = _folder(recipe, method)
+        self.report = recipe.output / "report"
         layout = (recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator)
         tokenizer = load_tokenizer(str(self.folder))
         family = family_of(load_config(str(self.folder)), tokenizer, *layout)
@@ -48,6 +50,25 @@ class Parcel:
         except Exception as error:  # of whichever HTTP client the hub's library uses
             raise ModelError(f"{self.repo} could not be sent to the hub: {error}") from None
         return str(made)
+
+    def pack(self, target: Path, merged: bool = False) -> Path:
+        """The checkpoint, its card and the report in a folder of their own, and nothing else of the
+        run. `merged`: an adapter as weights."""
+        if target.exists():
+            raise RecipeError(f"{target} exists; name another folder")
+        beside = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        if merged:
+            load(self.folder).save_pretrained(beside)
+            load_tokenizer(str(self.folder)).save_pretrained(beside)
+        else:
+            for path in self.files:
+                shutil.copy2(path, beside)
+        (beside / "README.md").write_text(self.card)
+        shutil.copytree(self.report, beside / "report")
+        beside.rename(target)
+        return target
 
 
 def write_cards(recipe: Recipe) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import byte_tokenizer, mild_rows, tiny_llama
 from families import save_family
 from hub_server import Hub, running_hub
 from test_families import run, write_recipe
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from flatgd import Clean, FlatGDConfig, FlatGDTrainer
 from flatgd.cli import app
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.models import load_config
@@ -150,6 +153,44 @@ def test_what_is_not_pushed(finished: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="holds a toxic expert"):
         dry(recipe, "--method", "clean")
     config.write_text(text)
+
+
+def test_exported_is_the_model_its_card_and_report(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = finished["qwen2"]
+
+    def export(*words: str) -> str:
+        command = ["export", str(recipe), *words]
+        return CliRunner().invoke(app, command, catch_exceptions=False).output
+
+    assert "flatgd is in" in export("--to", str(tmp_path / "bot"))
+    kept = {path.name for path in (tmp_path / "bot").iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "report", "tokenizer.json"} <= kept
+    assert "training.jsonl" not in kept
+    assert not any("expert" in path.name for path in (tmp_path / "bot").rglob("*"))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "bot")
+    export("--to", str(tmp_path / "merged"), "--merged")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with pytest.raises(RecipeError, match="exists; name another folder"):
+        export("--to", str(tmp_path / "bot"))
+    for merged in ([], ["--merged"]):
+        with pytest.raises(UnsupportedError, match="toxic expert is a tool of training"):
+            export("--to", str(tmp_path / "toxic"), "--method", "toxic_expert", *merged)
+    assert not (tmp_path / "toxic").exists()
+
+
+def test_a_training_does_not_push_a_toxic_expert(tmp_path: Path) -> None:
+    toxic = tiny_llama()
+    toxic.config.flatgd_role = "toxic expert"
+    with pytest.raises(UnsupportedError, match="a toxic expert is not published"):
+        FlatGDTrainer(
+            toxic,
+            FlatGDConfig(str(tmp_path), push_to_hub=True, hub_token="x", use_cpu=True),
+            train_dataset=mild_rows(4, seed=1),
+            processing_class=byte_tokenizer(),
+            method=Clean(),
+        )
 
 
 def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,8 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
     ):
         if not isinstance(args, FlatGDConfig):
             raise UnsupportedError(f"args must be a FlatGDConfig, got {type(args).__name__}")
+        if args.push_to_hub and getattr(model.config, "flatgd_role", None):
+            raise UnsupportedError("a toxic expert is not published; set push_to_hub: false")
         _refuse_attention(model, args)
         if method is None:
             experts = _experts(processing_class, clean_expert, toxic_expert)
