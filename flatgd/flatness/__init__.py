@@ -10,6 +10,7 @@ from flatgd.flatness.penalty import (
     exact,
     fast_difference,
     finite_difference,
+    is_finite,
     plain_gradient,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "exact",
     "fast_difference",
     "finite_difference",
+    "is_finite",
     "plain_gradient",
 ]

@@ -224,8 +224,14 @@ def exact(
 
 def norm(tensors: Sequence[Tensor]) -> float:
     """Euclidean norm over all tensors, accumulated in float64; sharded tensors are gathered."""
-    total = torch.stack([_whole(t.detach().double().square().sum()) for t in tensors]).sum()
-    return float(total.sqrt())
+    norms = [_whole(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in tensors]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def is_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element of any tensor is NaN or infinite; sharded tensors are gathered."""
+    largest = [_whole(torch.linalg.vector_norm(t.detach(), ord=torch.inf)) for t in tensors]
+    return bool(torch.stack(largest).isfinite().all())
 
 
 @contextmanager

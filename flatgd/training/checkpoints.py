@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
 from flatgd.files import contents, flush, harm, write_whole
+from flatgd.flatness import is_finite
 from flatgd.training.stopping import Stop
 
 MANIFEST = "manifest.json"
@@ -105,7 +105,7 @@ class SoundCheckpoints:
 
 def refuse_non_finite(model: nn.Module, step: int) -> None:
     """Raises NonFiniteError rather than let weights that are NaN or infinite reach a disk."""
-    bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p.detach()).all())]
+    bad = [name for name, parameter in model.named_parameters() if not is_finite([parameter])]
     if bad:
         raise NonFiniteError(
             f"step {step}: {len(bad)} of the model's tensors hold NaN or infinity ({bad[0]}); "

@@ -32,6 +32,7 @@ from flatgd.flatness import (
     exact,
     fast_difference,
     finite_difference,
+    is_finite,
     plain_gradient,
 )
 from flatgd.methods.base import Method, Totals
@@ -279,7 +280,7 @@ class FlatnessMixin:
         found: list[tuple[Batch, dict[str, Tensor]]],
     ) -> None:
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
-        if not bad and not all(torch.isfinite(t).all() for t in flat.gradient):
+        if not bad and not is_finite(flat.gradient):
             bad = ["the gradient"]
         if bad:
             parts = [p for p, own in found if not all(f.isfinite() for f in own.values())]
