@@ -25,7 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration, TrainerCallback
+from transformers import (
+    BlenderbotConfig,
+    BlenderbotForConditionalGeneration,
+    PrinterCallback,
+    TrainerCallback,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.table import DEMO, machine, options
@@ -56,7 +61,7 @@ def model(seed: int) -> BlenderbotForConditionalGeneration:
 
 def training(folder: Path, steps: int = STEPS, **fields: Any) -> FlatGDTrainer:
     given = {"save_strategy": "steps", "save_steps": EACH, "learning_rate": 1e-3, **fields}
-    return FlatGDTrainer(
+    trainer = FlatGDTrainer(
         model(0),
         FlatGDConfig(
             output_dir=str(folder),
@@ -74,6 +79,8 @@ def training(folder: Path, steps: int = STEPS, **fields: Any) -> FlatGDTrainer:
         clean_expert=model(1),
         toxic_expert=model(2),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def weights(trainer: FlatGDTrainer) -> bytes:
