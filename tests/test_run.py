@@ -101,7 +101,7 @@ def test_a_finished_run_is_kept_and_a_change_redoes_only_what_hangs_on_it(
 def test_two_runs_of_one_seed_agree_and_another_seed_differs(recipe_file: Path) -> None:
     texts = []
     for number, seed in enumerate((0, 0, 1)):
-        job, _ = run(recipe_file, f"output=run{number}", f"seed={seed}")
+        job, _ = run(recipe_file, f"output=run{number}", f"seed={seed}", "methods={flatgd: {}}")
         texts.append((job.root / "report/summary.json").read_text())
     assert texts[0] == texts[1] != texts[2]
 
@@ -136,12 +136,13 @@ def test_a_harmed_output_is_made_anew(recipe_file: Path) -> None:
     assert (job.root / "report/summary.json").read_bytes() == before
 
 
-SLOW = ["--set", "train.max_steps=60", "--set", "generate.histories=3"]
+SLOW = ["--set", "train.max_steps=24", "--set", "generate.histories=3"]
+SLOW += ["--set", "methods={flatgd: {}}"]
 
 
 def command(recipe_file: Path, output: str) -> list[str]:
     base = [sys.executable, "-m", "flatgd", "run", str(recipe_file), "--set", f"output={output}"]
-    return [*base, *SLOW, "--set", "train.save_strategy=steps", "--set", "train.save_steps=7"]
+    return [*base, *SLOW, "--set", "train.save_strategy=steps", "--set", "train.save_steps=3"]
 
 
 def test_killed_inside_a_method_it_goes_on_to_the_same_end(recipe_file: Path) -> None:

@@ -56,7 +56,7 @@ def test_compiled_blocks_walk_the_same_way(
     for name in ("BACKEND", "MODE", "USE_REGIONAL_COMPILATION"):  # Trainer sets them for good
         monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "no")
         monkeypatch.delenv(f"ACCELERATE_DYNAMO_{name}")
-    fields = {"flatness_method": flatness_method, "micro_batch_size": 4, **DESCENT}
+    fields = {"flatness_method": flatness_method, "max_steps": 2, **DESCENT}
     plain = trained(tmp_path / "a", **fields)
     compiled = trained(
         tmp_path / "b", torch_compile=True, torch_compile_backend="aot_eager", **fields

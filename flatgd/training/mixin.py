@@ -236,9 +236,9 @@ class FlatnessMixin:
         the optimizer has filled that, which it does where it finds none.
         """
         keep = self.args.penalty_momentum
-        kept: Any = self.optimizer.state  # type: ignore[attr-defined]
         if not keep or not self.state.global_step:
             return g
+        kept: Any = self.optimizer.state  # type: ignore[attr-defined]
         for parameter, tensor in zip(parameters, g, strict=True):
             mean = kept[parameter].setdefault(MEAN, tensor.clone())
             mean.mul_(keep).add_(tensor, alpha=1 - keep)
