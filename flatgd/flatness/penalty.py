@@ -230,8 +230,8 @@ def norm(tensors: Sequence[Tensor]) -> float:
 
 def is_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no element of any tensor is NaN or infinite; sharded tensors are gathered."""
-    largest = [_whole(torch.linalg.vector_norm(t.detach(), ord=torch.inf)) for t in tensors]
-    return bool(torch.stack(largest).isfinite().all())
+    norms = [_whole(torch.linalg.vector_norm(t.detach())) for t in tensors]  # a shard may be empty
+    return bool(torch.stack(norms).isfinite().all())
 
 
 @contextmanager

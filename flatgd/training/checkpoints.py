@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from flatgd import processes
 from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
 from flatgd.files import contents, flush, harm, write_whole
 from flatgd.flatness import is_finite
@@ -51,7 +52,7 @@ class SoundCheckpoints:
         if resume_from_checkpoint:
             folder = Path(self.args.output_dir)
             if resume_from_checkpoint is True:
-                found = last_good(folder)
+                found = processes.of_first(lambda: last_good(folder))
                 if found is None:
                     raise CheckpointError(f"{folder}: no checkpoint to go on from; train anew")
             else:

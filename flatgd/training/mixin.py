@@ -43,6 +43,7 @@ from flatgd.training.reduction import reduction_for
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 MEASURED_EVERY = 10  # steps after which `fast` measures anew which lambda makes `penalty_share`
+NAMED = 8  # rows in a message
 MEAN = "grad_safety"  # its running mean, in the optimizer's state
 KEPT = "flatness"  # where it keeps that lambda, in Trainer's state
 
@@ -285,7 +286,9 @@ class FlatnessMixin:
         if bad:
             parts = [p for p, own in found if not all(f.isfinite() for f in own.values())]
             rows = [row for part in parts for row in part.get("row", torch.empty(0)).tolist()]
-            of = f" on training rows {', '.join(self.names_of(sorted(rows)))}" if rows else ""
+            more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+            names = ", ".join(self.names_of(sorted(rows)[:NAMED]))
+            of = f" on training rows {names}{more}" if rows else ""
             raise NonFiniteError(
                 f"step {self.state.global_step + 1}: {', '.join(bad)} is NaN or infinite{of}; "
                 "nothing was updated. Lower learning_rate or penalty_share, or look at those rows"

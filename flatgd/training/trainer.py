@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -125,15 +125,19 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
 
     def made_of(self) -> dict[str, Any]:
         """Settings and rows, as far as they make the trajectory."""
-        digest = hashlib.sha256()
-        for example in chain.from_iterable(self.examples):
-            digest.update(json.dumps(example).encode())
         return {
             "method": self.method.name,
             **{name: str(value) for name, value in self.args.trajectory().items()},
             "batch": self.args.per_device_train_batch_size * self.accelerator.num_processes,
-            "training rows": digest.hexdigest()[:12],
+            "training rows": self._digest_of_rows,
         }
+
+    @cached_property
+    def _digest_of_rows(self) -> str:
+        digest = hashlib.sha256()
+        for example in chain.from_iterable(self.examples):
+            digest.update(json.dumps(example).encode())
+        return digest.hexdigest()[:12]
 
     def names_of(self, rows: Sequence[int]) -> list[str]:
         """Which rows of train_dataset, by their conversations."""
