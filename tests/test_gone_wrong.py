@@ -48,24 +48,34 @@ class Small(FlatGD):
 
     rows = 2
     calls = 0
+    after = 3  # calls; then it runs out, in the first step's second pass
 
     def fused(self, policy: Any, batch: Any, totals: Any, mix: Any = None) -> Any:
         type(self).calls += 1
         found = super().fused(policy, batch, totals, mix)
-        if len(batch["is_safe"]) > self.rows and self.calls > 3:  # in the second pass, too
+        if len(batch["is_safe"]) > self.rows and self.calls > self.after:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return found
 
 
-@pytest.mark.parametrize("flatness_method", ["finite_difference", "fast"])
+@pytest.mark.parametrize(
+    ("own", "after"),
+    [
+        ({"flatness_method": "finite_difference"}, 3),
+        ({"flatness_method": "fast"}, 3),
+        ({"penalty_momentum": 0.5}, 11),  # in the third step's second pass
+    ],
+)
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     tmp_path: Path,
-    flatness_method: str,
+    own: dict[str, Any],
+    after: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(Small, "calls", 0)
-    fields = {"flatness_method": flatness_method, "penalty_share": 1.0, **DESCENT}
+    monkeypatch.setattr(Small, "after", after)
+    fields = {**own, "penalty_share": 1.0, **DESCENT}
     plain = trained(tmp_path / "a", **fields)
     small = trainer(tmp_path / "b", kind=Small, **fields)
     with caplog.at_level(logging.WARNING):

@@ -75,6 +75,8 @@ class FlatnessMixin:
         )
         for parameter, gradient in zip(parameters, flat.gradient, strict=True):
             parameter.grad = gradient
+        for parameter, mean in self.__dict__.pop("_means", {}).items():
+            self.optimizer.state[parameter][MEAN] = mean  # type: ignore[attr-defined]
         loss = step.pop("loss")
         self._note(flat, step, totals, time.perf_counter() - begun)
         return torch.tensor(loss, device=batch["targets"].device)
@@ -103,11 +105,11 @@ class FlatnessMixin:
                     raise
                 if size == 1 or self.accelerator.num_processes > 1:  # the others are in the step
                     raise MemoryLimitError(_no_room(self.state.global_step + 1, size)) from None
-            self.args.micro_batch_size = -(-size // 2)
+            self.args.micro_batch_size = half = _half(size)
             logger.warning(
                 "step %s: out of memory with %s rows at a time, going on with %s; the outcome is "
                 "the same. Next time set micro_batch_size: %s",
-                *(self.state.global_step + 1, size, -(-size // 2), -(-size // 2)),
+                *(self.state.global_step + 1, size, half, half),
             )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -234,16 +236,18 @@ class FlatnessMixin:
         """grad E, averaged over the last steps by `penalty_momentum`.
 
         It is kept in the optimizer's state, and so in checkpoints and in its shards; but not before
-        the optimizer has filled that, which it does where it finds none.
+        the optimizer has filled that, which it does where it finds none, and not before the step is
+        whole: it may be done again.
         """
         keep = self.args.penalty_momentum
         if not keep or not self.state.global_step:
             return g
         kept: Any = self.optimizer.state  # type: ignore[attr-defined]
-        for parameter, tensor in zip(parameters, g, strict=True):
-            mean = kept[parameter].setdefault(MEAN, tensor.clone())
-            mean.mul_(keep).add_(tensor, alpha=1 - keep)
-        return [kept[parameter][MEAN] for parameter in parameters]
+        self._means = {
+            parameter: (kept[parameter].get(MEAN, tensor) * keep).add_(tensor, alpha=1 - keep)
+            for parameter, tensor in zip(parameters, g, strict=True)
+        }
+        return list(self._means.values())
 
     def _known_weight(self, settings: PenaltySettings) -> float | None:
         """lambda before the gradients are: the fixed one, or that of the last measured share."""
@@ -286,8 +290,9 @@ class FlatnessMixin:
         if bad:
             parts = [p for p, own in found if not all(f.isfinite() for f in own.values())]
             rows = [row for part in parts for row in part.get("row", torch.empty(0)).tolist()]
+            rows = sorted(row for row in rows if row >= 0)
             more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-            names = ", ".join(self.names_of(sorted(rows)[:NAMED]))
+            names = ", ".join(self.names_of(rows[:NAMED]))
             of = f" on training rows {names}{more}" if rows else ""
             raise NonFiniteError(
                 f"step {self.state.global_step + 1}: {', '.join(bad)} is NaN or infinite{of}; "
@@ -323,9 +328,13 @@ class FlatnessMixin:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 
+def _half(rows: int) -> int:
+    return -(-rows // 2)
+
+
 def _no_room(step: int, size: int) -> str:
     rows = "1 row" if size == 1 else f"{size} rows"
-    smaller = "" if size == 1 else f"set micro_batch_size: {-(-size // 2)}, or "
+    smaller = "" if size == 1 else f"set micro_batch_size: {_half(size)}, or "
     return (
         f"step {step}: out of memory with {rows} at a time; {smaller}try activation_checkpointing: "
         "true, lora_rank: 16, expert_cache: states, or a shorter max_history_tokens"
