@@ -90,7 +90,7 @@ def weights(trainer: FlatGDTrainer) -> bytes:
 def go_on(folder: Path) -> bytes:
     """Train to the end from what is there; the final weights."""
     trainer = training(folder)
-    trainer.train(resume_from_checkpoint=True if last_good(folder) else None)
+    trainer.go_on()
     return weights(trainer)
 
 

@@ -36,6 +36,7 @@ SetOption = Annotated[
 SkipOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave rows out that cannot be read; see rejected.jsonl.")
 ]
+OneMethodOption = Annotated[str, typer.Option("--method", help="Which of the recipe's methods.")]
 MethodOption = Annotated[
     list[str] | None,
     typer.Option("--method", help="Only this model; give it again for more. Default: all."),
@@ -249,7 +250,7 @@ def init(
 def push(
     recipe: RecipeArgument,
     repo: Annotated[str, typer.Option(help="Where to, as USER/NAME.", show_default=False)],
-    method: Annotated[str, typer.Option(help="Which of the recipe's methods.")] = "flatgd",
+    method: OneMethodOption = "flatgd",
     license_: Annotated[
         str | None, typer.Option("--license", help="For the card, as apache-2.0.")
     ] = None,
@@ -282,7 +283,7 @@ def push(
 def export(
     recipe: RecipeArgument,
     to: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
-    method: Annotated[str, typer.Option(help="Which of the recipe's methods.")] = "flatgd",
+    method: OneMethodOption = "flatgd",
     merged: Annotated[
         bool, typer.Option("--merged", help="An adapter as whole weights, on its base.")
     ] = False,

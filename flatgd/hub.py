@@ -56,6 +56,8 @@ class Parcel:
         run. `merged`: an adapter as weights."""
         if target.exists():
             raise RecipeError(f"{target} exists; name another folder")
+        if not self.report.is_dir():
+            raise RecipeError("no report yet; `flatgd run` builds it")
         beside = target.with_name(f"{target.name}.partial")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)

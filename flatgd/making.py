@@ -273,10 +273,8 @@ class Making:
             done.append(build(path))
             return dict(done[0].cost)
 
-        if self.stages.is_outdated(place, key):
-            self.display.line(place, "something it rests on has changed: made anew")
-        elif fault := self.stages.harm(place):
-            self.display.line(place, f"{fault}: made anew")
+        if processes.is_first():
+            self._tell_why_anew(place, key)
         begun = time.monotonic()
         outcome = self.stages.produce(place, key, make, on, together)
         if not processes.is_first():
@@ -287,6 +285,12 @@ class Making:
             self.display.line(place, f"{done[0].told} ({time.monotonic() - begun:.0f} s)")
         elif outcome == "reused":
             self.display.line(place, "the same work as before, reused")
+
+    def _tell_why_anew(self, place: str, key: str) -> None:
+        if self.stages.is_outdated(place, key):
+            self.display.line(place, "something it rests on has changed: made anew")
+        elif fault := self.stages.harm(place):
+            self.display.line(place, f"{fault}: made anew")
 
     def _known(self, name: str) -> None:
         if name not in self.recipe.models:

@@ -44,10 +44,11 @@ class Run(Making):
         """The whole job; returns the report's page."""
         for label, text in self.sets.described():
             self.display.line(label, text)
-        if self.sets.rejected and processes.is_first():
-            write_jsonl(self.root / "rejected.jsonl", (p._asdict() for p in self.sets.rejected))
-        self.display.line("learnt: in [ ]", self.example())
-        self._tell_changes()
+        if processes.is_first():
+            if self.sets.rejected:
+                write_jsonl(self.root / "rejected.jsonl", (p._asdict() for p in self.sets.rejected))
+            self.display.line("learnt: in [ ]", self.example())
+            self._tell_changes()
         self.scores()
         for seed in range(self.recipe.seed + 1, self.recipe.seed + self.recipe.seeds):
             self.display.line("seed", str(seed))
@@ -66,8 +67,6 @@ class Run(Making):
 
     def _tell_changes(self) -> None:
         """What the recipe says now that it did not say when this folder was last worked in."""
-        if not processes.is_first():
-            return
         kept, now = self.root / ".stages/recipe", as_text(self.recipe)
         if kept.exists():
             for line in changes(json.loads(kept.read_text()), json.loads(now)):

@@ -178,6 +178,12 @@ def test_exported_is_the_model_its_card_and_report(
         with pytest.raises(UnsupportedError, match="toxic expert is a tool of training"):
             export("--to", str(tmp_path / "toxic"), "--method", "toxic_expert", *merged)
     assert not (tmp_path / "toxic").exists()
+    report = recipe.parent / "run/report"
+    report.rename(report.with_name("elsewhere"))
+    with pytest.raises(RecipeError, match="no report yet; `flatgd run` builds it"):
+        export("--to", str(tmp_path / "early"))
+    report.with_name("elsewhere").rename(report)
+    assert not (tmp_path / "early").exists()
 
 
 def test_a_training_does_not_push_a_toxic_expert(tmp_path: Path) -> None:

@@ -49,23 +49,38 @@ class SoundCheckpoints:
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; True is the newest good checkpoint in `output_dir`, and must be there."""
-        if resume_from_checkpoint:
-            folder = Path(self.args.output_dir)
-            if resume_from_checkpoint is True:
-                found = processes.of_first(lambda: last_good(folder))
-                if found is None:
-                    raise CheckpointError(f"{folder}: no checkpoint to go on from; train anew")
-            else:
-                found = Path(resume_from_checkpoint)
-                if fault := fault_of(found):
-                    raise CheckpointError(f"{found}: {fault}; go on from another, or train anew")
-            _refuse_changes(found, self.made_of())
-            resume_from_checkpoint = str(found)
+        found = None
+        if resume_from_checkpoint is True:
+            found = self._last_good()
+            if found is None:
+                folder = self.args.output_dir
+                raise CheckpointError(f"{folder}: no checkpoint to go on from; train anew")
+        elif resume_from_checkpoint:
+            found = Path(resume_from_checkpoint)
+            if fault := fault_of(found):
+                raise CheckpointError(f"{found}: {fault}; go on from another, or train anew")
+        return self._train_from(found, *args, **kwargs)
+
+    def go_on(self) -> Path | None:
+        """Train from the newest good checkpoint in `output_dir`, which is returned, or, where there
+        is none, from the beginning."""
+        found = self._last_good()
+        self._train_from(found)
+        return found
+
+    def _last_good(self) -> Path | None:
+        return processes.of_first(lambda: last_good(Path(self.args.output_dir)))
+
+    def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's training, from a checkpoint that is known to be whole."""
+        if checkpoint:
+            _refuse_changes(checkpoint, self.made_of())
+        resumed = str(checkpoint) if checkpoint else None
         stop = Stop(self.accelerator)
         self.add_callback(stop)  # type: ignore[attr-defined]
         try:
             with stop.listening():
-                output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+                output = super().train(resumed, *args, **kwargs)  # type: ignore[misc]
         finally:
             self.remove_callback(stop)  # type: ignore[attr-defined]
         if stop.received:

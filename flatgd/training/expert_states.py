@@ -13,8 +13,7 @@ truncation, data and head.
 
 import hashlib
 import json
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from flatgd import processes
 from flatgd.families import Batch, Example
-from flatgd.files import whole
+from flatgd.files import contents, harm, whole, write_whole
 from flatgd.models import head_weight, reply_states
 
 ROWS_A_SHARD = 4096
@@ -37,7 +36,7 @@ class ExpertStates:
     def __init__(self, folder: Path):
         index = json.loads((folder / INDEX).read_text())
         self._shards = [
-            np.load(_shard(folder, n), mmap_mode="r") for n in range(len(index["shards"]))
+            np.load(_shard(folder, n), mmap_mode="r") for n in range(len(index["held"]))
         ]
         self._starts = np.concatenate([[0], np.cumsum(index["tokens"])])
 
@@ -84,10 +83,8 @@ def cached_states(
                 np.save(file, states)
         processes.wait()
         if processes.is_first():
-            shards = [_about(_shard(folder, number)) for number in range(count)]
-            index = {"key": key, "shards": shards, "tokens": tokens}
-            with whole(folder / INDEX) as file:
-                file.write(json.dumps(index).encode())
+            held = [contents(_shard(folder, number)) for number in range(count)]
+            write_whole(folder / INDEX, json.dumps({"key": key, "held": held, "tokens": tokens}))
         processes.wait()
     return ExpertStates(folder)
 
@@ -107,15 +104,16 @@ def fault_of(folder: Path, key: str) -> str | None:
     """What is wrong with the cache at `folder`, None if nothing."""
     try:
         index = json.loads((folder / INDEX).read_text())
+        key_there, held = index["key"], index["held"]
     except FileNotFoundError:
         return "not there yet"
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "its index cannot be read"
-    if index.get("key") != key:
+    if key_there != key:
         return "of other weights or rows"
-    for number, about in enumerate(index["shards"]):
+    for number, wanted in enumerate(held):
         path = _shard(folder, number)
-        if not path.exists() or _about(path) != about:
+        if harm(path, wanted):
             return f"{path.name} is torn"
     return None
 
@@ -141,16 +139,3 @@ def _states(
 
 def _shard(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05}.npy"
-
-
-def _about(path: Path) -> dict[str, int]:
-    crc = 0
-    for block in _blocks(path):
-        crc = zlib.crc32(block, crc)
-    return {"bytes": path.stat().st_size, "crc32": crc}
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(2**24):
-            yield block

@@ -38,7 +38,7 @@ from flatgd.flatness import (
 from flatgd.methods.base import Method, Totals
 from flatgd.models import unwrapped
 from flatgd.training.own_loss import OwnLoss, with_targets
-from flatgd.training.reduction import reduction_for
+from flatgd.training.reduction import largest, reduction_for
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -167,9 +167,7 @@ class FlatnessMixin:
             return parts
         one = take_rows(parts[0], torch.arange(1, device=parts[0]["is_safe"].device))
         none = emptied(one, torch.ones_like(one["is_safe"]))
-        number = torch.tensor([len(parts)], device=self.accelerator.device)
-        most = int(self.accelerator.gather(number).max())
-        return parts + [none] * (most - len(parts))
+        return parts + [none] * (largest(self.accelerator, len(parts)) - len(parts))
 
     def _objective(
         self,

@@ -43,6 +43,12 @@ def check_strategy(accelerator: Accelerator, flatness_method: str) -> None:
         )
 
 
+def largest(accelerator: Accelerator, number: int) -> int:
+    """The largest of the processes' numbers."""
+    mine = torch.tensor([number], device=accelerator.device)
+    return int(accelerator.gather(mine).max())
+
+
 def reduction_for(accelerator: Accelerator, model: nn.Module) -> Reduction:
     if accelerator.num_processes == 1:
         return Reduction(lambda gradient: None, nullcontext)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
+
+from flatgd.training.reduction import largest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -40,7 +41,6 @@ class Stop(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.accelerator.num_processes > 1:  # all stop after the same step
-            numbers = torch.tensor([self.received], device=self.accelerator.device)
-            self.received = int(self.accelerator.gather(numbers).max())
+            self.received = largest(self.accelerator, self.received)
         if self.received:
             control.should_save = control.should_training_stop = True

@@ -20,7 +20,7 @@ from flatgd.callbacks import Advance
 from flatgd.cost import peak_memory
 from flatgd.methods import Method
 from flatgd.records import write_jsonl
-from flatgd.training.checkpoints import checkpoints, last_good, refuse_non_finite
+from flatgd.training.checkpoints import checkpoints, refuse_non_finite
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.trainer import FlatGDTrainer
 
@@ -71,9 +71,8 @@ def train(
     trainer.add_callback(Advance(advance))
     if config.snapshots:
         trainer.add_callback(_Snapshots(trainer, folder, config.snapshots))
-    checkpoint = processes.of_first(lambda: last_good(folder))
     with peak_memory() as peak:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        checkpoint = trainer.go_on()
     refuse_non_finite(trained, trainer.state.global_step)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     weights = gathered_weights(trainer)
