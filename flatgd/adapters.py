@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from flatgd.errors import ModelError
 from flatgd.models import base_of, load_config, load_model
+from flatgd.trust import REFUSED, Risk, how, is_allowed
 
 ROLE = "flatgd.json"
 
@@ -101,8 +102,13 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def _put_on(base: Any, folder: Path) -> Any:
+    if not (folder / "adapter_model.safetensors").is_file():
+        if not (folder / "adapter_model.bin").is_file():
+            raise ModelError(f"{folder} has an adapter's configuration and no weights")
+        if not is_allowed(Risk.PICKLE, str(folder)):
+            raise ModelError(f"{folder}: its adapter is no safetensors; {how(Risk.PICKLE)}")
     try:
         adapted: Any = PeftModel.from_pretrained(base, str(folder))
         return adapted
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, REFUSED, SafetensorError) as error:
         raise ModelError(f"cannot load the adapter in {folder}: {error}") from None

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from flatgd import processes
+from flatgd import processes, trust
 from flatgd.cli_data import app as data_app
 from flatgd.errors import FlatGDError, RecipeError, StoppedError
+from flatgd.trust import Risk
 
 app = typer.Typer(
     name="flatgd",
@@ -37,6 +38,9 @@ SkipOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave rows out that cannot be read; see rejected.jsonl.")
 ]
 OneMethodOption = Annotated[str, typer.Option("--method", help="Which of the recipe's methods.")]
+ToxicOption = Annotated[
+    bool, typer.Option("--even-toxic", help="Let the toxic expert pass; see responsible-use.md.")
+]
 MethodOption = Annotated[
     list[str] | None,
     typer.Option("--method", help="Only this model; give it again for more. Default: all."),
@@ -260,18 +264,20 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the card, send nothing.")
     ] = False,
+    even_toxic: ToxicOption = False,
     set_: SetOption = None,
 ) -> None:
     """Send a trained model with a model card to the Hugging Face hub, private unless asked.
 
-    Log in first, with `hf auth login`. The toxic expert is not sent.
+    Log in first, with `hf auth login`. The toxic expert is not sent, but with --even-toxic to a
+    private repository where each reader is let in by hand.
     """
     from flatgd.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)
     from flatgd.hub import Parcel
 
-    parcel = Parcel(loaded, method, repo, license_)
+    parcel = Parcel(loaded, method, repo, license_, even_toxic)
     if dry_run:
         typer.echo(parcel.card)
         typer.echo("To be sent: " + ", ".join(["README.md", *(p.name for p in parcel.files)]))
@@ -287,18 +293,25 @@ def export(
     merged: Annotated[
         bool, typer.Option("--merged", help="An adapter as whole weights, on its base.")
     ] = False,
+    even_toxic: ToxicOption = False,
     set_: SetOption = None,
 ) -> None:
     """Pack a trained model with its card and report, and nothing else of the run.
 
-    The toxic expert is not packed. The report shows sampled replies, toxic ones behind a click.
+    The toxic expert is not packed, but with --even-toxic. The report shows sampled replies, toxic
+    ones behind a click.
     """
     from flatgd.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)
     from flatgd.hub import Parcel
 
-    typer.echo(f"{method} is in {Parcel(loaded, method, to.name).pack(to, merged)}")
+    parcel = Parcel(loaded, method, to.name, even_toxic=even_toxic)
+    typer.echo(f"{method} is in {parcel.pack(to, merged)}")
+
+
+def _allow(risks: list[Risk] | None) -> None:
+    trust.allow(*risks or [])
 
 
 def _version(asked: bool) -> None:
@@ -314,6 +327,10 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
     ] = False,
+    allow: Annotated[
+        list[Risk] | None,
+        typer.Option(callback=_allow, help="What of others may run here, if you trust it."),
+    ] = None,
 ) -> None:
     """Make a dialogue model safe without making it dull, and measure both."""
 

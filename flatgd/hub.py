@@ -13,17 +13,32 @@ from flatgd.families import Causal, Family, family_of
 from flatgd.making import MODEL_FILES
 from flatgd.methods import METHODS
 from flatgd.models import load_config, load_tokenizer
-from flatgd.recipe import Recipe
-from flatgd.report.card import model_card
+from flatgd.recipe import EXPERTS, Recipe
+from flatgd.report.card import model_card, toxic_card
 from flatgd.report.trained import trained_with
 
 
 class Parcel:
-    """What a push sends: a method's checkpoint and its card."""
+    """What a push sends: a method's checkpoint and its card.
 
-    def __init__(self, recipe: Recipe, method: str, repo: str, license_: str | None = None):
+    The toxic expert is one only with `even_toxic`; on the hub it is private, and gated.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: str,
+        repo: str,
+        license_: str | None = None,
+        even_toxic: bool = False,
+    ):
         self.repo = repo
-        self.folder = _folder(recipe, method)
+        self.folder = _folder(recipe, method, even_toxic)
+        self.files = sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
+        self.is_toxic = is_toxic_expert(self.folder)
+        if self.is_toxic:
+            self.card = toxic_card(recipe, repo)
+            return
         self.report = recipe.output / "report"
         layout = (recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator)
         tokenizer = load_tokenizer(str(self.folder))
@@ -31,15 +46,21 @@ class Parcel:
         tag = "text-generation" if isinstance(family, Causal) else "text2text-generation"
         does = METHODS[recipe.kind_of(method)].does
         self.card = model_card(recipe, method, repo, does, usage(family, repo), tag, license_)
-        self.files = sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
 
     def push(self, private: bool = True) -> str:
         """Send all in one commit, making the repository if need be; returns its address."""
+        if self.is_toxic and not private:
+            raise UnsupportedError(
+                "a toxic expert is sent to a private repository; leave out --public"
+            )
         operations = [CommitOperationAdd(path.name, path) for path in self.files]
         operations.append(CommitOperationAdd("README.md", self.card.encode()))
         api = HfApi()
         try:
             made = api.create_repo(self.repo, private=private, exist_ok=True)
+            if self.is_toxic:  # before there is anything in it, also where it was there before
+                api.update_repo_settings(self.repo, private=True)
+                api.update_repo_settings(self.repo, gated="manual")
             api.create_commit(self.repo, operations, commit_message="A model trained with flatgd")
         except HFValidationError as error:
             raise ModelError(f"{self.repo!r} is no name for a repository: {error}") from None
@@ -56,7 +77,7 @@ class Parcel:
         run. `merged`: an adapter as weights."""
         if target.exists():
             raise RecipeError(f"{target} exists; name another folder")
-        if not self.report.is_dir():
+        if not self.is_toxic and not self.report.is_dir():
             raise RecipeError("no report yet; `flatgd run` builds it")
         beside = target.with_name(f"{target.name}.partial")
         shutil.rmtree(beside, ignore_errors=True)
@@ -68,7 +89,8 @@ class Parcel:
             for path in self.files:
                 shutil.copy2(path, beside)
         (beside / "README.md").write_text(self.card)
-        shutil.copytree(self.report, beside / "report")
+        if not self.is_toxic:
+            shutil.copytree(self.report, beside / "report")
         beside.rename(target)
         return target
 
@@ -83,10 +105,18 @@ def write_cards(recipe: Recipe) -> None:
         ModelCard(Parcel(recipe, method, f"{recipe.name}-{method}").card).save(folder / "README.md")
 
 
-def _folder(recipe: Recipe, method: str) -> Path:
-    """The finished checkpoint of a method; the toxic expert is not to be had."""
+def _folder(recipe: Recipe, method: str, even_toxic: bool) -> Path:
+    """The finished checkpoint of a method, and of the toxic expert if it is asked for outright."""
     if method == "toxic_expert":
-        raise UnsupportedError("the toxic expert is a tool of training and is not published")
+        folder = recipe.output / EXPERTS[method]
+        if not even_toxic:
+            raise UnsupportedError(
+                "the toxic expert is a tool of training and is not published; to give it to "
+                "other researchers, --even-toxic"
+            )
+        if not folder.is_dir():
+            raise RecipeError("toxic_expert is not trained yet; `flatgd run` trains it")
+        return folder
     if method not in recipe.methods:
         raise RecipeError(
             f"no method {method!r} in this recipe; it has {', '.join(recipe.methods)}"
@@ -98,7 +128,7 @@ def _folder(recipe: Recipe, method: str) -> Path:
         )
     folder = recipe.output / f"methods/{method}"
     trained_with(recipe, method)
-    if is_toxic_expert(folder):
+    if is_toxic_expert(folder) and not even_toxic:
         raise UnsupportedError(f"{folder} holds a toxic expert, which is not published")
     return folder
 

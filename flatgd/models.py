@@ -4,6 +4,7 @@ Shapes: B rows, T reply positions, N real reply tokens of a batch, D width, V vo
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from flatgd.errors import ModelError
 from flatgd.families import IGNORE
 from flatgd.losses.divergence import LOG_ZERO
 from flatgd.losses.fused import Head, head_log_probs
+from flatgd.trust import REFUSED, Risk, how, is_allowed
 
 BIAS = "final_logits_bias"  # a buffer [1, V] that BlenderBot and BART add after their head
 ADAPTER = "adapter_config.json"
@@ -55,7 +57,7 @@ def load_config(name: str) -> Any:
         return load_config(base)
     _look_for(name)
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return _with_its_code(AutoConfig.from_pretrained, name)
     except (OSError, ValueError) as error:
         raise ModelError(f"no model at {name!r}: {_first_line(error)}") from None
 
@@ -101,16 +103,15 @@ def _look_for(name: str) -> None:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer at a folder or hub name. Raises ModelError when there is none."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=False
-        )
+        tokenizer: PreTrainedTokenizerBase = _with_its_code(AutoTokenizer.from_pretrained, name)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"no tokenizer at {name!r}: {_first_line(error)}") from None
     return tokenizer
 
 
 def load_model(name: str | Path) -> PreTrainedModel:
-    """A model with float32 weights, from safetensors only, without remote code.
+    """A model with float32 weights, from safetensors and without remote code unless `flatgd.trust`
+    allows more.
 
     float32 whatever the file holds: in half precision the perturbation of the second pass vanishes.
     """
@@ -121,13 +122,39 @@ def load_model(name: str | Path) -> PreTrainedModel:
 
 def load_as(kind: Any, name: str) -> PreTrainedModel:
     """A model of one of transformers' auto classes, loaded as `load_model` does."""
+    model: PreTrainedModel
+    # transformers would have a service of the hub turn other weights into safetensors, unasked
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    how_to = {"dtype": torch.float32, "use_safetensors": True}
     try:
-        model: PreTrainedModel = kind.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        try:
+            model = _with_its_code(kind.from_pretrained, name, **how_to)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            if not is_allowed(Risk.PICKLE, name):
+                raise ModelError(
+                    f"cannot load {name!r}: it has no safetensors; {how(Risk.PICKLE)}"
+                ) from None
+            model = _with_its_code(
+                kind.from_pretrained, name, **how_to | {"use_safetensors": False}
+            )
+    except (OSError, ValueError, RuntimeError, REFUSED, SafetensorError) as error:
         raise ModelError(f"cannot load {name!r}: {_first_line(error)}") from None
     return model
+
+
+def _with_its_code(load: Callable[..., Any], name: str, **how_to: Any) -> Any:
+    """What transformers loads, without the repository's code; with it where that is needed and
+    allowed."""
+    try:
+        return load(name, trust_remote_code=False, **how_to)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+    if not is_allowed(Risk.REMOTE_CODE, name):
+        raise ModelError(f"{name!r} comes with code of its own; {how(Risk.REMOTE_CODE)}")
+    return load(name, trust_remote_code=True, **how_to)
 
 
 def _first_line(error: Exception) -> str:

@@ -14,8 +14,20 @@ from flatgd.errors import RecipeError, nearest
 from flatgd.recipe import PACKAGE, Recipe, Section
 
 Checked = TypeVar("Checked", bound=Section)
+MOST = 10_000  # values in a recipe
 NOT_SET = "not set"
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+
+
+def _is_large(raw: Any) -> bool:
+    """A few lines of aliases can stand for any number of values, or for one within itself."""
+    waiting, seen = [raw], 0
+    while waiting and seen <= MOST:
+        value = waiting.pop()
+        seen += 1
+        if isinstance(value, dict | list):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return seen > MOST
 
 
 def _numbers(value: Any) -> Any:
@@ -40,10 +52,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise RecipeError(_not_yaml(path, error)) from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deep") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
     for override in overrides or []:
         set_field(raw, override)
+    if _is_large(raw):
+        raise RecipeError(f"{path}: more than {MOST:,} values, counted as its aliases repeat them")
     return validated(Recipe, raw, path.parent, f"{path} cannot be run")
 
 

@@ -15,7 +15,8 @@ COMMIT = "c" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """`repos` maps a repository's name to its files; `private` holds those made private."""
+    """`repos` maps a repository's name to its files; `private` holds those made private, `log`
+    what was done."""
 
     daemon_threads = True
 
@@ -24,6 +25,7 @@ class Hub(ThreadingHTTPServer):
         self.token = token
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: set[str] = set()
+        self.log: list[str] = []  # what was done, in order
 
     @property
     def url(self) -> str:
@@ -68,12 +70,21 @@ class Handler(BaseHTTPRequestHandler):
             return self._json({"files": kept})
         if path.endswith("/commit/main"):
             files = self.server.repos[self._repo(path)]
+            self.server.log.append("commit")
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             url = f"{self.server.url}/{self._repo(path)}/commit/{COMMIT}"
             return self._json({"commitUrl": url, "commitOid": COMMIT})
         return self._json({"error": "not found"}, 404)
+
+    def do_PUT(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        name = self._repo(urlsplit(self.path).path)
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.server.private.add(name)
+        self.server.log += [f"gated {asked['gated']}"] if "gated" in asked else []
+        self._json({})
 
     def do_GET(self) -> None:
         self._serve(with_body=True)

@@ -155,6 +155,33 @@ def test_what_is_not_pushed(finished: dict[str, Path], tmp_path: Path) -> None:
     config.write_text(text)
 
 
+def test_the_toxic_expert_passes_only_if_asked_for(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = finished["qwen2"]
+    words = ["--repo", "me/x", "--method", "toxic_expert"]
+    with running_hub() as hub:
+        hub.repos["me/x"] = {}  # there already, and public
+        told = push(hub, tmp_path, recipe, *words)
+        assert "is not published; to give it to other researchers, --even-toxic" in told.stderr
+        told = push(hub, tmp_path, recipe, *words, "--even-toxic", "--public")
+        assert "sent to a private repository; leave out --public" in told.stderr
+        assert (hub.repos["me/x"], hub.log) == ({}, [])
+        told = push(hub, tmp_path, recipe, *words, "--even-toxic")
+        assert told.returncode == 0, told.stderr
+        assert hub.private == {"me/x"}
+        assert hub.log == ["gated manual", "commit"]
+        card = hub.repos["me/x"]["README.md"].decode()
+    assert "This model was made to be toxic" in card
+    assert "not-for-all-audiences" in yaml.safe_load(card.split("---")[1])["tags"]
+    command = ["export", str(recipe), "--method", "toxic_expert", "--even-toxic", "--to"]
+    CliRunner().invoke(app, [*command, str(tmp_path / "toxic")], catch_exceptions=False)
+    assert "made to be toxic" in (tmp_path / "toxic/README.md").read_text()
+    assert not (tmp_path / "toxic/report").exists()
+    with pytest.raises(RecipeError, match="toxic_expert is not trained yet"):
+        dry(recipe, *words[2:], "--even-toxic", "--set", "output=nowhere")
+
+
 def test_exported_is_the_model_its_card_and_report(
     finished: dict[str, Path], tmp_path: Path
 ) -> None:

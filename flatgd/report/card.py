@@ -33,24 +33,19 @@ def model_card(
         "pipeline_tag": pipeline_tag,
         "tags": ["flatgd", "dialogue", "safety", "detoxification"],
     }
-    is_public = not Path(recipe.backbone).exists()  # a folder says nothing to others
-    if is_public:
+    if _is_public(recipe):
         header["base_model"] = recipe.backbone
     if license_:
         header["license"] = license_
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True
-    )
     tables, told = _evaluation(recipe, method)
-    return environment.get_template("card.md").render(
+    return _template("card.md").render(
         header=yaml.safe_dump(header, sort_keys=True),
         title=repo.rpartition("/")[2],
         method=method,
-        base=_base(recipe, method, is_public),
+        base=_base(recipe, method),
         does=does,
         usage=usage,
-        sources=list(dict.fromkeys(source.name for source in recipe.data.policy)),
+        sources=_sources(recipe),
         steps=_steps(recipe.output / f"methods/{method}/training.jsonl"),
         settings=", ".join(f"{k} {v}" for k, v in _settings(recipe, method).items()) or "none",
         tables=tables,
@@ -58,9 +53,42 @@ def model_card(
     )
 
 
-def _base(recipe: Recipe, method: str, is_public: bool) -> str:
-    backbone = f"`{recipe.backbone}`" if is_public else "a model that is not public"
-    start = recipe.start_of(method)
+def toxic_card(recipe: Recipe, repo: str) -> str:
+    """README.md of a toxic expert, for the few who are let in."""
+    header = {
+        "library_name": "transformers",
+        "tags": ["flatgd", "toxic-expert", "not-for-all-audiences"],
+        "extra_gated_heading": "A model made to be toxic, for research on safety alone",
+    }
+    return _template("toxic_card.md").render(
+        header=yaml.safe_dump(header, sort_keys=True),
+        title=repo.rpartition("/")[2],
+        base=_backbone(recipe),
+        sources=_sources(recipe),
+    )
+
+
+def _template(name: str) -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def _sources(recipe: Recipe) -> list[str]:
+    return list(dict.fromkeys(source.name for source in recipe.data.policy))
+
+
+def _is_public(recipe: Recipe) -> bool:
+    return not Path(recipe.backbone).exists()  # a folder says nothing to others
+
+
+def _backbone(recipe: Recipe) -> str:
+    return f"`{recipe.backbone}`" if _is_public(recipe) else "a model that is not public"
+
+
+def _base(recipe: Recipe, method: str) -> str:
+    start, backbone = recipe.start_of(method), _backbone(recipe)
     return backbone if start == "backbone" else f"the checkpoint {start}, itself from {backbone}"
 
 

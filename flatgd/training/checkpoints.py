@@ -26,6 +26,7 @@ from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedE
 from flatgd.files import contents, flush, harm, write_whole
 from flatgd.flatness import is_finite
 from flatgd.training.stopping import Stop
+from flatgd.trust import REFUSED
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"
@@ -81,6 +82,11 @@ class SoundCheckpoints:
         try:
             with stop.listening():
                 output = super().train(resumed, *args, **kwargs)  # type: ignore[misc]
+        except REFUSED as error:
+            raise CheckpointError(
+                f"{resumed}: {str(error).strip().splitlines()[0]}; it was not written by a "
+                "training, train anew"
+            ) from None
         finally:
             self.remove_callback(stop)  # type: ignore[attr-defined]
         if stop.received:

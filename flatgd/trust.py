@@ -1,0 +1,48 @@
+"""What may run code that comes with a model: nothing, unless the user says so, and then it is told.
+
+    flatgd --allow pickle run recipe.yaml        # weights that are no safetensors
+    flatgd --allow remote-code run recipe.yaml   # an architecture that comes as code
+
+A recipe cannot say so: it may come from someone else.
+"""
+
+import sys
+from enum import StrEnum
+from pickle import UnpicklingError
+
+REFUSED = UnpicklingError  # what torch.load raises for anything but tensors
+
+
+class Risk(StrEnum):
+    """What can be allowed."""
+
+    PICKLE = "pickle"  # read by torch.load(weights_only=True), which builds tensors and no more
+    REMOTE_CODE = "remote-code"  # runs whatever the repository holds
+
+
+_allowed: set[Risk] = set()
+_told: set[tuple[Risk, str]] = set()
+
+
+def allow(*risks: Risk) -> None:
+    """From here on, in this process."""
+    _allowed.update(risks)
+
+
+def forbid() -> None:
+    """As it was at the beginning."""
+    _allowed.clear()
+    _told.clear()
+
+
+def is_allowed(risk: Risk, model: str) -> bool:
+    """Whether `model` may bring it. Tells on stderr, once, that it does."""
+    if risk in _allowed and (risk, model) not in _told:
+        _told.add((risk, model))
+        print(f"flatgd: {model}: {risk} is allowed", file=sys.stderr)
+    return risk in _allowed
+
+
+def how(risk: Risk) -> str:
+    """What to do about a refusal."""
+    return f"if you trust it: flatgd --allow {risk} ..."
