@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flatgd.flatness import curvature
 from flatgd.flatness.curvature import (
     gradient,
     hessian_vector,
@@ -93,9 +94,9 @@ def by_blocks(parameters: list[Tensor], dense: Tensor) -> float:
 def test_relative_flatness_is_its_definition(case: Case) -> None:
     _, parameters, losses = case
     wanted = by_blocks(parameters, dense_hessian(parameters, losses))
-    estimate = relative_flatness(parameters, losses, seeded(), probes=3000)
+    estimate = relative_flatness(parameters, losses, seeded(), probes=800)
     assert abs(estimate.value - wanted) < 4 * estimate.error
-    assert estimate.error < 0.1 * abs(wanted)
+    assert estimate.error < 0.2 * abs(wanted)
 
 
 def test_rescaling_layers_leaves_relative_flatness_and_moves_the_trace(case: Case) -> None:
@@ -137,6 +138,60 @@ def test_rescaling_layers_leaves_the_worst_case_as_it_is(case: Case) -> None:
         model[0].weight.mul_(10.0)
         model[2].weight.div_(10.0)
     assert under_worst(parameters, losses, [0.01, 0.05]) == pytest.approx(before, rel=1e-9)
+
+
+def test_the_worst_case_is_climbed_in_a_full_step_and_half_ones() -> None:
+    """A wave with crests at 1.2 and 2, from 1 with r = .4: to 1.4, past the crest, and half a step
+    back onto it."""
+    theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
+
+    def losses() -> Iterator[Tensor]:
+        yield torch.cos(2 * math.pi * (theta - 1.2) / 0.8).sum()
+
+    assert under_worst([theta], losses, [0.4], steps=1) == pytest.approx([0.0], abs=1e-9)
+    assert under_worst([theta], losses, [0.4], steps=2) == pytest.approx([1.0])
+
+
+def test_relative_flatness_of_one_layer_by_hand() -> None:
+    """f = |W x|^2 / 2 has H_ss' = x x^T where s = s', so kappa = |W|^2 |x|^2 = 30 * 2."""
+    weights = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    x = torch.ones(2, dtype=torch.float64)
+    losses = lambda: iter([((weights @ x) ** 2).sum() / 2])  # noqa: E731
+    estimate = relative_flatness([weights], losses, seeded(), probes=400)
+    assert abs(estimate.value - 60) < 4 * estimate.error
+    assert estimate.error < 5
+
+
+def test_the_same_seed_draws_the_same(case: Case) -> None:
+    """Whatever else was drawn in between."""
+    _, parameters, losses = case
+
+    def drawn() -> list[float]:
+        found = [
+            top_eigenvalue(parameters, losses, seeded(), steps=1),
+            trace(parameters, losses, seeded(), probes=1).value,
+            relative_flatness(parameters, losses, seeded(), probes=1).value,
+            under_random(parameters, losses, [0.1], seeded(), draws=1)[0].value,
+        ]
+        torch.rand(3)
+        return found
+
+    assert drawn() == drawn()
+
+
+def test_a_mean_has_its_standard_error() -> None:
+    assert curvature._mean([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7 / 3)))
+    assert curvature._mean([1.0, 2.0]) == pytest.approx((1.5, 0.5))
+
+
+def test_a_parameter_without_a_part_in_the_loss(case: Case) -> None:
+    _, parameters, losses = case
+    known = hessian_vector(parameters, losses, parameters)
+    slope = gradient(parameters, losses)
+    more = [*parameters, torch.ones(2, dtype=torch.float64, requires_grad=True)]
+    for few, many in ((known, hessian_vector(more, losses, more)), (slope, gradient(more, losses))):
+        assert all(torch.equal(a, b) for a, b in zip(few, many, strict=False))
+        assert many[-1].tolist() == [0.0, 0.0]
 
 
 def test_random_perturbations_of_a_quadratic() -> None:

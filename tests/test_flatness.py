@@ -224,18 +224,6 @@ def test_plain_gradient_is_that_of_the_sum() -> None:
     assert got.grad_norm is None
 
 
-def test_flat_place_has_no_penalty() -> None:
-    x = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-
-    def terms(_: object) -> Terms:
-        return Terms((x**2).sum(), (x + 1).sum())
-
-    for method in (exact, finite_difference):
-        got = method([x], Objective(terms), Split([None]), alone, PenaltySettings(None, 0.3))
-        assert got.gradient[0].tolist() == [1.0, 1.0, 1.0]
-        assert got.penalty_share == 0.0
-
-
 def test_rest_without_graph_is_left_out() -> None:
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
 
@@ -376,13 +364,14 @@ def test_a_mixed_sum_is_asked_where_there_is_one() -> None:
     x = torch.ones(1, dtype=torch.float64, requires_grad=True)
     asked: list[Mix] = []
 
-    def mixed(_: object, mix: Mix) -> Tensor:
+    def mixed(batch: object, mix: Mix) -> Tensor:
+        assert batch == "rows"
         asked.append(mix)
         return (mix.penalised * x**2 + mix.rest * 3 * x**2).sum()
 
     objective = Objective(lambda _: Terms((x**2).sum(), 3 * (x**2).sum()), mixed)
-    assert plain_gradient([x], objective, [None], alone).gradient[0].item() == 8.0
+    assert plain_gradient([x], objective, ["rows"], alone).gradient[0].item() == 8.0
     settings = PenaltySettings(0.5, None, rho=0.1)
-    got = fast_difference([x], objective, Split([None]), alone, settings, 0.5)
+    got = fast_difference([x], objective, Split(["rows"]), alone, settings, 0.5)
     assert got.gradient[0].item() == pytest.approx(12.8)
     assert asked == [Mix(1.0, 1.0), Mix(1.0, 0.0), Mix(pytest.approx(21.0), 1.0)]

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.families import family_of
 from flatgd.flatness import Mix
-from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs
+from flatgd.losses.fused import (
+    CHUNK,
+    FEWEST,
+    Expert,
+    Head,
+    fused_losses,
+    head_log_probs,
+    tokens_at_once,
+)
 from flatgd.methods import FlatGD
 from flatgd.methods.base import Totals
 from flatgd.models import (
@@ -120,11 +128,38 @@ def test_float32_within_a_millionth() -> None:
         assert relative_error(got, wanted) < 1e-6
 
 
+@pytest.mark.parametrize("chunk", [4, None])
+def test_states_in_half_precision_on_a_float32_head(chunk: int | None) -> None:
+    """As under autocast: sums and the head's gradient stay in float32."""
+    half, double = Case(torch.float32), Case()
+    half.states = half.states.detach().bfloat16().requires_grad_()
+    found = half.fused(chunk)
+    assert {found.safety.dtype, found.lm.dtype, found.lm_sum.dtype} == {torch.float32}
+    assert found.divergences.dtype == torch.float32
+    assert head_log_probs(half.states, Head(half.weight, half.bias)).dtype == torch.float32
+    for ours, theirs in zip(found[:2], double.plain(), strict=True):
+        got = torch.autograd.grad(ours, half.leaves, retain_graph=True)
+        wanted = torch.autograd.grad(theirs, double.leaves, retain_graph=True)
+        assert [g.dtype for g in got] == [torch.bfloat16, torch.float32, torch.float32]
+        assert relative_error([g.double() for g in got], wanted) < 3e-2
+        assert ours.item() == pytest.approx(theirs.item(), rel=2e-2)
+
+
+def test_chunks_fill_what_the_device_has() -> None:
+    assert tokens_at_once(torch.empty(1000, 3, device="meta")) == CHUNK["cuda"] // 1000
+    assert tokens_at_once(torch.empty(1000, 3)) == max(FEWEST, CHUNK["cpu"] // 1000)
+    assert tokens_at_once(torch.empty(2**28, 1, device="meta")) == FEWEST
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     case = Case()
     case.weight.requires_grad_(False)
     case.bias = None
-    case.fused().safety.backward()
+    found = case.fused()
+    assert found.safety.grad_fn.sums.weight_VD is None  # nor is there room for one
+    case.bias = torch.zeros(V, dtype=torch.float64)
+    assert case.fused().safety.grad_fn.sums.bias_V is None
+    found.safety.backward()
     assert case.states.grad is not None
     assert case.weight.grad is None
 

@@ -1,6 +1,7 @@
 """Divergence and likelihood against their twins, gradcheck, and what must always hold."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import js_by_autograd, js_rows
 
-from flatgd.losses import js_divergence, negative_log_likelihood
+from flatgd.losses import (
+    bhattacharyya_distance,
+    js_divergence,
+    kl_divergence,
+    negative_log_likelihood,
+)
 
 
 def log_probs(rows: int, width: int, seed: int, scale: float = 3.0) -> torch.Tensor:
@@ -56,6 +62,19 @@ def test_js_gradient_off_the_simplex_equals_autograd_of_the_definition() -> None
     theirs = torch.autograd.grad((js_by_autograd(log_p, q) ** 2).sum(), log_p)[0]
     clamped = (js_by_autograd(log_p, q) > 1) | (js_by_autograd(log_p, q) < 0)
     assert torch.allclose(ours[~clamped], theirs[~clamped], atol=1e-13)
+    value = (js_divergence(log_p, q) ** 2).sum()
+    again = torch.autograd.grad(value, log_p, create_graph=True)[0]  # by the other formula
+    assert torch.allclose(again, ours, atol=1e-13)
+
+
+@pytest.mark.parametrize("divergence", [js_divergence, kl_divergence, bhattacharyya_distance])
+def test_each_token_has_its_own(divergence: Callable[..., torch.Tensor]) -> None:
+    p, q = log_probs(4, 7, 6), log_probs(4, 7, 7)
+    one_by_one = torch.cat([divergence(p[n : n + 1], q[n : n + 1]) for n in range(4)])
+    assert torch.equal(divergence(p, q), one_by_one)
+    assert one_by_one.std() > 0.01
+    assert divergence(p.bfloat16(), q.bfloat16()).dtype == torch.float32
+    assert divergence(p.bfloat16(), q).dtype == torch.float64
 
 
 @settings(max_examples=60, deadline=None)
