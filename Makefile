@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test check format lint types clean
+.PHONY: help install demo test check format lint types coverage mutation locked lock clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,15 @@ demo: $(READY)  ## the main job on the shipped data, ends with a table and a rep
 
 test: $(READY)  ## all tests
 	$(BIN)/pytest -n auto --dist loadscope
+
+coverage: $(READY)  ## all tests, what they cover, and the messages that none has seen
+	$(BIN)/pytest -n auto --dist loadscope --cov=flatgd --cov-report=term:skip-covered --cov-report=json
+	$(BIN)/python scripts/unseen.py
+
+mutation: $(READY)  ## changes losses/ and flatness/ in a thousand places: do the tests notice?
+	$(BIN)/pip install --quiet "mutmut>=3.8"
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 check: format lint types test  ## the gate: format, lint, types, tests
 
@@ -37,6 +46,19 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
+
+# what CI stands on: every file of every dependency by its SHA-256. torch is the CPU's, which needs
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu where pip does not find it
+locked:  ## like install, with the very files of requirements.lock (Linux x86-64, Python 3.11)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+lock: $(READY)  ## write requirements.lock anew
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev -c constraints.txt --python-version 3.11 \
+		--generate-hashes --custom-compile-command "make lock" $(UV_ARGS) -o requirements.lock --quiet
 
 clean:  ## remove the environment and the runs
 	rm -rf $(VENV) runs

@@ -212,7 +212,7 @@ def check(
     ] = "ddp",
     set_: SetOption = None,
 ) -> None:
-    """Find what can be wrong, without loading weights; estimate what memory trainings take."""
+    """Find what can be wrong, without loading weights; estimate what memory and room it takes."""
     from flatgd.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)
@@ -226,8 +226,12 @@ def check(
             typer.echo(f"not checked       {line}")
         typer.echo(f"{recipe}: nothing wrong found" + (" in the rest" if skipped else ""))
         return
-    for label, text in check_recipe(loaded).described():
+    from flatgd.disk import free, predicted
+
+    sets = check_recipe(loaded)
+    for label, text in sets.described():
         typer.echo(f"{label:<18}{text}")
+    typer.echo(f"{'disk':<18}{predicted(loaded, sets)}; {free(loaded.output)} free")
     for name, memory in memory_of(loaded, processes_, strategy).items():
         typer.echo(f"{'memory: ' + name:<26}{memory}")
     typer.echo(f"{recipe}: nothing wrong found")

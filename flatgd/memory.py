@@ -43,8 +43,8 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{f.name} {_size(getattr(self, f.name))}" for f in fields(self))
-        return f"{_size(self.total)} in each process ({parts})"
+        parts = ", ".join(f"{f.name} {size(getattr(self, f.name))}" for f in fields(self))
+        return f"{size(self.total)} in each process ({parts})"
 
 
 def estimate(
@@ -72,14 +72,14 @@ def estimate(
     bf16 autocast. `running_mean`: of the penalised gradient, beside Adam's two. Under fsdp2
     weights, gradients and optimizer are shared out over the processes, the experts are not.
     """
-    model = _on_meta(config)
-    base = sum(p.numel() for p in model.parameters()) * FLOAT
-    adapter = _adapter_bytes(model, lora_rank, lora_targets) if lora_rank else 0
+    model = on_meta(config)
+    base = weight_bytes(model)
+    adapter = adapter_bytes(model, lora_rank, lora_targets) if lora_rank else 0
     trained = adapter or base
     head = model.get_output_embeddings().weight
-    expert = _on_meta(expert_config) if expert_config else model
+    expert = on_meta(expert_config) if expert_config else model
     of_expert = {
-        "full": sum(p.numel() for p in expert.parameters()) * FLOAT,
+        "full": weight_bytes(expert),
         "adapters": adapter,
         "cached": expert.get_output_embeddings().weight.numel() * FLOAT,
         "none": 0,
@@ -132,17 +132,24 @@ def of_method(
     )
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes in words."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
 
 
-def _on_meta(config: Any) -> Any:
+def on_meta(config: Any) -> Any:
+    """A model of that configuration, without weights."""
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         return kind.from_config(config, dtype=torch.float32)
 
 
-def _adapter_bytes(model: nn.Module, rank: int, targets: Any) -> int:
+def weight_bytes(model: nn.Module) -> int:
+    """All weights in float32."""
+    return sum(p.numel() for p in model.parameters()) * FLOAT
+
+
+def adapter_bytes(model: nn.Module, rank: int, targets: Any) -> int:
     """Two matrices of that rank on each layer."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     layers = [

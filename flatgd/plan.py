@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flatgd.check import training_config
-from flatgd.data.mixture import Sets, answerable
+from flatgd.data.mixture import Sets, answerable, to_answer
 from flatgd.data.sampled import contrasting_pairs, judged_replies
 from flatgd.errors import RecipeError
 from flatgd.methods import METHODS, Clean, Merge, Method, System
@@ -18,7 +18,18 @@ from flatgd.stages import key_of
 from flatgd.training import FlatGDConfig
 from flatgd.training.train import steps_of
 
+DRAW = 0
 Rows = Sequence[Dialogue | tuple[Dialogue, Dialogue]]
+
+
+def answered(recipe: Recipe, sets: Sets) -> list[Dialogue]:
+    """The test rows whose histories the models answer; which ones does not hang on the seed."""
+    rows = to_answer(sets.test, recipe.data.test)
+    every = recipe.generate.histories
+    limits = {source.name: source.histories or every for source in recipe.data.test}
+    parts = {name: [r for r in rows if r.source == name] for name in {r.source for r in rows}}
+    drawn = {name: answerable(part, limits[name], DRAW) for name, part in parts.items()}
+    return [row for name in limits for row in drawn.get(name, [])]
 
 
 class Plan:

@@ -19,7 +19,7 @@ from pathlib import Path
 from flatgd import processes
 from flatgd.cost import peak_memory
 from flatgd.data.browse import Mask
-from flatgd.data.mixture import answerable, ordinary, scorable, to_answer
+from flatgd.data.mixture import ordinary, scorable
 from flatgd.evaluation.judge import Judge
 from flatgd.evaluation.judges import load_judge
 from flatgd.evaluation.score import generation_row, given_rows, reply_rows
@@ -28,13 +28,11 @@ from flatgd.families import family_of
 from flatgd.files import write_whole
 from flatgd.making import RECIPE, Done, Making, Row
 from flatgd.models import load_config, load_tokenizer
-from flatgd.plan import digest
+from flatgd.plan import answered, digest
 from flatgd.recipe import JudgeSettings, place_of
 from flatgd.recipe_file import as_text, changes
 from flatgd.records import Dialogue, read_jsonl, write_jsonl
 from flatgd.stages import key_of
-
-DRAW = 0  # which histories are answered does not hang on the seed
 
 
 class Run(Making):
@@ -96,12 +94,7 @@ class Run(Making):
 
     @cached_property
     def histories(self) -> list[Dialogue]:
-        rows = to_answer(self.sets.test, self.recipe.data.test)
-        every = self.recipe.generate.histories
-        limits = {source.name: source.histories or every for source in self.recipe.data.test}
-        parts = {name: [r for r in rows if r.source == name] for name in {r.source for r in rows}}
-        drawn = {name: answerable(part, limits[name], DRAW) for name, part in parts.items()}
-        return [row for name in limits for row in drawn.get(name, [])]
+        return answered(self.recipe, self.sets)
 
     def generate(self, name: str) -> None:
         """Sampled replies of one model to the test histories."""
