@@ -1,6 +1,7 @@
 """Trainings that are killed, whose checkpoints are harmed, whose disk is full, that run for long.
 
     python -m benchmarks.faults --what kill       # kill -9 at 50 random moments, saves included
+    python -m benchmarks.faults --what stages     # kill -9 at 20 moments of `flatgd run`
     python -m benchmarks.faults --what corrupt    # each file deleted, cut short, one bit flipped
     python -m benchmarks.faults --what disk       # a small file system, full at 20 points (root)
     python -m benchmarks.faults --what soak       # 10,000 steps: memory, open files, threads
@@ -38,6 +39,7 @@ from flatgd import FlatGDConfig, FlatGDTrainer, load_tokenizer
 from flatgd.data.diasafety import load_diasafety
 from flatgd.errors import CheckpointError, FlatGDError
 from flatgd.recipe_file import load_recipe
+from flatgd.run import Run
 from flatgd.training.checkpoints import SAVING, checkpoints, fault_of, last_good
 
 STEPS, EACH = 12, 2  # steps of a training, and between its checkpoints
@@ -127,6 +129,66 @@ def kill(place: Path, times: int) -> tuple[int, int]:
     return times, survived
 
 
+RECIPE = """
+name: small
+output: run
+backbone: {backbone}
+scorer: {backbone}
+data:
+  policy: [{{name: d, format: diasafety, path: demo:data/diasafety, split: train, share: [0, 0.1]}}]
+  judge: [{{name: d, format: diasafety, path: demo:data/diasafety, split: val}}]
+  test: [{{name: d, format: diasafety, path: demo:data/diasafety, split: test, share: [0, 0.1]}}]
+max_history_tokens: 16
+max_reply_tokens: 16
+train: {{max_steps: 3, per_device_train_batch_size: 4, save_strategy: steps, save_steps: 1}}
+methods: {{clean: {{}}, safety_loss: {{}}, flatgd: {{}}}}
+generate: {{histories: 4, samples: 2, max_new_tokens: 8}}
+report: {{resamples: 100}}
+"""
+
+
+def run_all(folder: Path, backbone: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(RECIPE.format(backbone=backbone))
+    Run(load_recipe(folder / "recipe.yaml")).all()
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """What a run is for: weights, replies, scores, figures."""
+    kinds = (".safetensors", ".jsonl")
+    run = folder / "run"
+    files = [p for p in run.rglob("*") if p.suffix in kinds and p.name != "training.jsonl"]
+    files.append(run / "report/summary.json")
+    return {str(p.relative_to(run)): p.read_bytes() for p in files if p.exists()}
+
+
+def stages(place: Path, times: int) -> tuple[int, int]:
+    """kill -9 anywhere in `flatgd run`, then the same command again."""
+    backbone = place / "backbone"
+    model(0).save_pretrained(backbone)
+    load_tokenizer(str(DEMO / "backbone")).save_pretrained(backbone)
+    rng, begun = random.Random(0), time.monotonic()
+    os.waitpid(in_child(lambda: run_all(place / "whole", backbone)), 0)
+    lasts, wanted = time.monotonic() - begun, outcome(place / "whole")
+    survived, reached = 0, set()
+    for number in range(times):
+        folder = place / str(number)
+        child = in_child(lambda folder=folder: run_all(folder, backbone))  # type: ignore[misc]
+        time.sleep(rng.uniform(0, lasts))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        done = sorted((folder / "run/.stages").glob("*"), key=os.path.getmtime)
+        reached.add(done[-1].name if done else "none")
+        os.waitpid(in_child(lambda folder=folder: run_all(folder, backbone)), 0)  # type: ignore[misc]
+        survived += outcome(folder) == wanted
+        shutil.rmtree(folder)
+    print(
+        f"kill -9 over {lasts:.1f} s of `flatgd run`, after {len(reached)} "
+        f"different stages; {len(wanted)} files compared"
+    )
+    return times, survived
+
+
 def deleted(path: Path, rng: random.Random) -> None:
     path.unlink()
 
@@ -191,13 +253,14 @@ def _stays_whole(folder: Path, wanted: bytes) -> bool:
 
 
 class Usage(TrainerCallback):
-    """Resident memory in bytes, open files and threads, at a tenth of the steps and at the end."""
+    """Resident memory in bytes, open files and threads, at a fifth of the steps, after the first
+    saves, and at the end."""
 
     def __init__(self, steps: int):
         self.steps, self.seen = steps, {}  # type: ignore[var-annotated]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in (self.steps // 10, self.steps):
+        if state.global_step in (self.steps // 5, self.steps):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.seen[state.global_step] = (
                 pages * os.sysconf("SC_PAGE_SIZE"),
@@ -265,7 +328,14 @@ def fuzz(place: Path, times: int) -> tuple[int, int]:
     return 20 * times, survived
 
 
-WHAT = {"kill": kill, "corrupt": corrupt, "disk": disk, "soak": soak, "fuzz": fuzz}
+WHAT = {
+    "kill": kill,
+    "stages": stages,
+    "corrupt": corrupt,
+    "disk": disk,
+    "soak": soak,
+    "fuzz": fuzz,
+}
 
 
 def main() -> int:
@@ -273,7 +343,7 @@ def main() -> int:
     parser.add_argument("--what", choices=list(WHAT), required=True)
     parser.add_argument("--times", type=int, default=0, help="how often; by default as above")
     given = parser.parse_args()
-    times = given.times or {"kill": 50, "corrupt": 10, "disk": 20}.get(given.what, 50)
+    times = given.times or {"kill": 50, "stages": 20, "corrupt": 10, "disk": 20}.get(given.what, 50)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     disable_progress_bar()

@@ -1,8 +1,10 @@
 """The user's own rows, in every form, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
+from conftest import write_rows
 from test_formats import faults
 
 from flatgd.data.bbf import load_bbf
@@ -102,9 +104,30 @@ def test_pairs_give_two_rows(row: dict) -> None:
         ({**PLAIN, "speaker": "cat"}, "'speaker' must be bot or human"),
     ],
 )
-def test_rows_that_are_refused(row: dict, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        dialogues_from_row(row)
+def test_rows_that_are_refused(tmp_path: Path, row: dict, reason: str) -> None:
+    path = write_rows(tmp_path / "x.jsonl", [PLAIN, row])
+    with pytest.raises(DataError, match=rf"x\.jsonl:2: .*{reason}"):
+        load_jsonl(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("x.jsonl", b'{"prompt": "a"\n', ":2: .*JSON"),
+        ("x.jsonl", b"[1]\n", ":2: .*object"),
+        ("x.jsonl", b'{"prompt": "\xff"}\n', ".*UTF-8"),
+        ("x.jsonl.gz", b"no gzip", ".*gz"),
+        ("x.json", b"{", ".*JSON"),
+        ("x.json", b'{"a": 1}', ".*list|array"),
+        ("x.csv", b"a,b\nc\n", ":2: expected 2 cells"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, text: bytes, reason: str) -> None:
+    path = tmp_path / name
+    first = json.dumps(PLAIN).encode() + b"\n" if name == "x.jsonl" else b""
+    path.write_bytes(first + text)
+    with pytest.raises(DataError, match=f"{name}{reason}"):
+        load_jsonl(path)
 
 
 def test_other_names_and_labels(tmp_path: Path) -> None:
