@@ -106,6 +106,7 @@ def test_score(job: Path) -> None:
         assert isinstance(found[name, "contrast"], float)
 
 
+@pytest.mark.parametrize("job", ["blenderbot", "t5", "llama"], indirect=True)
 def test_resume(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off in the last step of flatgd, the run goes on from a checkpoint to the same end."""
     steps = {"seen": 0}

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from flatgd import Clean, FlatGDConfig, FlatGDTrainer
 from flatgd.cli import app
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
+from flatgd.hub import Parcel
 from flatgd.models import load_config
+from flatgd.recipe_file import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_the_card_tells_what_was_measured(finished: dict[str, Path]) -> None:
 
 def test_what_is_not_pushed(finished: dict[str, Path], tmp_path: Path) -> None:
     recipe = finished["qwen2"]
-    with pytest.raises(UnsupportedError, match="toxic expert is a tool of training"):
+    with pytest.raises(UnsupportedError, match=r"and is not published; .* --even-toxic"):
         dry(recipe, "--method", "toxic_expert")
     with pytest.raises(RecipeError, match="no method 'click'"):
         dry(recipe, "--method", "click")
@@ -162,16 +164,14 @@ def test_the_toxic_expert_passes_only_if_asked_for(
     words = ["--repo", "me/x", "--method", "toxic_expert"]
     with running_hub() as hub:
         hub.repos["me/x"] = {}  # there already, and public
-        told = push(hub, tmp_path, recipe, *words)
-        assert "is not published; to give it to other researchers, --even-toxic" in told.stderr
-        told = push(hub, tmp_path, recipe, *words, "--even-toxic", "--public")
-        assert "sent to a private repository; leave out --public" in told.stderr
-        assert (hub.repos["me/x"], hub.log) == ({}, [])
         told = push(hub, tmp_path, recipe, *words, "--even-toxic")
         assert told.returncode == 0, told.stderr
         assert hub.private == {"me/x"}
         assert hub.log == ["gated manual", "commit"]
         card = hub.repos["me/x"]["README.md"].decode()
+    parcel = Parcel(load_recipe(recipe), "toxic_expert", "me/x", even_toxic=True)
+    with pytest.raises(UnsupportedError, match="to a private repository; leave out --public"):
+        parcel.push(private=False)
     assert "This model was made to be toxic" in card
     assert "not-for-all-audiences" in yaml.safe_load(card.split("---")[1])["tags"]
     command = ["export", str(recipe), "--method", "toxic_expert", "--even-toxic", "--to"]
