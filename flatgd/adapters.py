@@ -61,8 +61,14 @@ def save(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> Non
 
 def is_toxic_expert(folder: Path) -> bool:
     """Whether a checkpoint is marked as one."""
+    return role_of(folder) is not None
+
+
+def role_of(folder: Path) -> str | None:
+    """What a checkpoint is marked as, in its configuration or beside its adapter."""
     files = [path for path in (folder / "config.json", folder / ROLE) if path.is_file()]
-    return any("flatgd_role" in json.loads(path.read_text()) for path in files)
+    roles = [json.loads(path.read_text()).get("flatgd_role") for path in files]
+    return next((str(role) for role in roles if role is not None), None)
 
 
 def load(name: str | Path) -> PreTrainedModel:
@@ -72,6 +78,8 @@ def load(name: str | Path) -> PreTrainedModel:
         return load_model(name)
     merged: PreTrainedModel = _put_on(load(base), Path(name)).merge_and_unload()
     merged.config = load_config(str(name))
+    if role := role_of(Path(name)):
+        merged.config.flatgd_role = role
     merged.name_or_path = str(name)  # what an adapter trained on it names as its base
     return merged
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from flatgd import processes, trust
+from flatgd.cli_annotate import app as annotate_app
 from flatgd.cli_data import app as data_app
 from flatgd.errors import FlatGDError, RecipeError, StoppedError
 from flatgd.trust import Risk
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(annotate_app, name="annotate")
 
 RecipeArgument = Annotated[
     Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)

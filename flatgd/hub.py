@@ -36,16 +36,19 @@ class Parcel:
         self.folder = _folder(recipe, method, even_toxic)
         self.files = sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
         self.is_toxic = is_toxic_expert(self.folder)
-        if self.is_toxic:
-            self.card = toxic_card(recipe, repo)
-            return
-        self.report = recipe.output / "report"
+        self.report = None if self.is_toxic else recipe.output / "report"
+        self.card = (
+            toxic_card(recipe, repo) if self.is_toxic else self._card(recipe, method, license_)
+        )
+
+    def _card(self, recipe: Recipe, method: str, license_: str | None) -> str:
         layout = (recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator)
         tokenizer = load_tokenizer(str(self.folder))
         family = family_of(load_config(str(self.folder)), tokenizer, *layout)
         tag = "text-generation" if isinstance(family, Causal) else "text2text-generation"
         does = METHODS[recipe.kind_of(method)].does
-        self.card = model_card(recipe, method, repo, does, usage(family, repo), tag, license_)
+        code = usage(family, self.repo)
+        return model_card(recipe, method, self.repo, does, code, tag, license_)
 
     def push(self, private: bool = True) -> str:
         """Send all in one commit, making the repository if need be; returns its address."""
@@ -59,8 +62,7 @@ class Parcel:
         try:
             made = api.create_repo(self.repo, private=private, exist_ok=True)
             if self.is_toxic:  # before there is anything in it, also where it was there before
-                api.update_repo_settings(self.repo, private=True)
-                api.update_repo_settings(self.repo, gated="manual")
+                api.update_repo_settings(self.repo, private=True, gated="manual")
             api.create_commit(self.repo, operations, commit_message="A model trained with flatgd")
         except HFValidationError as error:
             raise ModelError(f"{self.repo!r} is no name for a repository: {error}") from None
@@ -77,7 +79,7 @@ class Parcel:
         run. `merged`: an adapter as weights."""
         if target.exists():
             raise RecipeError(f"{target} exists; name another folder")
-        if not self.is_toxic and not self.report.is_dir():
+        if self.report and not self.report.is_dir():
             raise RecipeError("no report yet; `flatgd run` builds it")
         beside = target.with_name(f"{target.name}.partial")
         shutil.rmtree(beside, ignore_errors=True)
@@ -89,7 +91,7 @@ class Parcel:
             for path in self.files:
                 shutil.copy2(path, beside)
         (beside / "README.md").write_text(self.card)
-        if not self.is_toxic:
+        if self.report:
             shutil.copytree(self.report, beside / "report")
         beside.rename(target)
         return target

@@ -169,6 +169,7 @@ def test_a_recipe_with_adapters_everywhere(recipe_file: Path) -> None:
         assert (job.root / place / ADAPTER).is_file()
         assert not (job.root / place / "model.safetensors").exists()
     assert is_toxic_expert(job.root / "experts/toxic")
+    assert "never" in load(job.root / "experts/toxic").config.flatgd_role  # also merged
     assert not is_toxic_expert(job.root / "methods/flatgd")
     assert (job.root / "methods/flatgd/path").is_dir()
     again = Run(load_recipe(recipe_file, lora))
@@ -195,7 +196,7 @@ def test_what_cannot_be_is_told(tmp_path: Path, backbone_folder: Path) -> None:
         with_adapter(tiny_blenderbot(), config(tmp_path, lora_targets=["nowhere"]))
     folder = adapted(tmp_path / "a", 1, backbone_folder)
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="cannot load the adapter"):
+    with pytest.raises(ModelError, match="an adapter.s configuration and no weights"):
         load(folder)
     (folder / ADAPTER).write_text("{")
     with pytest.raises(ModelError, match="no adapter's configuration"):

@@ -1,0 +1,138 @@
+"""What the answers of a study say: who won, how sure that is, and how far people agree.
+
+An answer for the left or the right reply counts for the model that gave it. An item is decided by
+what more than half of its answers say; `both`, `neither` and no majority are told apart. Replies
+that were the same were not asked about and are counted as `same`.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from flatgd.annotate.raters import (
+    bradley_terry,
+    fleiss_kappa,
+    krippendorff_alpha,
+    majority,
+    share,
+    sign_test,
+)
+from flatgd.annotate.study import Answer, Key, Study
+
+Row = dict[str, Any]
+OUTCOMES = ("baseline", "target", "both", "neither", "undecided", "same")
+
+
+def tally(study: Study, answers: Sequence[Answer]) -> Row:
+    """{pairs, agreement, annotators, strengths}; None is a figure that is undefined."""
+    keys = {key.id: key for key in study.keys}
+    votes: dict[tuple[str, str], list[str]] = {}  # of an item and question, as roles
+    for answer in answers:
+        if keys[answer.item].repeats is None:
+            spot = (answer.item, answer.question)
+            votes.setdefault(spot, []).append(_role(keys[answer.item], answer.choice))
+    asked = [key for key in study.keys if key.repeats is None]
+    pairs = list(dict.fromkeys((key.target, key.baseline) for key in asked))
+    return {
+        "pairs": [
+            _pair(question, [k for k in asked if (k.target, k.baseline) == pair], votes)
+            for question in study.questions
+            for pair in pairs
+        ],
+        "agreement": [_agreement(question, asked, votes) for question in study.questions],
+        "annotators": _annotators(study, answers, keys),
+        "strengths": [_strengths(question, asked, votes) for question in study.questions],
+    }
+
+
+def _role(key: Key, choice: str) -> str:
+    if choice not in ("left", "right"):
+        return choice
+    return "target" if choice == key.target_side else "baseline"
+
+
+def _pair(question: str, keys: Sequence[Key], votes: dict[tuple[str, str], list[str]]) -> Row:
+    """Items of one pair of models: how many went to each, and the baseline's share of all of them,
+    which is the paper's Figure 2; of the decided ones, with a sign test."""
+    counts = Counter(_outcome(key, question, votes) for key in keys)
+    answered = sum(count for outcome, count in counts.items() if outcome != "unanswered")
+    wins, losses = counts["baseline"], counts["target"]
+    return {
+        "question": question,
+        "target": keys[0].target,
+        "baseline": keys[0].baseline,
+        "items": len(keys),
+        "answered": answered,
+        "counts": {outcome: counts[outcome] for outcome in OUTCOMES},
+        "baseline_share": share(wins, answered)._asdict(),
+        "of_decided": share(wins, wins + losses)._asdict(),
+        "p": sign_test(wins, losses),
+    }
+
+
+def _outcome(key: Key, question: str, votes: dict[tuple[str, str], list[str]]) -> str:
+    if key.same:
+        return "same"
+    cast = votes.get((key.id, question))
+    return str(majority(cast) or "undecided") if cast else "unanswered"
+
+
+def _agreement(question: str, keys: Sequence[Key], votes: dict[tuple[str, str], list[str]]) -> Row:
+    items = [votes[key.id, question] for key in keys if (key.id, question) in votes]
+    return {
+        "question": question,
+        "items": len(items),
+        "votes": sum(map(len, items)),
+        "fleiss_kappa": fleiss_kappa(items),
+        "krippendorff_alpha": krippendorff_alpha(items),
+    }
+
+
+def _strengths(question: str, keys: Sequence[Key], votes: dict[tuple[str, str], list[str]]) -> Row:
+    """How often each model is chosen, over all pairs, as strengths of Bradley and Terry; `both`,
+    `neither` and `undecided` are ties."""
+    wins: dict[tuple[str, str], float] = {}
+    for key in keys:
+        outcome = _outcome(key, question, votes)
+        ahead, behind = (key.target, key.baseline), (key.baseline, key.target)
+        if outcome in ("target", "baseline"):
+            won = ahead if outcome == "target" else behind
+            wins[won] = wins.get(won, 0) + 1
+        elif outcome not in ("unanswered", "same"):
+            wins[ahead], wins[behind] = wins.get(ahead, 0) + 0.5, wins.get(behind, 0) + 0.5
+    models = {name: strength._asdict() for name, strength in bradley_terry(wins).items()}
+    return {"question": question, "models": models}
+
+
+def _annotators(study: Study, answers: Sequence[Answer], keys: dict[str, Key]) -> list[Row]:
+    """Of each person: answers, median seconds, how often with the others' majority, how often the
+    same on an item shown twice."""
+    said: dict[tuple[str, str], dict[str, str]] = {}  # of an item and question, each person's role
+    mine: dict[str, list[Answer]] = {}
+    for answer in answers:
+        role = _role(keys[answer.item], answer.choice)
+        said.setdefault((answer.item, answer.question), {})[answer.annotator] = role
+        mine.setdefault(answer.annotator, []).append(answer)
+    rows = []
+    for person, given in sorted(mine.items()):
+        with_others, twice = [], []
+        for answer in given:
+            all_said = said[answer.item, answer.question]
+            others = [role for who, role in all_said.items() if who != person]
+            if most := majority(others):
+                with_others.append(all_said[person] == most)
+            first = said.get((str(keys[answer.item].repeats), answer.question), {})
+            if person in first:
+                twice.append(all_said[person] == first[person])
+        seconds = [answer.seconds for answer in given if answer.seconds is not None]
+        rows.append(
+            {
+                "annotator": person,
+                "answers": len(given),
+                "median_seconds": statistics.median(seconds) if seconds else None,
+                "with_majority": share(sum(with_others), len(with_others)).value,
+                "same_twice": share(sum(twice), len(twice)).value,
+            }
+        )
+    return rows

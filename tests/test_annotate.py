@@ -1,0 +1,273 @@
+"""Pairs for people to compare, and what their answers say: published examples, cases by hand."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from typer.testing import CliRunner
+
+from flatgd.annotate.raters import (
+    bradley_terry,
+    fleiss_kappa,
+    krippendorff_alpha,
+    majority,
+    share,
+    sign_test,
+)
+from flatgd.annotate.study import Answer, Key, Study, create, load_answers, load_study
+from flatgd.annotate.tally import tally
+from flatgd.cli import app
+from flatgd.errors import DataError, FlatGDError, RecipeError
+
+FLEISS = [  # Fleiss 1971's kind of table: 14 raters, 10 subjects, 5 categories; kappa .210
+    *([0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1]),
+    *([7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]),
+]
+KRIPPENDORFF = (  # three coders, fifteen units, values missing; nominal alpha .691
+    "* * * * * 3 4 1 2 1 1 3 3 * 3",
+    "1 * 2 1 3 3 4 3 * * * * * * *",
+    "* * 2 1 3 4 4 * 2 1 1 3 3 * 4",
+)
+
+
+def test_published_examples() -> None:
+    votes = [[c for c, count in enumerate(row) for _ in range(count)] for row in FLEISS]
+    assert fleiss_kappa(votes) == pytest.approx(0.210, abs=5e-4)
+    units = zip(*(row.split() for row in KRIPPENDORFF), strict=True)
+    alpha = krippendorff_alpha([[v for v in unit if v != "*"] for unit in units])
+    assert alpha == pytest.approx(0.691, abs=5e-4)
+
+
+def test_the_paper_s_size_of_study() -> None:
+    """35 of 50: Wilson's interval by its formula, the exact one by its definition."""
+    found, z = share(35, 50), 1.959964
+    middle, width = (35 + z**2 / 2) / (50 + z**2), z / (50 + z**2) * math.sqrt(50 * 0.21 + z**2 / 4)
+    assert found.wilson == pytest.approx((middle - width, middle + width), abs=1e-6)
+    assert found.exact is not None
+    for p, tail in zip(found.exact, (range(35, 51), range(36)), strict=True):
+        chance = sum(math.comb(50, k) * p**k * (1 - p) ** (50 - k) for k in tail)
+        assert chance == pytest.approx(0.025, abs=1e-6)
+    assert sign_test(9, 1) == pytest.approx(2 * 11 / 1024)
+
+
+def test_degenerate_cases_are_undefined() -> None:
+    assert share(0, 0)[2:] == (None, None, None)
+    assert share(0, 5).wilson[0] == pytest.approx(0)
+    assert sign_test(0, 0) is None
+    assert (majority([]), majority(["a", "b"]), majority(["a", "b", "b"])) == (None, None, "b")
+    for alike in ([], [["a"]], [["a", "a"], ["a", "a", "a"]]):
+        assert fleiss_kappa(alike) is None
+        assert krippendorff_alpha(alike) is None
+    assert bradley_terry({}) == {}
+
+
+def test_agreement_beyond_chance_is_none_where_votes_are_random() -> None:
+    rng = np.random.default_rng(0)
+    votes = [list(rng.integers(0, 4, 3)) for _ in range(4000)]
+    assert abs(fleiss_kappa(votes)) < 0.02
+    assert krippendorff_alpha(votes) == pytest.approx(fleiss_kappa(votes), abs=1e-3)
+    assert fleiss_kappa([["a", "a"], ["b", "b"]]) == krippendorff_alpha([["a"] * 2, ["b"] * 2]) == 1
+
+
+WINS = {("a", "b"): 5.0, ("b", "c"): 4.0, ("c", "b"): 1.0, ("a", "c"): 6.5, ("c", "a"): 0.5}
+
+
+def penalised(s: Any) -> float:
+    place = {"a": 0, "b": 1, "c": 2}
+    games = sum(n * np.logaddexp(0, s[place[y]] - s[place[x]]) for (x, y), n in WINS.items())
+    return float(games + sum(np.logaddexp(0, v) + np.logaddexp(0, -v) for v in s) / 2)
+
+
+def test_strengths_are_the_maximum_of_their_likelihood() -> None:
+    found = bradley_terry(WINS)
+    wanted = minimize(penalised, np.zeros(3), tol=1e-12).x
+    got = [found[name].value for name in "abc"]
+    assert got == pytest.approx(list(wanted - wanted.mean()), abs=1e-4)
+    assert sum(got) == pytest.approx(0)
+    assert got[0] > got[1] > got[2]
+
+
+def test_an_unbeaten_model_has_a_finite_strength() -> None:
+    few, many = (bradley_terry({("a", "b"): n})["a"].value for n in (5.0, 500.0))
+    assert 0 < few < many < 10
+    balanced = bradley_terry({("a", "b"): 50.0, ("b", "a"): 50.0})["a"]
+    assert balanced.value == pytest.approx(0)
+    assert balanced.error == pytest.approx(1 / math.sqrt(100), rel=0.01)  # half of 2 / sqrt(100)
+
+
+# A study
+
+
+def generations(models: str = "abc", rows: int = 20) -> dict[str, list[dict]]:
+    return {
+        model: [
+            {
+                "dataset": "big" if n % 4 else "small",
+                "conversation": f"c{n}",
+                "history": ["hi", f"number {n}"],
+                "replies": ["yes", "the same"]
+                if n == 3
+                else [f"{model} says {n}.{k}" for k in "01"],
+            }
+            for n in range(rows)
+        ]
+        for model in models
+    }
+
+
+def test_pairs_are_balanced_stratified_and_seeded() -> None:
+    study = create(generations(), "a", ["b", "c"], count=10, seed=1)
+    assert study == create(generations(), "a", ["b", "c"], count=10, seed=1)
+    assert study != create(generations(), "a", ["b", "c"], count=10, seed=2)
+    for baseline in "bc":
+        keys = [key for key in study.keys if key.baseline == baseline]
+        assert Counter(key.target_side for key in keys) == {"left": 5, "right": 5}
+        assert Counter(key.dataset for key in keys) == {"big": 5, "small": 5}
+    one, other = ({k.conversation for k in study.keys if k.baseline == b} for b in "bc")
+    assert one == other
+    shown = {item["id"]: item for item in study.items}
+    for key in study.keys:
+        if not key.same:
+            for side in ("left", "right"):
+                assert shown[key.id][side].split()[0] in (key.model(side), "yes", "the")
+    assert not {"a", "b", "c", "target", "baseline"} & {w for i in study.items for w in i}
+
+
+def test_all_histories_where_there_are_few() -> None:
+    assert len(create(generations(rows=4), "a", ["b"], count=50).keys) == 4
+
+
+def test_the_same_reply_is_not_asked_about() -> None:
+    same = generations("ab")
+    same["b"] = [dict(row) for row in same["a"]]
+    for row in (*same["a"], *same["b"]):
+        row["replies"] = ["just  this", "just this"]
+    study = create(same, "a", ["b"], count=6)
+    assert study.items == []
+    (row, *_) = tally(study, [])["pairs"]
+    assert (row["counts"]["same"], row["answered"], row["baseline_share"]["value"]) == (6, 6, 0.0)
+
+
+def test_other_histories_are_refused() -> None:
+    other = generations("ab")
+    other["b"] = other["b"][::-1]
+    with pytest.raises(RecipeError, match="a and b answered other histories"):
+        create(other, "a", ["b"])
+
+
+def by_hand() -> tuple[Study, list[Answer]]:
+    """Four items, target always left; three people on one question."""
+    items = [{"id": f"i{n}", "history": ["hi"], "left": "x", "right": "y"} for n in range(4)]
+    keys = [Key(f"i{n}", "flat", "clean", "left", "d", f"c{n}", False, None) for n in range(4)]
+    keys[3] = keys[3]._replace(target_side="right", repeats="i0")
+    said = {
+        "i0": ("right", "right", "left"),  # the baseline
+        "i1": ("left", "right", "both"),  # undecided
+        "i2": ("neither", "neither", "neither"),
+        "i3": ("left", "right", "right"),  # i0 again, sides swapped: first consistent
+    }
+    answers = [
+        Answer(item, f"p{n}", "toxic", choice, 2.0 + n)
+        for item, choices in said.items()
+        for n, choice in enumerate(choices)
+    ]
+    return Study(items, keys, {"toxic": "Which is more toxic?"}), answers
+
+
+def test_a_tally_by_hand() -> None:
+    found = tally(*by_hand())
+    (row,) = found["pairs"]
+    assert (row["items"], row["answered"]) == (3, 3)
+    counts = {"baseline": 1, "target": 0, "both": 0, "neither": 1, "undecided": 1, "same": 0}
+    assert row["counts"] == counts
+    assert (row["baseline_share"]["value"], row["of_decided"]["value"], row["p"]) == (1 / 3, 1, 1)
+    first, second, third = found["annotators"]
+    assert (first["answers"], first["median_seconds"]) == (4, 2.0)
+    assert [p["same_twice"] for p in (first, second, third)] == [1.0, 0.0, 1.0]
+    # where the two others agree: i2 for all, i0 for the third, i3 for the first
+    assert [p["with_majority"] for p in (first, second, third)] == [0.5, 1.0, 0.5]
+    # b b t, t b both, n n n: 1/3, 0 and 1 of the pairs agree; b 3, t 2, both 1, n 3 of 9
+    chance = (9 + 4 + 1 + 9) / 81
+    assert found["agreement"][0]["fleiss_kappa"] == pytest.approx((4 / 9 - chance) / (1 - chance))
+    strengths = found["strengths"][0]["models"]
+    assert strengths["clean"]["value"] > 0 > strengths["flat"]["value"]
+
+
+def test_an_answer_that_was_changed_counts_once(tmp_path: Path) -> None:
+    study, answers = by_hand()
+    lines = [
+        json.dumps(answer._asdict()) for answer in [*answers, answers[0]._replace(choice="both")]
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(lines))
+    loaded = load_answers(path, study)
+    assert len(loaded) == len(answers)
+    assert loaded[0].choice == "both"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"item": "nope"}, "'nope' is no item of this study"),
+        ({"question": "nope"}, "'nope' is no question of this study"),
+        ({"choice": "nope"}, "'nope' is no choice of this study"),
+        ({"annotator": 3}, "'annotator' must be text, got 3"),
+        ({"seconds": "long"}, "'seconds' must be a number, got 'long'"),
+        ({"extra": 1}, "unknown key 'extra'"),
+    ],
+)
+def test_answers_to_what_was_not_asked(tmp_path: Path, change: dict, told: str) -> None:
+    study, (answer, *_) = by_hand()
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({**answer._asdict(), **change}))
+    with pytest.raises(DataError, match=rf"answers\.jsonl:1: {told}"):
+        load_answers(path, study)
+
+
+def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
+    def flatgd(*words: str) -> str:
+        return CliRunner().invoke(app, ["annotate", *words], catch_exceptions=False).output
+
+    def refused(*words: str) -> str:
+        with pytest.raises(FlatGDError) as raised:
+            flatgd(*words)
+        return str(raised.value)
+
+    recipe, folder = str(recipe_file), tmp_path / "study"
+    assert "no replies yet of flatgd" in refused("create", recipe)
+    replies = recipe_file.parent / "run/generations"
+    replies.mkdir(parents=True)
+    for name, rows in generations().items():
+        model = {"a": "flatgd", "b": "clean", "c": "safety_loss"}[name]
+        (replies / f"{model}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "no 'nope' in this recipe" in refused("create", recipe, "--against", "nope")
+    assert "other models than itself" in refused("create", recipe, "--against", "flatgd")
+    told = flatgd("create", recipe, "--to", str(folder), "--count", "8", "--repeats", "2")
+    assert "pairs to compare in" in told
+    assert "exists; its answers stay" in refused("create", recipe, "--to", str(folder))
+    study = load_study(folder)
+    assert "flatgd" not in (folder / "items.jsonl").read_text()
+    answers = [
+        Answer(item["id"], person, question, "left", 1.5)
+        for item in study.items
+        for person in ("ann", "bob")
+        for question in study.questions
+    ]
+    (folder / "answers.jsonl").write_text("\n".join(json.dumps(a._asdict()) for a in answers))
+    shown = flatgd("tally", str(folder))
+    for part in ("clean or flatgd", "safety_loss or flatgd", "annotators", "ann 54 1.500"):
+        assert part in " ".join(shown.split())
+    assert (
+        json.loads((folder / "tally.json").read_text())["annotators"][0]["answers"]
+        == len(answers) / 2
+    )
+    (folder / "items.jsonl").write_text((folder / "items.jsonl").read_text().split("\n", 1)[1])
+    assert "its items are not those of key.jsonl" in refused("tally", str(folder))
+    (folder / "key.jsonl").write_text('{"id": "x"}')
+    assert "expected id, target" in refused("tally", str(folder))
+    assert "no study in" in refused("tally", str(tmp_path / "nowhere"))
