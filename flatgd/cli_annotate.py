@@ -10,6 +10,7 @@ from flatgd.errors import RecipeError
 
 app = typer.Typer(
     help="People compare two models' replies side by side: draw pairs, count answers.",
+    epilog="Example: flatgd annotate create recipes/demo.yaml --against safety_loss",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
