@@ -59,6 +59,34 @@ def create(
     typer.echo(f"{len(study.items)} pairs to compare in {to / 'items.jsonl'}{told}")
 
 
+@app.command(epilog="Example: flatgd annotate export study")
+def export(study: StudyArgument) -> None:
+    """Write the study as tasks and labelling configuration of Label Studio, into its folder."""
+    from flatgd.annotate.label_studio import write
+    from flatgd.annotate.study import load_study
+
+    for path in write(load_study(study), study):
+        typer.echo(str(path))
+
+
+@app.command("import", epilog="Example: flatgd annotate import study project-1-export.json")
+def import_(
+    study: StudyArgument,
+    path: Annotated[Path, typer.Argument(help="Label Studio's JSON export.", show_default=False)],
+) -> None:
+    """Add answers to answers.jsonl; who answered before is taken at the last word."""
+    from flatgd.annotate.label_studio import answers as of_export
+    from flatgd.annotate.study import load_answers, load_study
+    from flatgd.records import write_jsonl
+
+    loaded = load_study(study)
+    kept = study / "answers.jsonl"
+    before = load_answers(kept, loaded) if kept.exists() else []
+    merged = {(a.item, a.annotator, a.question): a for a in [*before, *of_export(path, loaded)]}
+    write_jsonl(kept, (answer._asdict() for answer in merged.values()))
+    typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {kept}")
+
+
 @app.command(epilog="Example: flatgd annotate tally study")
 def tally(
     study: StudyArgument,

@@ -5,12 +5,14 @@ import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from typer.testing import CliRunner
 
+from flatgd.annotate import label_studio
 from flatgd.annotate.raters import (
     bradley_terry,
     fleiss_kappa,
@@ -271,3 +273,65 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
     (folder / "key.jsonl").write_text('{"id": "x"}')
     assert "expected id, target" in refused("tally", str(folder))
     assert "no study in" in refused("tally", str(tmp_path / "nowhere"))
+
+
+# Label Studio
+
+
+def exported(study: Study, choice: str, **annotation: Any) -> list[dict]:
+    """Label Studio's JSON export of tasks that one person answered."""
+    result = [
+        {"from_name": name, "to_name": "left", "type": "choices", "value": {"choices": [choice]}}
+        for name in study.questions
+    ]
+    about = {"completed_by": 7, "lead_time": 4.5, "was_cancelled": False, "result": result}
+    return [
+        {**task, "annotations": [{**about, **annotation}]} for task in label_studio.tasks(study)
+    ]
+
+
+def test_there_and_back_by_label_studio(tmp_path: Path) -> None:
+    study = create(generations("ab"), "a", ["b"], count=4)
+    folder, path = tmp_path / "study", tmp_path / "export.json"
+    study.save(folder)
+    tool = CliRunner()
+    tool.invoke(app, ["annotate", "export", str(folder)], catch_exceptions=False)
+    (first, *_) = json.loads((folder / "label_studio.json").read_text())
+    assert [turn["who"] for turn in first["data"]["history"]] == ["bot", "person"]
+    names = [
+        node.get("name") for node in ElementTree.parse(folder / "label_studio.xml").iter("Choices")
+    ]
+    assert names == list(study.questions)
+    for choice, person, told in (
+        ("left", 7, "12 new answers, 12 in"),
+        ("both", 7, "0 new answers, 12 in"),
+        ("right", {"id": 8, "email": "a@b"}, "12 new answers, 24 in"),
+    ):
+        path.write_text(json.dumps(exported(study, choice, completed_by=person)))
+        words = ["annotate", "import", str(folder), str(path)]
+        assert told in tool.invoke(app, words, catch_exceptions=False).output
+    answers = load_answers(folder / "answers.jsonl", study)
+    assert Counter((a.annotator, a.choice, a.seconds) for a in answers) == {
+        ("7", "both", 4.5): 12,
+        ("8", "right", 4.5): 12,
+    }
+    path.write_text(json.dumps(exported(study, "left", was_cancelled=True)))
+    assert label_studio.answers(path, study) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ([{"id": 1, "toxic": "left"}], "no task of Label Studio's JSON export"),
+        ([3], "no task of Label Studio's JSON export"),
+        ([{"data": {"id": "x"}, "annotations": []}], "'x', which is no item of this study"),
+    ],
+)
+def test_what_is_no_export_is_told(tmp_path: Path, broken: list, told: str) -> None:
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(broken))
+    with pytest.raises(DataError, match=rf"export\.json:1: .*{told}"):
+        label_studio.answers(path, by_hand()[0])
+    path.write_text(json.dumps(exported(by_hand()[0], "maybe")))
+    with pytest.raises(DataError, match="answered by 'maybe', which this study does not ask"):
+        label_studio.answers(path, by_hand()[0])
