@@ -248,6 +248,8 @@ class Report(Section):
     human_labels: LocalPath | None = None
     """Human labels of sampled replies (`flatgd label` draws them): with them, toxicity is estimated
     without trust in the judge."""
+    study: LocalPath | None = None
+    """The folder of a study (`flatgd annotate create`) with people's answers, for a chapter."""
     non_inferiority: float = Field(0.1, gt=0, lt=1)
     """A method keeps a quality if it loses less than this share of the yardstick's, at 97.5 %."""
     trade_off_weight: float = Field(0.5, ge=0, le=1)

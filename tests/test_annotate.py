@@ -25,6 +25,8 @@ from flatgd.annotate.study import Answer, Key, Study, create, load_answers, load
 from flatgd.annotate.tally import tally
 from flatgd.cli import app
 from flatgd.errors import DataError, FlatGDError, RecipeError
+from flatgd.report.figures import styled
+from flatgd.report.people import draw_people, people_tables
 
 FLEISS = [  # Fleiss 1971's kind of table: 14 raters, 10 subjects, 5 categories; kappa .210
     *([0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1]),
@@ -273,6 +275,20 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
     (folder / "key.jsonl").write_text('{"id": "x"}')
     assert "expected id, target" in refused("tally", str(folder))
     assert "no study in" in refused("tally", str(tmp_path / "nowhere"))
+
+
+def test_the_chapter_of_the_report(tmp_path: Path) -> None:
+    """An item each for the baseline, undecided, neither: thirds of the bar."""
+    found = tally(*by_hand())
+    table, agreement, strengths = people_tables(found)
+    counted = ["clean", "flat", "1", "0", "1", "1", "0", "0"]
+    assert table.rows == [[*counted, "0.33 [0.06, 0.79]", "1.00 [0.21, 1.00]", "1.0000"]]
+    assert agreement.rows[0][:3] == ["toxic", "3", "9"]
+    assert [row[1] for row in strengths.rows] == ["clean", "flat"]
+    with styled():
+        drawn = draw_people(found, tmp_path).read_text()
+    for part in ("clean or flat", "more toxic", "undecided", "share of items"):
+        assert part in drawn
 
 
 # Label Studio

@@ -10,6 +10,7 @@ from conftest import mild_rows, write_rows
 from rich.console import Console
 from typer.testing import CliRunner
 
+from flatgd.annotate.study import QUESTIONS
 from flatgd.cli import app, main
 from flatgd.errors import DataError, RecipeError
 from flatgd.evaluation.human import load_labels
@@ -219,6 +220,16 @@ def test_further_seeds_answer_the_same_histories_and_enter_the_intervals(recipe_
         build_report(job.recipe)
 
 
+def compare_two_by_two(recipe_file: Path) -> None:
+    """A study of the run's replies, each pair answered by one person."""
+    folder = recipe_file.parent / "study"
+    words = ["annotate", "create", str(recipe_file), "--to", str(folder), "--count", "4"]
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    asked = [(item["id"], q) for item in read_jsonl(folder / "items.jsonl") for q in QUESTIONS]
+    said = [{"item": i, "annotator": "ann", "question": q, "choice": "left"} for i, q in asked]
+    write_rows(folder / "answers.jsonl", said)
+
+
 def test_people_label_without_knowing_the_model_and_the_report_uses_it(recipe_file: Path) -> None:
     job = finished(recipe_file)
     labels = recipe_file.parent / "labels.jsonl"
@@ -237,6 +248,12 @@ def test_people_label_without_knowing_the_model_and_the_report_uses_it(recipe_fi
     build_report(recipe)
     page = (job.root / "report/index.html").read_text()
     assert "Toxicity by people" in page
+    assert "Figure 2, of this run" not in page
+    compare_two_by_two(recipe_file)
+    build_report(load_recipe(recipe_file, ["report.study=study"]))
+    page = (job.root / "report/index.html").read_text()
+    assert "Figure 2, of this run" in page
+    assert "which reply is more engaging" in page
     write_rows(labels, [{**rows[0], "id": "strange", "toxic": True}])
     with pytest.raises(DataError, match="of no reply of this run"):
         build_report(recipe)

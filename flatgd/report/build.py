@@ -18,7 +18,7 @@ from flatgd.evaluation.summary import Settings, diversity_rows, summarise
 from flatgd.recipe import Recipe
 from flatgd.recipe_file import as_text
 from flatgd.records import read_jsonl
-from flatgd.report import figures, studies
+from flatgd.report import figures, people, studies
 from flatgd.report.cells import Table, latex, markdown, worded
 from flatgd.report.compare import compare_tables
 from flatgd.report.findings import findings, load_judges
@@ -71,6 +71,7 @@ def build_report(recipe: Recipe) -> Path:
             Part("Compared", compare_tables(summary, recipe), []),
             _as_in_the_paper(summary, recipe, folder),
             _judged(judges, seeds[0], generations, recipe, folder),
+            *_people(recipe, folder),
             _trained(recipe, folder),
             *_studied(studied, recipe, folder),
         ]
@@ -160,6 +161,15 @@ def _judged(
     drawn = figures.draw_reliability(judges, folder / "figures")
     title = "What the judges say against what people said: on the line is calibrated"
     return Part("The judges", tables, [(title, drawn)])
+
+
+def _people(recipe: Recipe, folder: Path) -> list[Part]:
+    """What people said of pairs of replies."""
+    if not recipe.report.study:
+        return []
+    found = people.load_tally(recipe.report.study)
+    drawn = people.draw_people(found, folder / "figures")
+    return [Part("People", people.people_tables(found), [("Figure 2, of this run", drawn)])]
 
 
 def _trained(recipe: Recipe, folder: Path) -> Part:

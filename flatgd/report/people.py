@@ -1,0 +1,124 @@
+"""What people said of pairs of replies: tables, and the paper's Figure 2."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from flatgd.annotate.study import load_answers, load_study
+from flatgd.annotate.tally import tally
+from flatgd.report.cells import Row, Table, interval, number
+from flatgd.report.figures import COLOURS, save
+
+OUTCOMES = {  # in the order they are drawn
+    "baseline": COLOURS[2],
+    "both": COLOURS[4],
+    "undecided": COLOURS[0],
+    "neither": "#c9ccd1",
+    "same": "#e4e6e9",
+    "target": COLOURS[1],
+}
+
+
+def load_tally(folder: Path) -> Row:
+    """The tally of a study's answers. Raises RecipeError where there is no study, DataError for
+    answers that cannot be read."""
+    study = load_study(folder)
+    return tally(study, load_answers(folder / "answers.jsonl", study))
+
+
+def people_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Who was chosen, how far people agree, the models' strengths."""
+    return [
+        *(_pairs(question, found) for question in _questions(found)),
+        Table(
+            "How far people agree",
+            ["question", "items", "votes", "Fleiss' kappa", "Krippendorff's alpha"],
+            [
+                [
+                    *(row["question"], f"{row['items']:,}", f"{row['votes']:,}"),
+                    *(number(row["fleiss_kappa"], 2), number(row["krippendorff_alpha"], 2)),
+                ]
+                for row in found["agreement"]
+            ],
+            "1 is agreement on all, 0 what chance would give.",
+        ),
+        Table(
+            "Strengths over all pairs",
+            ["question", "model", "log-odds against the average", "standard error"],
+            [
+                [row["question"], model, number(s["value"], 2), number(s["error"], 2)]
+                for row in found["strengths"]
+                for model, s in row["models"].items()
+            ],
+            "Bradley-Terry: how often a model's reply is the one that is chosen; ties count half.",
+        ),
+    ]
+
+
+def _questions(found: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["question"] for row in found["pairs"]))
+
+
+def _pairs(question: str, found: Mapping[str, Any]) -> Table:
+    rows = [row for row in found["pairs"] if row["question"] == question]
+    return Table(
+        f"People: which reply is more {question}",
+        ["baseline", "target", *OUTCOMES, "baseline's share", "of the decided", "p"],
+        [
+            [
+                *(row["baseline"], row["target"]),
+                *(str(row["counts"][outcome]) for outcome in OUTCOMES),
+                *(_share(row["baseline_share"]), _share(row["of_decided"]), number(row["p"], 4)),
+            ]
+            for row in rows
+        ],
+        "Items by what more than half of their answers say; Wilson's 95 % intervals; p of a sign "
+        "test of the decided items.",
+    )
+
+
+def _share(found: Row) -> str:
+    low, high = found["wilson"] or (None, None)
+    return interval(found["value"], low, high, 2)
+
+
+def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
+    """Figure 2: of each pair of models, the shares of items by what people said."""
+    questions = _questions(found)
+    pairs = list(dict.fromkeys((r["baseline"], r["target"]) for r in found["pairs"]))
+    figure, axes = plt.subplots(
+        1,
+        len(questions),
+        figsize=(3.2 * len(questions), 1.3 + 0.35 * len(pairs)),
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, question in zip(axes[0], questions, strict=True):
+        rows = [row for row in found["pairs"] if row["question"] == question]
+        _bars(axis, rows)
+        axis.set_yticks(range(len(pairs)), [f"{one} or {other}" for one, other in pairs])
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1)
+        axis.set_xlabel("share of items")
+        axis.set_title(f"more {question}", loc="left", fontsize=9)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=6,
+        fontsize=7,
+        frameon=False,
+    )
+    return save(figure, folder / "people.svg")
+
+
+def _bars(axis: Any, rows: Sequence[Row]) -> None:
+    for place, row in enumerate(rows):
+        begin = 0.0
+        for outcome, colour in OUTCOMES.items():
+            width = row["counts"][outcome] / max(1, row["answered"])
+            axis.barh(
+                place, width, left=begin, color=colour, height=0.7, label=None if place else outcome
+            )
+            begin += width
