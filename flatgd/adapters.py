@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from flatgd.errors import ModelError
-from flatgd.models import base_of, load_config, load_model
-from flatgd.trust import REFUSED, Risk, how, is_allowed
+from flatgd.models import ADAPTER, base_of, load_config, load_model, told
+from flatgd.trust import Risk, how, is_allowed
 
 ROLE = "flatgd.json"
 
@@ -110,6 +109,9 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def _put_on(base: Any, folder: Path) -> Any:
+    kind = json.loads((folder / ADAPTER).read_text()).get("peft_type")
+    if kind != "LORA":  # others load further files, from wherever they name
+        raise ModelError(f"{folder}: its adapter is of type {kind!r}; LORA is what can be loaded")
     if not (folder / "adapter_model.safetensors").is_file():
         if not (folder / "adapter_model.bin").is_file():
             raise ModelError(f"{folder} has an adapter's configuration and no weights")
@@ -118,5 +120,5 @@ def _put_on(base: Any, folder: Path) -> Any:
     try:
         adapted: Any = PeftModel.from_pretrained(base, str(folder))
         return adapted
-    except (OSError, ValueError, RuntimeError, REFUSED, SafetensorError) as error:
-        raise ModelError(f"cannot load the adapter in {folder}: {error}") from None
+    except Exception as error:  # whatever a file that is no adapter makes of it
+        raise ModelError(f"cannot load the adapter in {folder}: {told(error)}") from None

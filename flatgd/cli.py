@@ -275,8 +275,8 @@ def push(
 ) -> None:
     """Send a trained model with a model card to the Hugging Face hub, private unless asked.
 
-    Log in first, with `hf auth login`. The toxic expert is not sent, but with --even-toxic to a
-    private repository where each reader is let in by hand.
+    Log in first, with `hf auth login`. The toxic expert is not sent, but with --even-toxic to a new
+    repository, private and gated.
     """
     from flatgd.recipe_file import load_recipe
 

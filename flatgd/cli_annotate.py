@@ -32,6 +32,7 @@ def create(
     repeats: Annotated[
         int, typer.Option(min=0, help="Items shown twice, sides swapped, to see who reads.")
     ] = 0,
+    votes: Annotated[int, typer.Option(min=1, help="Answers that each item is to have.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Draws histories, replies and sides.")] = 0,
 ) -> None:
     """Draw pairs of replies to the same histories, sides at random, models' names left out.
@@ -52,7 +53,7 @@ def create(
     if absent := [name for name, path in paths.items() if not path.exists()]:
         raise RecipeError(f"no replies yet of {', '.join(absent)}; `flatgd run` samples them")
     generations = {name: list(read_jsonl(path)) for name, path in paths.items()}
-    study = draw(generations, target, baselines, count, seed, repeats)
+    study = draw(generations, target, baselines, count, seed, repeats, votes)
     study.save(to)
     same = sum(key.same for key in study.keys)
     told = f", {same} more where both said the same" if same else ""
@@ -77,13 +78,13 @@ def import_(
     """Add answers to answers.jsonl; who answered before is taken at the last word."""
     from flatgd.annotate.label_studio import answers as of_export
     from flatgd.annotate.study import load_answers, load_study
-    from flatgd.records import write_jsonl
+    from flatgd.files import write_whole
 
     loaded = load_study(study)
     kept = study / "answers.jsonl"
     before = load_answers(kept, loaded) if kept.exists() else []
     merged = {(a.item, a.annotator, a.question): a for a in [*before, *of_export(path, loaded)]}
-    write_jsonl(kept, (answer._asdict() for answer in merged.values()))
+    write_whole(kept, "".join(json.dumps(a._asdict()) + "\n" for a in merged.values()))
     typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {kept}")
 
 
@@ -103,7 +104,7 @@ def tally(
 
     loaded = load_study(study)
     found = count(loaded, load_answers(answers or study / "answers.jsonl", loaded))
-    (study / "tally.json").write_text(json.dumps(found, indent=2) + "\n")
+    (study / "tally.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     for title, rows in _tables(found):
         _show(title, rows)
 
@@ -123,7 +124,12 @@ def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
         (title, [{name: _number(value) for name, value in row.items()} for row in found[key]])
         for title, key in (("agreement", "agreement"), ("annotators", "annotators"))
     ]
-    return [*pairs.items(), *rest]
+    strengths = [
+        {"question": row["question"], "model": model, **{k: _number(v) for k, v in found_.items()}}
+        for row in found["strengths"]
+        for model, found_ in row["models"].items()
+    ]
+    return [*pairs.items(), ("strengths, log-odds", strengths), *rest]
 
 
 def _number(value: Any) -> str:
@@ -145,13 +151,14 @@ def _share(found: dict[str, Any]) -> str:
 
 def _show(title: str, rows: list[dict[str, str]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=escape(title), title_justify="left", box=None)
     for name in rows[0] if rows else ():
         table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(escape, row.values()))
     console = Console(highlight=False)
     console.width = max(console.width, 120)  # a figure cut off is worse than a line that wraps
     console.print(table, "")

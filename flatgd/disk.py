@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers import AutoModel
+
 from flatgd.check import training_config
 from flatgd.data.mixture import Sets
 from flatgd.memory import adapter_bytes, on_meta, size, weight_bytes
@@ -49,7 +51,8 @@ def predicted(recipe: Recipe, sets: Sets) -> Disk:
         kind = Clean if name in EXPERTS else METHODS[recipe.kind_of(name)]
         overrides = recipe.overrides(name)
         model = expert if name in EXPERTS else backbone
-        if (twin := (model, kind, overrides)) in seen:  # as the clean expert and clean
+        of_own = name if name == "toxic_expert" else recipe.methods.get(name)
+        if (twin := (model, kind, overrides, of_own or None)) in seen:  # clean expert and clean
             continue
         seen.append(twin)
         if not issubclass(kind, Method):
@@ -60,16 +63,18 @@ def predicted(recipe: Recipe, sets: Sets) -> Disk:
         trained = adapter_bytes(model, lora, config.lora_targets) if lora else weight_bytes(model)
         kept += (1 + config.snapshots) * trained
         if config.save_strategy != "no":
-            checkpoints = max(checkpoints, (KEPT + 1) * 3 * trained)
+            stay = (config.save_total_limit or KEPT) + 1
+            checkpoints = max(checkpoints, stay * 3 * trained)
         if config.expert_cache and kind.needs:
             width = expert.get_output_embeddings().weight.shape[1]
             states = 2.0 * len(sets.policy) * recipe.max_reply_tokens * width * 4
     judges = [*recipe.judges, recipe.sample.judge]
     trained_judges = [load_config(str(j.model)) for j in judges if j.kind == "trained"]
-    kept += sum(weight_bytes(on_meta(config)) for config in trained_judges)
+    kept += sum(weight_bytes(on_meta(config, AutoModel)) for config in trained_judges)
     replies = len(answered(recipe, sets)) * recipe.generate.samples + len(sets.test)
     kept += len(recipe.models) * (replies * A_REPLY + BESIDES)
-    return Disk(recipe.seeds * kept + states, recipe.seeds * kept + states + checkpoints)
+    kept = recipe.seeds * (kept + states)
+    return Disk(kept, kept + checkpoints)
 
 
 def free(folder: Path) -> str:

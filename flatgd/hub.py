@@ -17,6 +17,12 @@ from flatgd.recipe import EXPERTS, Recipe
 from flatgd.report.card import model_card, toxic_card
 from flatgd.report.trained import trained_with
 
+MENDS = {
+    401: "log in with `hf auth login`",
+    403: "log in with `hf auth login`",
+    409: "it is there already, and a toxic expert goes to a repository of its own; name another",
+}
+
 
 class Parcel:
     """What a push sends: a method's checkpoint and its card.
@@ -35,10 +41,12 @@ class Parcel:
         self.repo = repo
         self.folder = _folder(recipe, method, even_toxic)
         self.files = sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
-        self.is_toxic = is_toxic_expert(self.folder)
+        self.is_toxic = method == "toxic_expert"
         self.report = None if self.is_toxic else recipe.output / "report"
         self.card = (
-            toxic_card(recipe, repo) if self.is_toxic else self._card(recipe, method, license_)
+            toxic_card(recipe, repo, license_)
+            if self.is_toxic
+            else self._card(recipe, method, license_)
         )
 
     def _card(self, recipe: Recipe, method: str, license_: str | None) -> str:
@@ -60,16 +68,16 @@ class Parcel:
         operations.append(CommitOperationAdd("README.md", self.card.encode()))
         api = HfApi()
         try:
-            made = api.create_repo(self.repo, private=private, exist_ok=True)
-            if self.is_toxic:  # before there is anything in it, also where it was there before
+            made = api.create_repo(self.repo, private=private, exist_ok=not self.is_toxic)
+            if self.is_toxic:  # before there is anything in it
                 api.update_repo_settings(self.repo, private=True, gated="manual")
             api.create_commit(self.repo, operations, commit_message="A model trained with flatgd")
         except HFValidationError as error:
             raise ModelError(f"{self.repo!r} is no name for a repository: {error}") from None
         except HfHubHTTPError as error:
             status = error.response.status_code
-            mend = "; log in with `hf auth login`" if status in (401, 403) else "; try again later"
-            raise ModelError(f"the hub refuses {self.repo}: status {status}{mend}") from None
+            mend = MENDS.get(status, "try again later")
+            raise ModelError(f"the hub refuses {self.repo}: status {status}; {mend}") from None
         except Exception as error:  # of whichever HTTP client the hub's library uses
             raise ModelError(f"{self.repo} could not be sent to the hub: {error}") from None
         return str(made)
@@ -130,7 +138,7 @@ def _folder(recipe: Recipe, method: str, even_toxic: bool) -> Path:
         )
     folder = recipe.output / f"methods/{method}"
     trained_with(recipe, method)
-    if is_toxic_expert(folder) and not even_toxic:
+    if is_toxic_expert(folder):
         raise UnsupportedError(f"{folder} holds a toxic expert, which is not published")
     return folder
 

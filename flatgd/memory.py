@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from flatgd.errors import ModelError
 from flatgd.losses.fused import tokens_at_once
 from flatgd.methods import Method
 
@@ -137,11 +138,14 @@ def size(count: float) -> str:
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
 
 
-def on_meta(config: Any) -> Any:
-    """A model of that configuration, without weights."""
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+def on_meta(config: Any, kind: Any = None) -> Any:
+    """A model of that configuration, without weights; ModelError if transformers has none."""
+    kind = kind or (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM)
     with torch.device("meta"):
-        return kind.from_config(config, dtype=torch.float32)
+        try:
+            return kind.from_config(config, dtype=torch.float32)
+        except ValueError:
+            raise ModelError(f"transformers has no {config.model_type!r} that fits here") from None
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -15,7 +15,6 @@ from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
@@ -32,7 +31,7 @@ from flatgd.errors import ModelError
 from flatgd.families import IGNORE
 from flatgd.losses.divergence import LOG_ZERO
 from flatgd.losses.fused import Head, head_log_probs
-from flatgd.trust import REFUSED, Risk, how, is_allowed
+from flatgd.trust import Risk, how, is_allowed
 
 BIAS = "final_logits_bias"  # a buffer [1, V] that BlenderBot and BART add after their head
 ADAPTER = "adapter_config.json"
@@ -59,7 +58,7 @@ def load_config(name: str) -> Any:
     try:
         return _with_its_code(AutoConfig.from_pretrained, name)
     except (OSError, ValueError) as error:
-        raise ModelError(f"no model at {name!r}: {_first_line(error)}") from None
+        raise ModelError(f"no model at {name!r}: {told(error)}") from None
 
 
 def is_hub_name(name: str) -> bool:
@@ -95,7 +94,7 @@ def _look_for(name: str) -> None:
         ) from None
     except Exception as error:  # of whichever HTTP client the hub's library uses
         raise ModelError(
-            f"{name!r} is not in the cache, and the hub cannot be asked ({_first_line(error)}); "
+            f"{name!r} is not in the cache, and the hub cannot be asked ({told(error)}); "
             "`flatgd check --offline` checks all else"
         ) from None
 
@@ -105,7 +104,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = _with_its_code(AutoTokenizer.from_pretrained, name)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"no tokenizer at {name!r}: {_first_line(error)}") from None
+        raise ModelError(f"no tokenizer at {name!r}: {told(error)}") from None
     return tokenizer
 
 
@@ -130,18 +129,27 @@ def load_as(kind: Any, name: str) -> PreTrainedModel:
         try:
             model = _with_its_code(kind.from_pretrained, name, **how_to)
         except OSError as error:
-            if "safetensors" not in str(error):
+            if not _has_other_weights(name, error):
                 raise
             if not is_allowed(Risk.PICKLE, name):
                 raise ModelError(
                     f"cannot load {name!r}: it has no safetensors; {how(Risk.PICKLE)}"
                 ) from None
-            model = _with_its_code(
-                kind.from_pretrained, name, **how_to | {"use_safetensors": False}
-            )
-    except (OSError, ValueError, RuntimeError, REFUSED, SafetensorError) as error:
-        raise ModelError(f"cannot load {name!r}: {_first_line(error)}") from None
+            how_to["use_safetensors"] = False
+            model = _with_its_code(kind.from_pretrained, name, **how_to)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a file that is no model makes of it
+        raise ModelError(f"cannot load {name!r}: {told(error)}") from None
     return model
+
+
+def _has_other_weights(name: str, error: OSError) -> bool:
+    """Whether what could not be found as safetensors is there in another form."""
+    if Path(name).is_dir():
+        has_own = any(Path(name).glob("*.safetensors*"))
+        return not has_own and any(Path(name).glob("pytorch_model*.bin"))
+    return "cannot be loaded with `safetensors`" in str(error)
 
 
 def _with_its_code(load: Callable[..., Any], name: str, **how_to: Any) -> Any:
@@ -154,11 +162,17 @@ def _with_its_code(load: Callable[..., Any], name: str, **how_to: Any) -> Any:
             raise
     if not is_allowed(Risk.REMOTE_CODE, name):
         raise ModelError(f"{name!r} comes with code of its own; {how(Risk.REMOTE_CODE)}")
-    return load(name, trust_remote_code=True, **how_to)
+    try:
+        return load(name, trust_remote_code=True, **how_to)
+    except Exception as error:  # of code that is not ours
+        raise ModelError(f"{name!r}: its own code failed: {told(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def told(error: Exception) -> str:
+    """An error's first line, and its kind where that does not speak for itself."""
+    line = str(error).strip().split("\n")[0]
+    is_plain = isinstance(error, OSError | ValueError | RuntimeError) and line
+    return line if is_plain else f"{type(error).__name__} {line}".strip()
 
 
 def check_token_map(

@@ -1,6 +1,7 @@
 """Recipes as files: read with overrides, validated with all faults at once; the template."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -19,15 +20,28 @@ NOT_SET = "not set"
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
 
-def _is_large(raw: Any) -> bool:
-    """A few lines of aliases can stand for any number of values, or for one within itself."""
-    waiting, seen = [raw], 0
-    while waiting and seen <= MOST:
-        value = waiting.pop()
-        seen += 1
-        if isinstance(value, dict | list):
-            waiting.extend(value.values() if isinstance(value, dict) else value)
-    return seen > MOST
+def _parsed(text: str) -> Any:
+    """YAML whose aliases do not make it large: a few lines of them can stand for any number of
+    values, or for one within itself. Raises RecipeError then, or where it is nested too deep."""
+    try:
+        size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
+        if size > MOST:
+            raise RecipeError(f"more than {MOST:,} values, counted as its aliases repeat them")
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise RecipeError("nested too deep") from None
+
+
+def _size(node: Any, known: dict[int, float]) -> float:
+    """How many values a node stands for; no end where it stands within itself."""
+    if isinstance(node, tuple):  # a key and its value
+        return sum(_size(part, known) for part in node)
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known
+        known[id(node)] = 1 + sum(_size(child, known) for child in node.value)
+    return known[id(node)]
 
 
 def _numbers(value: Any) -> Any:
@@ -43,7 +57,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read and validate one recipe; `overrides` are "section.key=value" as of `--set`."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe") from None
     except IsADirectoryError:
@@ -52,14 +66,12 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise RecipeError(_not_yaml(path, error)) from None
-    except RecursionError:
-        raise RecipeError(f"{path}: nested too deep") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
     for override in overrides or []:
         set_field(raw, override)
-    if _is_large(raw):
-        raise RecipeError(f"{path}: more than {MOST:,} values, counted as its aliases repeat them")
     return validated(Recipe, raw, path.parent, f"{path} cannot be run")
 
 
@@ -163,7 +175,7 @@ def set_field(raw: Any, override: str) -> None:
     if isinstance(raw, list):
         _item(raw, leaf, key)
     try:
-        raw[leaf if isinstance(raw, dict) else int(leaf)] = yaml.safe_load(text)
+        raw[leaf if isinstance(raw, dict) else int(leaf)] = _parsed(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {key}: {text!r} is not valid YAML") from None
 

@@ -56,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
-            self.server.repos.setdefault(name, {})
+            if name in self.server.repos:
+                return self._json({"error": "You already created this model repo"}, 409)
+            self.server.repos[name] = {}
             if asked.get("private") or asked.get("visibility") == "private":
                 self.server.private.add(name)
             return self._json({"url": f"{self.server.url}/{name}", "name": name})

@@ -146,7 +146,7 @@ def test_all_histories_where_there_are_few() -> None:
     assert len(create(generations(rows=4), "a", ["b"], count=50).keys) == 4
 
 
-def test_the_same_reply_is_not_asked_about() -> None:
+def test_the_same_reply_is_not_asked_about(tmp_path: Path) -> None:
     same = generations("ab")
     same["b"] = [dict(row) for row in same["a"]]
     for row in (*same["a"], *same["b"]):
@@ -154,14 +154,34 @@ def test_the_same_reply_is_not_asked_about() -> None:
     study = create(same, "a", ["b"], count=6)
     assert study.items == []
     (row, *_) = tally(study, [])["pairs"]
-    assert (row["counts"]["same"], row["answered"], row["baseline_share"]["value"]) == (6, 6, 0.0)
+    assert (row["counts"]["same"], row["answered"], row["p"]) == (6, 0, None)
+    with pytest.raises(RecipeError, match="nothing to ask"):
+        study.save(tmp_path / "study")
 
 
 def test_other_histories_are_refused() -> None:
     other = generations("ab")
     other["b"] = other["b"][::-1]
-    with pytest.raises(RecipeError, match="a and b answered other histories"):
-        create(other, "a", ["b"])
+    for rows in (other["b"], other["a"][:5], []):
+        with pytest.raises(RecipeError, match="a and b answered other histories"):
+            create({"a": other["a"], "b": rows}, "a", ["b"])
+
+
+def test_one_history_of_each_conversation() -> None:
+    talks = generations("ab", rows=12)
+    for rows in talks.values():
+        for n, row in enumerate(rows):
+            row["conversation"] = f"c{n // 4}"
+            row["dataset"] = "d"
+    study = create(talks, "a", ["b", "b"], count=50)
+    assert sorted(key.conversation for key in study.keys) == ["c0", "c1", "c2"]
+
+
+def test_an_item_waits_for_its_answers() -> None:
+    study, answers = by_hand()
+    study.votes = 4
+    (row,) = tally(study, answers)["pairs"]
+    assert (row["counts"]["open"], row["answered"], row["baseline_share"]["value"]) == (3, 0, None)
 
 
 def by_hand() -> tuple[Study, list[Answer]]:
@@ -188,7 +208,7 @@ def test_a_tally_by_hand() -> None:
     (row,) = found["pairs"]
     assert (row["items"], row["answered"]) == (3, 3)
     counts = {"baseline": 1, "target": 0, "both": 0, "neither": 1, "undecided": 1, "same": 0}
-    assert row["counts"] == counts
+    assert row["counts"] == {**counts, "open": 0}
     assert (row["baseline_share"]["value"], row["of_decided"]["value"], row["p"]) == (1 / 3, 1, 1)
     first, second, third = found["annotators"]
     assert (first["answers"], first["median_seconds"]) == (4, 2.0)
@@ -220,8 +240,10 @@ def test_an_answer_that_was_changed_counts_once(tmp_path: Path) -> None:
         ({"item": "nope"}, "'nope' is no item of this study"),
         ({"question": "nope"}, "'nope' is no question of this study"),
         ({"choice": "nope"}, "'nope' is no choice of this study"),
-        ({"annotator": 3}, "'annotator' must be text, got 3"),
-        ({"seconds": "long"}, "'seconds' must be a number, got 'long'"),
+        ({"annotator": 3}, "'annotator' must be text, got int"),
+        ({"seconds": "long"}, "'seconds' must be a number from 0 on, got 'long'"),
+        ({"seconds": math.nan}, "'seconds' must be a number from 0 on, got nan"),
+        ({"annotator": "\ud800"}, "half of a surrogate pair"),
         ({"extra": 1}, "unknown key 'extra'"),
     ],
 )
@@ -229,7 +251,7 @@ def test_answers_to_what_was_not_asked(tmp_path: Path, change: dict, told: str) 
     study, (answer, *_) = by_hand()
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({**answer._asdict(), **change}))
-    with pytest.raises(DataError, match=rf"answers\.jsonl:1: {told}"):
+    with pytest.raises(DataError, match=rf"answers\.jsonl:1: .*{told}"):
         load_answers(path, study)
 
 
@@ -259,7 +281,7 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
     answers = [
         Answer(item["id"], person, question, "left", 1.5)
         for item in study.items
-        for person in ("ann", "bob")
+        for person in ("ann", "bob", "[/red]")
         for question in study.questions
     ]
     (folder / "answers.jsonl").write_text("\n".join(json.dumps(a._asdict()) for a in answers))
@@ -268,20 +290,28 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
         assert part in " ".join(shown.split())
     assert (
         json.loads((folder / "tally.json").read_text())["annotators"][0]["answers"]
-        == len(answers) / 2
+        == len(answers) / 3
     )
     (folder / "items.jsonl").write_text((folder / "items.jsonl").read_text().split("\n", 1)[1])
     assert "its items are not those of key.jsonl" in refused("tally", str(folder))
     (folder / "key.jsonl").write_text('{"id": "x"}')
     assert "expected id, target" in refused("tally", str(folder))
+    for about, why in (
+        ("{", "not valid JSON"),
+        ('{"questions": 3}', "must be names with a text each"),
+        ('{"questions": {"a": "b"}, "votes": 0}', "'votes' must be a whole number"),
+    ):
+        (folder / "study.json").write_text(about)
+        assert why in refused("tally", str(folder))
     assert "no study in" in refused("tally", str(tmp_path / "nowhere"))
+    assert "cannot be written" in refused("create", recipe, "--to", f"{recipe}/study")
 
 
 def test_the_chapter_of_the_report(tmp_path: Path) -> None:
     """An item each for the baseline, undecided, neither: thirds of the bar."""
     found = tally(*by_hand())
     table, agreement, strengths = people_tables(found)
-    counted = ["clean", "flat", "1", "0", "1", "1", "0", "0"]
+    counted = ["clean", "flat", "1", "0", "0", "1", "1", "0", "0"]
     assert table.rows == [[*counted, "0.33 [0.06, 0.79]", "1.00 [0.21, 1.00]", "1.0000"]]
     assert agreement.rows[0][:3] == ["toxic", "3", "9"]
     assert [row[1] for row in strengths.rows] == ["clean", "flat"]

@@ -103,6 +103,33 @@ def test_an_adapter_that_runs_code(model: Path, tmp_path: Path, ran: Path) -> No
         adapters.load(tmp_path / "adapter")
 
 
+def test_an_adapter_that_names_further_files(model: Path, tmp_path: Path, ran: Path) -> None:
+    folder = tmp_path / "adapter"
+    get_peft_model(load_model(model), LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        str(folder), save_embedding_layers=False
+    )
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"peft_type": "XLORA", "adapters": {"one": str(tmp_path / "elsewhere")}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="of type 'XLORA'; LORA is what can be loaded"):
+        adapters.load(folder)
+
+
+def test_what_is_allowed_and_broken_is_told(model: Path, ran: Path) -> None:
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"cannot load .*no file named"):
+        load_model(model)  # nothing there that --allow would help with
+    trust.allow(Risk.PICKLE, Risk.REMOTE_CODE)
+    for content in (b"", b"garbage"):
+        (model / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(ModelError, match="cannot load"):
+            load_model(model)
+    with_code(model, ran)
+    (model / "own.py").write_text("import nothing_of_that_name")
+    with pytest.raises(ModelError, match=r"its own code failed|nothing_of_that_name"):
+        load_model(model)
+
+
 REMOTE = """
 import os
 from transformers import PretrainedConfig
@@ -200,6 +227,14 @@ def test_a_recipe_that_grows(recipe_file: Path) -> None:
     recipe_file.write_text(text[: text.index("train:")] + "\n".join(lines) + "\n")
     with pytest.raises(RecipeError, match="more than 10,000 values"):
         load_recipe(recipe_file)
+    lines = ["train:", "  a0: &a0 {x0: 1, x1: 1, x2: 1, x3: 1, x4: 1, x5: 1, x6: 1, x7: 1}"]
+    lines += [f"  a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 12)]
+    recipe_file.write_text(text[: text.index("train:")] + "\n".join(lines) + "\n")
+    with pytest.raises(RecipeError, match="more than 10,000 values"):
+        load_recipe(recipe_file)
+    recipe_file.write_text(text)
+    with pytest.raises(RecipeError, match="more than 10,000 values"):
+        load_recipe(recipe_file, ["train=&a [*a]"])
     recipe_file.write_text(text.replace("train: {", "train: " + "[" * 3000))
     with pytest.raises(RecipeError, match="nested too deep"):
         load_recipe(recipe_file)

@@ -163,7 +163,11 @@ def test_the_toxic_expert_passes_only_if_asked_for(
     recipe = finished["qwen2"]
     words = ["--repo", "me/x", "--method", "toxic_expert"]
     with running_hub() as hub:
-        hub.repos["me/x"] = {}  # there already, and public
+        hub.repos["me/x"] = {"README.md": b"of another model, public"}
+        told = push(hub, tmp_path, recipe, *words, "--even-toxic")
+        assert "it is there already, and a toxic expert goes to a repository of its" in told.stderr
+        assert (hub.private, hub.log) == (set(), [])
+        del hub.repos["me/x"]
         told = push(hub, tmp_path, recipe, *words, "--even-toxic")
         assert told.returncode == 0, told.stderr
         assert hub.private == {"me/x"}
@@ -172,6 +176,8 @@ def test_the_toxic_expert_passes_only_if_asked_for(
     parcel = Parcel(load_recipe(recipe), "toxic_expert", "me/x", even_toxic=True)
     with pytest.raises(UnsupportedError, match="to a private repository; leave out --public"):
         parcel.push(private=False)
+    with pytest.raises(ModelError, match="'a/b/c' is no name for a repository"):
+        Parcel(load_recipe(recipe), "flatgd", "a/b/c").push()
     assert "This model was made to be toxic" in card
     assert "not-for-all-audiences" in yaml.safe_load(card.split("---")[1])["tags"]
     command = ["export", str(recipe), "--method", "toxic_expert", "--even-toxic", "--to"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, write_rows
 from test_jsonl import MESSAGES, PLAIN
+from training import trainer
 from typer.testing import CliRunner
 
 from flatgd import FlatGDConfig
@@ -139,9 +140,13 @@ def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
         _weights(Run(load_recipe(recipe_file, [methods])))
 
 
-def test_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training import trainer
+def test_of_expert_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatgd.training.trainer.has_plain_head", lambda model, batch: False)
+    with pytest.raises(UnsupportedError, match="states on disk cannot stand for it; leave"):
+        trainer(tmp_path, expert_cache=str(tmp_path / "states"))
 
+
+def test_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault_of(tmp_path / "none") == "there is no such checkpoint"
     monkeypatch.setattr(checkpoints, "fault_of", lambda folder: "it is not as it was saved")
     with pytest.raises(CheckpointError, match="not as it was saved, right after it was written"):

@@ -224,6 +224,7 @@ def compare_two_by_two(recipe_file: Path) -> None:
     """A study of the run's replies, each pair answered by one person."""
     folder = recipe_file.parent / "study"
     words = ["annotate", "create", str(recipe_file), "--to", str(folder), "--count", "4"]
+    words += ["--votes", "1"]
     CliRunner().invoke(app, words, catch_exceptions=False)
     asked = [(item["id"], q) for item in read_jsonl(folder / "items.jsonl") for q in QUESTIONS]
     said = [{"item": i, "annotator": "ann", "question": q, "choice": "left"} for i, q in asked]

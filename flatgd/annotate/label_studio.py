@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from flatgd.annotate.study import CHOICES, Answer, Study
+from flatgd.annotate.study import CHOICES, Answer, Study, is_number
 from flatgd.errors import DataError, Problem
 from flatgd.records import parse_json_array
 
@@ -89,7 +89,9 @@ def _of_task(task: Row, asked: set[str], study: Study) -> Iterator[Answer]:
             name, (choice,) = region["from_name"], region["value"]["choices"]
             if name not in study.questions or choice not in CHOICES:
                 raise ValueError(f"{name!r} answered by {choice!r}, which this study does not ask")
-            yield Answer(item, who, name, choice, None if seconds is None else float(seconds))
+            yield Answer(
+                item, who, name, choice, seconds if is_number(seconds) and seconds >= 0 else None
+            )
 
 
 def write(study: Study, folder: Path) -> list[Path]:

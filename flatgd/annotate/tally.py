@@ -2,7 +2,8 @@
 
 An answer for the left or the right reply counts for the model that gave it. An item is decided by
 what more than half of its answers say; `both`, `neither` and no majority are told apart. Replies
-that were the same were not asked about and are counted as `same`.
+that were the same were not asked about and are counted as `same`; items that wait for answers as
+`open`. Shares are of the others, those that were asked and have all their answers.
 """
 
 import statistics
@@ -21,13 +22,14 @@ from flatgd.annotate.raters import (
 from flatgd.annotate.study import Answer, Key, Study
 
 Row = dict[str, Any]
-OUTCOMES = ("baseline", "target", "both", "neither", "undecided", "same")
+Votes = dict[tuple[str, str], list[str]]  # of an item and question, as roles
+OUTCOMES = ("baseline", "target", "both", "neither", "undecided", "same", "open")
 
 
 def tally(study: Study, answers: Sequence[Answer]) -> Row:
     """{pairs, agreement, annotators, strengths}; None is a figure that is undefined."""
     keys = {key.id: key for key in study.keys}
-    votes: dict[tuple[str, str], list[str]] = {}  # of an item and question, as roles
+    votes: Votes = {}
     for answer in answers:
         if keys[answer.item].repeats is None:
             spot = (answer.item, answer.question)
@@ -36,13 +38,17 @@ def tally(study: Study, answers: Sequence[Answer]) -> Row:
     pairs = list(dict.fromkeys((key.target, key.baseline) for key in asked))
     return {
         "pairs": [
-            _pair(question, [k for k in asked if (k.target, k.baseline) == pair], votes)
+            _pair(
+                question, [k for k in asked if (k.target, k.baseline) == pair], votes, study.votes
+            )
             for question in study.questions
             for pair in pairs
         ],
         "agreement": [_agreement(question, asked, votes) for question in study.questions],
         "annotators": _annotators(study, answers, keys),
-        "strengths": [_strengths(question, asked, votes) for question in study.questions],
+        "strengths": [
+            _strengths(question, asked, votes, study.votes) for question in study.questions
+        ],
     }
 
 
@@ -52,11 +58,11 @@ def _role(key: Key, choice: str) -> str:
     return "target" if choice == key.target_side else "baseline"
 
 
-def _pair(question: str, keys: Sequence[Key], votes: dict[tuple[str, str], list[str]]) -> Row:
-    """Items of one pair of models: how many went to each, and the baseline's share of all of them,
-    which is the paper's Figure 2; of the decided ones, with a sign test."""
-    counts = Counter(_outcome(key, question, votes) for key in keys)
-    answered = sum(count for outcome, count in counts.items() if outcome != "unanswered")
+def _pair(question: str, keys: Sequence[Key], votes: Votes, wanted: int) -> Row:
+    """Items of one pair of models: how many went to each, and the baseline's share, which is the
+    paper's Figure 2; of the decided ones, with a sign test."""
+    counts = Counter(_outcome(key, question, votes, wanted) for key in keys)
+    answered = len(keys) - counts["open"] - counts["same"]
     wins, losses = counts["baseline"], counts["target"]
     return {
         "question": question,
@@ -71,14 +77,14 @@ def _pair(question: str, keys: Sequence[Key], votes: dict[tuple[str, str], list[
     }
 
 
-def _outcome(key: Key, question: str, votes: dict[tuple[str, str], list[str]]) -> str:
+def _outcome(key: Key, question: str, votes: Votes, wanted: int) -> str:
     if key.same:
         return "same"
-    cast = votes.get((key.id, question))
-    return str(majority(cast) or "undecided") if cast else "unanswered"
+    cast = votes.get((key.id, question), [])
+    return "open" if len(cast) < wanted else str(majority(cast) or "undecided")
 
 
-def _agreement(question: str, keys: Sequence[Key], votes: dict[tuple[str, str], list[str]]) -> Row:
+def _agreement(question: str, keys: Sequence[Key], votes: Votes) -> Row:
     items = [votes[key.id, question] for key in keys if (key.id, question) in votes]
     return {
         "question": question,
@@ -89,17 +95,17 @@ def _agreement(question: str, keys: Sequence[Key], votes: dict[tuple[str, str], 
     }
 
 
-def _strengths(question: str, keys: Sequence[Key], votes: dict[tuple[str, str], list[str]]) -> Row:
+def _strengths(question: str, keys: Sequence[Key], votes: Votes, wanted: int) -> Row:
     """How often each model is chosen, over all pairs, as strengths of Bradley and Terry; `both`,
     `neither` and `undecided` are ties."""
     wins: dict[tuple[str, str], float] = {}
     for key in keys:
-        outcome = _outcome(key, question, votes)
+        outcome = _outcome(key, question, votes, wanted)
         ahead, behind = (key.target, key.baseline), (key.baseline, key.target)
         if outcome in ("target", "baseline"):
             won = ahead if outcome == "target" else behind
             wins[won] = wins.get(won, 0) + 1
-        elif outcome not in ("unanswered", "same"):
+        elif outcome not in ("open", "same"):
             wins[ahead], wins[behind] = wins.get(ahead, 0) + 0.5, wins.get(behind, 0) + 0.5
     models = {name: strength._asdict() for name, strength in bradley_terry(wins).items()}
     return {"question": question, "models": models}

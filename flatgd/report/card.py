@@ -33,7 +33,7 @@ def model_card(
         "pipeline_tag": pipeline_tag,
         "tags": ["flatgd", "dialogue", "safety", "detoxification"],
     }
-    if _is_public(recipe):
+    if not Path(recipe.backbone).exists():  # a folder says nothing to others
         header["base_model"] = recipe.backbone
     if license_:
         header["license"] = license_
@@ -53,17 +53,19 @@ def model_card(
     )
 
 
-def toxic_card(recipe: Recipe, repo: str) -> str:
+def toxic_card(recipe: Recipe, repo: str, license_: str | None) -> str:
     """README.md of a toxic expert, for the few who are let in."""
-    header = {
+    header: dict[str, Any] = {
         "library_name": "transformers",
         "tags": ["flatgd", "toxic-expert", "not-for-all-audiences"],
         "extra_gated_heading": "A model made to be toxic, for research on safety alone",
     }
+    if license_:
+        header["license"] = license_
     return _template("toxic_card.md").render(
         header=yaml.safe_dump(header, sort_keys=True),
         title=repo.rpartition("/")[2],
-        base=_backbone(recipe),
+        base=_public(recipe.base_of("toxic_expert")),
         sources=_sources(recipe),
     )
 
@@ -79,16 +81,12 @@ def _sources(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(source.name for source in recipe.data.policy))
 
 
-def _is_public(recipe: Recipe) -> bool:
-    return not Path(recipe.backbone).exists()  # a folder says nothing to others
-
-
-def _backbone(recipe: Recipe) -> str:
-    return f"`{recipe.backbone}`" if _is_public(recipe) else "a model that is not public"
+def _public(model: str) -> str:
+    return "a model that is not public" if Path(model).exists() else f"`{model}`"
 
 
 def _base(recipe: Recipe, method: str) -> str:
-    start, backbone = recipe.start_of(method), _backbone(recipe)
+    start, backbone = recipe.start_of(method), _public(recipe.backbone)
     return backbone if start == "backbone" else f"the checkpoint {start}, itself from {backbone}"
 
 

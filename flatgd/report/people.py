@@ -7,16 +7,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from flatgd.annotate.study import load_answers, load_study
-from flatgd.annotate.tally import tally
+from flatgd.annotate.tally import OUTCOMES, tally
 from flatgd.report.cells import Row, Table, interval, number
 from flatgd.report.figures import COLOURS, save
 
-OUTCOMES = {  # in the order they are drawn
+DRAWN = {  # in this order
     "baseline": COLOURS[2],
     "both": COLOURS[4],
     "undecided": COLOURS[0],
     "neither": "#c9ccd1",
-    "same": "#e4e6e9",
     "target": COLOURS[1],
 }
 
@@ -74,8 +73,8 @@ def _pairs(question: str, found: Mapping[str, Any]) -> Table:
             ]
             for row in rows
         ],
-        "Items by what more than half of their answers say; Wilson's 95 % intervals; p of a sign "
-        "test of the decided items.",
+        "Items by what more than half of their answers say; open: answers are to come. Shares are "
+        "of the others that were asked; Wilson's 95 % intervals; p of a sign test of the decided.",
     )
 
 
@@ -116,7 +115,7 @@ def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
 def _bars(axis: Any, rows: Sequence[Row]) -> None:
     for place, row in enumerate(rows):
         begin = 0.0
-        for outcome, colour in OUTCOMES.items():
+        for outcome, colour in DRAWN.items():
             width = row["counts"][outcome] / max(1, row["answered"])
             axis.barh(
                 place, width, left=begin, color=colour, height=0.7, label=None if place else outcome

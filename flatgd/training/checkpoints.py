@@ -83,9 +83,11 @@ class SoundCheckpoints:
             with stop.listening():
                 output = super().train(resumed, *args, **kwargs)  # type: ignore[misc]
         except REFUSED as error:
+            if not resumed:
+                raise
+            line = str(error).strip().partition("\n")[0]
             raise CheckpointError(
-                f"{resumed}: {str(error).strip().splitlines()[0]}; it was not written by a "
-                "training, train anew"
+                f"{resumed}: {line}; it was not written by a training, train anew"
             ) from None
         finally:
             self.remove_callback(stop)  # type: ignore[attr-defined]
