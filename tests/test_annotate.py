@@ -294,6 +294,9 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
     )
     (folder / "items.jsonl").write_text((folder / "items.jsonl").read_text().split("\n", 1)[1])
     assert "its items are not those of key.jsonl" in refused("tally", str(folder))
+    keys = (folder / "key.jsonl").read_text()
+    (folder / "key.jsonl").write_text(keys.replace('"left"', '"top"'))
+    assert "'target_side' must be left or right, got 'top'" in refused("tally", str(folder))
     (folder / "key.jsonl").write_text('{"id": "x"}')
     assert "expected id, target" in refused("tally", str(folder))
     for about, why in (

@@ -9,6 +9,7 @@ import pytest
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, write_rows
 from test_jsonl import MESSAGES, PLAIN
 from training import trainer
+from transformers import ViTConfig
 from typer.testing import CliRunner
 
 from flatgd import FlatGDConfig
@@ -29,6 +30,7 @@ from flatgd.errors import (
 from flatgd.evaluation.linear_judge import LinearJudge
 from flatgd.evaluation.trained_judge import TrainedJudge
 from flatgd.families import family_of
+from flatgd.memory import on_meta
 from flatgd.models import load_config, output_head
 from flatgd.recipe import JudgeSettings
 from flatgd.recipe_file import load_recipe
@@ -100,6 +102,8 @@ def test_of_models(tmp_path: Path, backbone_folder: Path, monkeypatch: Any) -> N
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"has no eos_token; set one and save it"):
         family_of(tiny_blenderbot().config, tokenizer)
+    with pytest.raises(ModelError, match="transformers has no 'vit' that fits here"):
+        on_meta(ViTConfig())
     model = tiny_blenderbot()
     model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="has no output embeddings"):
