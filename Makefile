@@ -51,7 +51,8 @@ $(READY): pyproject.toml constraints.txt
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu where pip does not find it
 locked:  ## like install, with the very files of requirements.lock (Linux x86-64, Python 3.11)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --require-hashes --no-deps --no-compile -r requirements.lock
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some packages hold newer syntax
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/pip check
 	touch $(READY)
