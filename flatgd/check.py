@@ -25,8 +25,8 @@ from flatgd.memory import Memory, of_method
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
 from flatgd.recipe import EXPERTS, JudgeSettings, Recipe, Source
+from flatgd.records import is_number
 from flatgd.training import FlatGDConfig
-from flatgd.training.config import is_number
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
 RESERVED = {"backbone", "reference", "experts", *EXPERTS}

@@ -133,20 +133,15 @@ def label(
     build the report again: it estimates toxicity without trust in the judge. The file holds toxic
     language.
     """
-    from flatgd.evaluation.human import to_label
+    from flatgd.evaluation.human import generations_of, to_label
     from flatgd.recipe_file import load_recipe
-    from flatgd.records import read_jsonl, write_jsonl
+    from flatgd.records import write_jsonl
 
     loaded = load_recipe(recipe, set_)
-    names = method or loaded.models
-    if unknown := [name for name in names if name not in loaded.models]:
-        raise RecipeError(f"no {unknown[0]!r} in this recipe; it has {', '.join(loaded.models)}")
-    paths = {name: loaded.output / f"generations/{name}.jsonl" for name in names}
-    if absent := [name for name, path in paths.items() if not path.exists()]:
-        raise RecipeError(f"no replies yet of {', '.join(absent)}; `flatgd run` samples them")
+    generations = generations_of(loaded, method or loaded.models)
     if to.exists():
         raise RecipeError(f"{to} exists; its labels stay, name another file")
-    rows = to_label({n: list(read_jsonl(p)) for n, p in paths.items()}, count, loaded.seed)
+    rows = to_label(generations, count, loaded.seed)
     to.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(to, rows)
     typer.echo(f"{len(rows):,} replies to label in {to}")

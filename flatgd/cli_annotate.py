@@ -40,19 +40,14 @@ def create(
     items.jsonl is what people see and holds toxic language; key.jsonl says who said what.
     """
     from flatgd.annotate.study import create as draw
+    from flatgd.evaluation.human import generations_of
     from flatgd.recipe_file import load_recipe
-    from flatgd.records import read_jsonl
 
     loaded = load_recipe(recipe)
     baselines = against or [name for name in loaded.methods if name != target]
-    if unknown := [name for name in (target, *baselines) if name not in loaded.models]:
-        raise RecipeError(f"no {unknown[0]!r} in this recipe; it has {', '.join(loaded.models)}")
     if not baselines or target in baselines:
         raise RecipeError(f"{target} is compared with other models than itself; name --against")
-    paths = {n: loaded.output / f"generations/{n}.jsonl" for n in (target, *baselines)}
-    if absent := [name for name, path in paths.items() if not path.exists()]:
-        raise RecipeError(f"no replies yet of {', '.join(absent)}; `flatgd run` samples them")
-    generations = {name: list(read_jsonl(path)) for name, path in paths.items()}
+    generations = generations_of(loaded, (target, *baselines))
     study = draw(generations, target, baselines, count, seed, repeats, votes)
     study.save(to)
     same = sum(key.same for key in study.keys)
@@ -77,14 +72,14 @@ def import_(
 ) -> None:
     """Add answers to answers.jsonl; who answered before is taken at the last word."""
     from flatgd.annotate.label_studio import answers as of_export
-    from flatgd.annotate.study import load_answers, load_study
+    from flatgd.annotate.study import last_said, load_answers, load_study
     from flatgd.files import write_whole
 
     loaded = load_study(study)
     kept = study / "answers.jsonl"
     before = load_answers(kept, loaded) if kept.exists() else []
-    merged = {(a.item, a.annotator, a.question): a for a in [*before, *of_export(path, loaded)]}
-    write_whole(kept, "".join(json.dumps(a._asdict()) + "\n" for a in merged.values()))
+    merged = last_said([*before, *of_export(path, loaded)])
+    write_whole(kept, "".join(json.dumps(answer._asdict()) + "\n" for answer in merged))
     typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {kept}")
 
 
@@ -110,13 +105,15 @@ def tally(
 
 
 def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
+    from flatgd.report.cells import share_of
+
     pairs: dict[str, list[dict[str, str]]] = {}
     for row in found["pairs"]:
         shown = {
             "pair": f"{row['baseline']} or {row['target']}",
             **{outcome: str(count) for outcome, count in row["counts"].items()},
-            "baseline's share": _share(row["baseline_share"]),
-            "of the decided": _share(row["of_decided"]),
+            "baseline's share": share_of(row["baseline_share"]),
+            "of the decided": share_of(row["of_decided"]),
             "p": _number(row["p"]),
         }
         pairs.setdefault(row["question"], []).append(shown)
@@ -137,16 +134,9 @@ def _number(value: Any) -> str:
     >>> _number(0.1234), _number(None), _number(3), _number("a")
     ('0.123', 'undefined', '3', 'a')
     """
-    if value is None:
-        return "undefined"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    from flatgd.report.cells import number
 
-
-def _share(found: dict[str, Any]) -> str:
-    if found["value"] is None:
-        return "undefined"
-    low, high = found["wilson"]
-    return f"{found['value']:.2f} [{low:.2f}, {high:.2f}]"
+    return number(value, 3) if value is None or isinstance(value, float) else str(value)
 
 
 def _show(title: str, rows: list[dict[str, str]]) -> None:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from flatgd.adapters import is_toxic_expert, load
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.families import Causal, Family, family_of
+from flatgd.files import whole_folder
 from flatgd.making import MODEL_FILES
 from flatgd.methods import METHODS
 from flatgd.models import load_config, load_tokenizer
@@ -89,19 +90,16 @@ class Parcel:
             raise RecipeError(f"{target} exists; name another folder")
         if self.report and not self.report.is_dir():
             raise RecipeError("no report yet; `flatgd run` builds it")
-        beside = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        if merged:
-            load(self.folder).save_pretrained(beside)
-            load_tokenizer(str(self.folder)).save_pretrained(beside)
-        else:
-            for path in self.files:
-                shutil.copy2(path, beside)
-        (beside / "README.md").write_text(self.card)
-        if self.report:
-            shutil.copytree(self.report, beside / "report")
-        beside.rename(target)
+        with whole_folder(target) as beside:
+            if merged:
+                load(self.folder).save_pretrained(beside)
+                load_tokenizer(str(self.folder)).save_pretrained(beside)
+            else:
+                for path in self.files:
+                    shutil.copy2(path, beside)
+            (beside / "README.md").write_text(self.card)
+            if self.report:
+                shutil.copytree(self.report, beside / "report")
         return target
 
 

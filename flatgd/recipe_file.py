@@ -24,10 +24,11 @@ def _parsed(text: str) -> Any:
     """YAML whose aliases do not make it large: a few lines of them can stand for any number of
     values, or for one within itself. Raises RecipeError then, or where it is nested too deep."""
     try:
-        size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
-        if size > MOST:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if _size(node, {}) > MOST:
             raise RecipeError(f"more than {MOST:,} values, counted as its aliases repeat them")
-        return yaml.safe_load(text)
+        return None if node is None else loader.construct_document(node)
     except RecursionError:
         raise RecipeError("nested too deep") from None
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -115,6 +116,12 @@ def parse_lines(path: Path, parse: Callable[[str], Record]) -> list[tuple[int, R
             problems.append(Problem(str(path), number, str(error)))
     _tell(problems)
     return records
+
+
+def is_number(value: Any) -> bool:
+    """A finite number, and no boolean."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
 
 
 def parse_json_object(text: str) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def test_a_recipe_that_grows(recipe_file: Path) -> None:
 
 
 def test_names_that_lead_elsewhere(recipe_file: Path, tmp_path: Path) -> None:
-    for name in ("../../out", "/tmp/out", ".", "..", "a/b", "a\\b", "-rf", "nul\0"):
+    for name in ("../../out", "/out", ".", "..", "a/b", "a\\b", "-rf", "nul\0"):
         with pytest.raises(RecipeError, match="letters, digits"):
             check(load_recipe(recipe_file, [f"methods={json.dumps({name: {'kind': 'clean'}})}"]))
 

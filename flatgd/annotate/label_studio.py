@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from flatgd.annotate.study import CHOICES, Answer, Study, is_number
+from flatgd.annotate.study import CHOICES, Answer, Study
 from flatgd.errors import DataError, Problem
-from flatgd.records import parse_json_array
+from flatgd.records import is_number, parse_json_array
 
 Row = dict[str, Any]
 

@@ -71,14 +71,15 @@ def fleiss_kappa(items: Sequence[Sequence[Hashable]]) -> float | None:
     total = sum(counts, Counter())
     number = total.total()
     by_chance = sum((count / number) ** 2 for count in total.values())
-    observed = float(np.mean([_agreeing(count) for count in counts]))
-    return (observed - by_chance) / (1 - by_chance) if len(total) > 1 else None
+    observed = np.mean(
+        [_agreeing(count) / (n * (n - 1)) for count in counts if (n := count.total())]
+    )
+    return float((observed - by_chance) / (1 - by_chance)) if len(total) > 1 else None
 
 
-def _agreeing(count: Counter[Hashable]) -> float:
-    """Share of an item's ordered pairs of votes that agree."""
-    number = count.total()
-    return sum(c * (c - 1) for c in count.values()) / (number * (number - 1))
+def _agreeing(count: Counter[Hashable]) -> int:
+    """Ordered pairs of votes that agree."""
+    return sum(c * (c - 1) for c in count.values())
 
 
 def krippendorff_alpha(items: Sequence[Sequence[Hashable]]) -> float | None:
@@ -89,10 +90,8 @@ def krippendorff_alpha(items: Sequence[Sequence[Hashable]]) -> float | None:
     number = total.total()
     if len(total) < 2:
         return None
-    agree = sum(
-        sum(c * (c - 1) for c in count.values()) / (count.total() - 1) for count in pairable
-    )
-    expected = sum(c * (c - 1) for c in total.values()) / (number - 1)
+    agree = sum(_agreeing(count) / (count.total() - 1) for count in pairable)
+    expected = _agreeing(total) / (number - 1)
     return 1 - (number - agree) / (number - expected)
 
 
@@ -127,10 +126,9 @@ def bradley_terry(wins: Mapping[Pair, float], prior: float = 1.0) -> dict[str, S
         spread = games * P * (1 - P)
         curvature = np.diag(spread.sum(1) + prior * own * (1 - own)) - spread
         step = np.linalg.solve(curvature, slope)
-        s += step / max(
-            1.0, float(np.abs(step).max())
-        )  # no step beyond 1: far from the end it overshoots
-        if np.abs(step).max() < 1e-12:
+        longest = float(np.abs(step).max())
+        s += step / max(1.0, longest)  # beyond 1 it overshoots, far from the end
+        if longest < 1e-12:
             break
     centre = np.eye(len(names)) - 1 / len(names)
     error = np.sqrt(np.diag(centre @ np.linalg.inv(curvature) @ centre))

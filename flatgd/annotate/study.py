@@ -10,16 +10,22 @@ The paper draws 50 histories a pair of models, with three annotators each.
 """
 
 import json
-import math
 import random
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flatgd.errors import DataError, Problem, RecipeError
-from flatgd.records import digest, parse_json_object, parse_lines, text_field, write_jsonl
+from flatgd.files import whole_folder
+from flatgd.records import (
+    digest,
+    is_number,
+    parse_json_object,
+    parse_lines,
+    text_field,
+    write_jsonl,
+)
 
 Row = dict[str, Any]
 Side = Literal["left", "right"]
@@ -74,15 +80,12 @@ class Study:
             raise RecipeError(f"{folder} exists; its answers stay, name another folder")
         if not self.items:
             raise RecipeError("nothing to ask: both models said the same everywhere")
-        beside = folder.with_name(f"{folder.name}.partial")
         about = {"questions": self.questions, "votes": self.votes}
         try:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            (beside / "study.json").write_text(json.dumps(about, indent=2) + "\n")
-            write_jsonl(beside / "items.jsonl", self.items)
-            write_jsonl(beside / "key.jsonl", [key._asdict() for key in self.keys])
-            beside.rename(folder)
+            with whole_folder(folder) as beside:
+                (beside / "study.json").write_text(json.dumps(about, indent=2) + "\n")
+                write_jsonl(beside / "items.jsonl", self.items)
+                write_jsonl(beside / "key.jsonl", [key._asdict() for key in self.keys])
         except OSError as error:
             raise RecipeError(f"{folder} cannot be written: {error.strerror}") from None
 
@@ -160,12 +163,12 @@ def load_answers(path: Path, study: Study) -> list[Answer]:
         return answer
 
     answers = [answer for _, answer in parse_lines(path, parse)]
+    return last_said(answers)
+
+
+def last_said(answers: Iterable[Answer]) -> list[Answer]:
+    """One answer of each person to each question of an item: the last."""
     return list({(a.item, a.annotator, a.question): a for a in answers}.values())
-
-
-def is_number(value: Any) -> bool:
-    """Finite, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _kind(known: Iterable[str], study: Study) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flatgd.errors import DataError, Problem
+from flatgd.errors import DataError, Problem, RecipeError
 from flatgd.evaluation.ppi import PPEstimate, prediction_powered
-from flatgd.records import digest, parse_json_object, parse_lines
+from flatgd.recipe import Recipe
+from flatgd.records import digest, parse_json_object, parse_lines, read_jsonl
 
 Row = dict[str, Any]
 
@@ -47,6 +48,17 @@ def sampled(model: str, generations: Sequence[Row]) -> list[Sampled]:
         for at, row in enumerate(generations)
         for sample, reply in enumerate(row["replies"])
     ]
+
+
+def generations_of(recipe: Recipe, models: Sequence[str]) -> dict[str, list[Row]]:
+    """The sampled replies of some models of a run. Raises RecipeError for one that the recipe does
+    not have, or that has not answered yet."""
+    if unknown := [name for name in models if name not in recipe.models]:
+        raise RecipeError(f"no {unknown[0]!r} in this recipe; it has {', '.join(recipe.models)}")
+    paths = {name: recipe.output / f"generations/{name}.jsonl" for name in models}
+    if absent := [name for name, path in paths.items() if not path.exists()]:
+        raise RecipeError(f"no replies yet of {', '.join(absent)}; `flatgd run` samples them")
+    return {name: list(read_jsonl(path)) for name, path in paths.items()}
 
 
 def to_label(generations: Mapping[str, Sequence[Row]], count: int, seed: int) -> list[Row]:

@@ -48,6 +48,12 @@ def interval(
     return f"{shown} [{number(low, decimals)}, {number(high, decimals)}]"
 
 
+def share_of(found: Row) -> str:
+    """A share of items with Wilson's interval."""
+    low, high = found["wilson"] or (None, None)
+    return interval(found["value"], low, high, 2)
+
+
 def cell(row: Row | None, decimals: int) -> str:
     """A summary row's value and interval; * where a difference holds after Holm's correction."""
     if row is None:

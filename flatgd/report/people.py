@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 
 from flatgd.annotate.study import load_answers, load_study
 from flatgd.annotate.tally import OUTCOMES, tally
-from flatgd.report.cells import Row, Table, interval, number
+from flatgd.report.cells import Row, Table, number, share_of
 from flatgd.report.figures import COLOURS, save
 
 DRAWN = {  # in this order
@@ -69,18 +69,17 @@ def _pairs(question: str, found: Mapping[str, Any]) -> Table:
             [
                 *(row["baseline"], row["target"]),
                 *(str(row["counts"][outcome]) for outcome in OUTCOMES),
-                *(_share(row["baseline_share"]), _share(row["of_decided"]), number(row["p"], 4)),
+                *(
+                    share_of(row["baseline_share"]),
+                    share_of(row["of_decided"]),
+                    number(row["p"], 4),
+                ),
             ]
             for row in rows
         ],
         "Items by what more than half of their answers say; open: answers are to come. Shares are "
         "of the others that were asked; Wilson's 95 % intervals; p of a sign test of the decided.",
     )
-
-
-def _share(found: Row) -> str:
-    low, high = found["wilson"] or (None, None)
-    return interval(found["value"], low, high, 2)
 
 
 def draw_people(found: Mapping[str, Any], folder: Path) -> Path:

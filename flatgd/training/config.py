@@ -1,6 +1,5 @@
 """FlatGDConfig: TrainingArguments with the paper's fields, and what cannot work refused by name."""
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from transformers import TrainingArguments
 
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import PenaltySettings
+from flatgd.records import is_number
 
 
 def _doc(text: str) -> dict[str, str]:
@@ -20,12 +20,6 @@ def _doc(text: str) -> dict[str, str]:
 OF_TRAINER = {"learning_rate", "optim", "weight_decay", "lr_scheduler_type", "warmup_steps"}
 OF_TRAINER |= {"max_grad_norm", "seed", "data_seed", "bf16"}
 OF_NO_EFFECT = {"micro_batch_size", "expert_cache", "fused_head", "snapshots"}
-
-
-def is_number(value: Any) -> bool:
-    """A finite number, and no boolean."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
 
 
 @dataclass
