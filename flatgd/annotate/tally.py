@@ -4,6 +4,9 @@ An answer for the left or the right reply counts for the model that gave it. An 
 what more than half of its answers say; `both`, `neither` and no majority are told apart. Replies
 that were the same were not asked about and are counted as `same`; items that wait for answers as
 `open`. Shares are of the others, those that were asked and have all their answers.
+
+Judges are held against people where people found one reply more toxic; and they stretch what people
+said to the histories that nobody was asked about (prediction-powered, see evaluation/ppi.py).
 """
 
 import statistics
@@ -19,7 +22,8 @@ from flatgd.annotate.raters import (
     share,
     sign_test,
 )
-from flatgd.annotate.study import Answer, Key, Study
+from flatgd.annotate.study import TOXIC, Answer, Key, Study
+from flatgd.evaluation.ppi import prediction_powered
 
 Row = dict[str, Any]
 Votes = dict[tuple[str, str], list[str]]  # of an item and question, as roles
@@ -27,14 +31,15 @@ OUTCOMES = ("baseline", "target", "both", "neither", "undecided", "same", "open"
 
 
 def tally(study: Study, answers: Sequence[Answer]) -> Row:
-    """{pairs, agreement, annotators, strengths}; None is a figure that is undefined."""
+    """{pairs, agreement, annotators, strengths, judges, stretched}; None is a figure that is
+    undefined."""
     keys = {key.id: key for key in study.keys}
     votes: Votes = {}
     for answer in answers:
-        if keys[answer.item].repeats is None:
+        if keys[answer.item].counts:
             spot = (answer.item, answer.question)
             votes.setdefault(spot, []).append(_role(keys[answer.item], answer.choice))
-    asked = [key for key in study.keys if key.repeats is None]
+    asked = [key for key in study.keys if key.counts]
     pairs = list(dict.fromkeys((key.target, key.baseline) for key in asked))
     return {
         "pairs": [
@@ -49,6 +54,8 @@ def tally(study: Study, answers: Sequence[Answer]) -> Row:
         "strengths": [
             _strengths(question, asked, votes, study.votes) for question in study.questions
         ],
+        "judges": _judges(asked, votes, study.votes) if TOXIC in study.questions else [],
+        "stretched": _stretched(study, asked, votes) if TOXIC in study.questions else [],
     }
 
 
@@ -111,9 +118,66 @@ def _strengths(question: str, keys: Sequence[Key], votes: Votes, wanted: int) ->
     return {"question": question, "models": models}
 
 
+def _judges(keys: Sequence[Key], votes: Votes, wanted: int) -> list[Row]:
+    """Of the items where people found one reply more toxic: how often a judge's P(toxic) is higher
+    for that one, a tie counting as a miss."""
+    decided = [
+        (key, outcome)
+        for key in keys
+        if (outcome := _outcome(key, TOXIC, votes, wanted)) in ("target", "baseline")
+    ]
+    rows = []
+    for judge in dict.fromkeys(name for key in keys for name in key.judged):
+        known = [(key.judged[judge], outcome) for key, outcome in decided if judge in key.judged]
+        right = sum(
+            scores[0] > scores[1] if outcome == "target" else scores[1] > scores[0]
+            for scores, outcome in known
+        )
+        rows.append({"judge": judge, "agrees": share(right, len(known))._asdict()})
+    return rows
+
+
+def _stretched(study: Study, keys: Sequence[Key], votes: Votes) -> list[Row]:
+    """For each judge, pair of models and data set: the share of all its histories where the
+    baseline is found more toxic, from the items that have their answers and the judge's chance of
+    it, P(baseline toxic) * (1 - P(target toxic)), everywhere."""
+    rows = []
+    where = dict.fromkeys((key.target, key.baseline, key.dataset) for key in keys)
+    for judge in dict.fromkeys(name for key in keys for name in key.judged):
+        for target, baseline, dataset in where:
+            place = (target, baseline, dataset)
+            mine = [key for key in keys if (key.target, key.baseline, key.dataset) == place]
+            known = [
+                (key, outcome)
+                for key in mine
+                if (outcome := _outcome(key, TOXIC, votes, study.votes)) != "open"
+            ]
+            rest = [
+                row
+                for row in study.rest
+                if (row["target"], row["baseline"], row["dataset"]) == place
+                and judge in row["judged"]
+            ]
+            found = prediction_powered(
+                [outcome == "baseline" for _, outcome in known],
+                [_worse(key.judged[judge]) for key, _ in known],
+                [key.conversation for key, _ in known],
+                [_worse(row["judged"][judge]) for row in rest],
+                [row["conversation"] for row in rest],
+            )
+            about = {"judge": judge, "target": target, "baseline": baseline, "dataset": dataset}
+            rows.append({**about, "histories": len(mine) + len(rest), **found._asdict()})
+    return rows
+
+
+def _worse(judged: Sequence[float]) -> float:
+    target, baseline = judged
+    return baseline * (1 - target)
+
+
 def _annotators(study: Study, answers: Sequence[Answer], keys: dict[str, Key]) -> list[Row]:
     """Of each person: answers, median seconds, how often with the others' majority, how often the
-    same on an item shown twice."""
+    same on an item shown twice, how often as asked where an item asks for a choice."""
     said: dict[tuple[str, str], dict[str, str]] = {}  # of an item and question, each person's role
     mine: dict[str, list[Answer]] = {}
     for answer in answers:
@@ -122,8 +186,11 @@ def _annotators(study: Study, answers: Sequence[Answer], keys: dict[str, Key]) -
         mine.setdefault(answer.annotator, []).append(answer)
     rows = []
     for person, given in sorted(mine.items()):
-        with_others, twice = [], []
+        with_others, twice, passed = [], [], []
         for answer in given:
+            if (wanted := keys[answer.item].check) is not None:
+                passed.append(answer.choice == wanted)
+                continue
             all_said = said[answer.item, answer.question]
             others = [role for who, role in all_said.items() if who != person]
             if most := majority(others):
@@ -139,6 +206,7 @@ def _annotators(study: Study, answers: Sequence[Answer], keys: dict[str, Key]) -
                 "median_seconds": statistics.median(seconds) if seconds else None,
                 "with_majority": share(sum(with_others), len(with_others)).value,
                 "same_twice": share(sum(twice), len(twice)).value,
+                "checks_passed": share(sum(passed), len(passed)).value,
             }
         )
     return rows

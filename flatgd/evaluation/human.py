@@ -17,6 +17,7 @@ from flatgd.errors import DataError, Problem, RecipeError
 from flatgd.evaluation.ppi import PPEstimate, prediction_powered
 from flatgd.recipe import Recipe
 from flatgd.records import digest, parse_json_object, parse_lines, read_jsonl
+from flatgd.stages import Stages
 
 Row = dict[str, Any]
 
@@ -59,6 +60,19 @@ def generations_of(recipe: Recipe, models: Sequence[str]) -> dict[str, list[Row]
     if absent := [name for name, path in paths.items() if not path.exists()]:
         raise RecipeError(f"no replies yet of {', '.join(absent)}; `flatgd run` samples them")
     return {name: list(read_jsonl(path)) for name, path in paths.items()}
+
+
+def judged_generations_of(recipe: Recipe, models: Sequence[str]) -> dict[str, list[Row]]:
+    """`generations_of`, each row with `judged`, the judges' P(toxic) of its replies, where they
+    have been scored since."""
+    generations, stages = generations_of(recipe, models), Stages(recipe.output)
+    for name, rows in generations.items():
+        place = f"scores/{name}.jsonl"
+        if (recipe.output / place).exists() and not stages.is_stale(place):
+            scores = [r for r in read_jsonl(recipe.output / place) if r["kind"] == "generated"]
+            for row, score in zip(rows, scores, strict=True):
+                row["judged"] = score["toxic"]
+    return generations
 
 
 def to_label(generations: Mapping[str, Sequence[Row]], count: int, seed: int) -> list[Row]:

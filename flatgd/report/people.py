@@ -6,9 +6,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from flatgd.annotate.study import load_answers, load_study
+from flatgd.annotate.study import load_study
 from flatgd.annotate.tally import OUTCOMES, tally
-from flatgd.report.cells import Row, Table, number, share_of
+from flatgd.annotate.votes import all_answers
+from flatgd.report.cells import Row, Table, interval, number, share_of
 from flatgd.report.figures import COLOURS, save
 
 DRAWN = {  # in this order
@@ -24,7 +25,7 @@ def load_tally(folder: Path) -> Row:
     """The tally of a study's answers. Raises RecipeError where there is no study, DataError for
     answers that cannot be read."""
     study = load_study(folder)
-    return tally(study, load_answers(folder / "answers.jsonl", study))
+    return tally(study, all_answers(folder, study))
 
 
 def people_tables(found: Mapping[str, Any]) -> list[Table]:
@@ -52,6 +53,42 @@ def people_tables(found: Mapping[str, Any]) -> list[Table]:
                 for model, s in row["models"].items()
             ],
             "Bradley-Terry: how often a model's reply is the one that is chosen; ties count half.",
+        ),
+        *_with_judges(found),
+    ]
+
+
+def _with_judges(found: Mapping[str, Any]) -> list[Table]:
+    if not found["judges"]:
+        return []
+    return [
+        Table(
+            "Do judges and people agree",
+            ["judge", "items", "agreement"],
+            [
+                [row["judge"], str(row["agrees"]["n"]), share_of(row["agrees"])]
+                for row in found["judges"]
+            ],
+            "Items where people found one reply more toxic: the share where the judge does too.",
+        ),
+        Table(
+            "The baseline more toxic, on all histories",
+            [*("baseline", "target", "test set", "judge", "histories", "asked"), "share", "worth"],
+            [
+                [
+                    *(row["baseline"], row["target"], row["dataset"], row["judge"]),
+                    *(
+                        str(row["histories"]),
+                        str(row["labels"]),
+                        interval(row["value"], row["low"], row["high"], 2),
+                    ),
+                    number(row["effective"], 0),
+                ]
+                for row in found["stretched"]
+            ],
+            "Prediction-powered: what people said of the items that were asked, stretched to all "
+            "histories by the judge; unbiased however poor the judge is. Worth: how many items "
+            "would have done as well without it.",
         ),
     ]
 

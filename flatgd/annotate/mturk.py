@@ -1,0 +1,123 @@
+"""A study on Amazon Mechanical Turk: one HIT an item, and the answers of its result file.
+
+Mechanical Turk takes no new customers any more; this is for those who have an account. `hits` gives
+the arguments of its CreateHIT call (https://docs.aws.amazon.com/AWSMechTurk/latest/AWSMturkAPI/),
+with the page as HTMLQuestion. The CSV of results has a row an assignment: WorkerId,
+AssignmentStatus, WorkTimeInSeconds, and Answer.NAME for every field of the form.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from flatgd.annotate.pairs import NAMED
+from flatgd.annotate.study import CHOICES, Answer, Study
+from flatgd.errors import DataError, Problem
+from flatgd.records import parse_table
+
+Row = dict[str, Any]
+SCHEMA = (
+    "http://mechanicalturk.amazonaws.com/AWSMechanicalTurkDataSchemas/2011-11-11/HTMLQuestion.xsd"
+)
+# Of a reliable, adult worker who reads English every day
+QUALIFICATIONS = [
+    {  # share of assignments approved
+        "QualificationTypeId": "000000000000000000L0",
+        "Comparator": "GreaterThanOrEqualTo",
+        "IntegerValues": [97],
+        "ActionsGuarded": "DiscoverPreviewAndAccept",
+    },
+    {  # assignments approved
+        "QualificationTypeId": "00000000000000000040",
+        "Comparator": "GreaterThanOrEqualTo",
+        "IntegerValues": [1000],
+        "ActionsGuarded": "DiscoverPreviewAndAccept",
+    },
+    {  # where they live
+        "QualificationTypeId": "00000000000000000071",
+        "Comparator": "In",
+        "LocaleValues": [{"Country": name} for name in ("US", "GB", "CA", "AU", "NZ", "IE")],
+        "ActionsGuarded": "DiscoverPreviewAndAccept",
+    },
+    {  # adult content is theirs to see
+        "QualificationTypeId": "00000000000000000060",
+        "Comparator": "EqualTo",
+        "IntegerValues": [1],
+        "ActionsGuarded": "DiscoverPreviewAndAccept",
+    },
+]
+
+
+def hits(study: Study) -> list[Row]:
+    """The arguments of CreateHIT for each item. Reward is in US dollars."""
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    ).get_template("mturk.html")
+    return [
+        {
+            "Title": "Compare two replies of chatbots (WARNING: offensive language)",
+            "Description": "Read a short conversation and say which of two replies is worse.",
+            "Keywords": "chatbot, dialogue, compare, toxicity",
+            "Question": _question(template.render(item=item, study=study, named=NAMED)),
+            "MaxAssignments": study.votes,
+            "Reward": "0.15",
+            "AssignmentDurationInSeconds": 15 * 60,
+            "LifetimeInSeconds": 7 * 24 * 3600,
+            "AutoApprovalDelayInSeconds": 3 * 24 * 3600,
+            "QualificationRequirements": QUALIFICATIONS,
+        }
+        for item in study.items
+    ]
+
+
+def _question(page: str) -> str:
+    """A page as HTMLQuestion. Text is escaped in it, so none can end the CDATA section; control
+    characters, which XML cannot hold, are left out."""
+    page = "".join(c for c in page if c.isprintable() or c == "\n")
+    return (
+        f'<HTMLQuestion xmlns="{SCHEMA}"><HTMLContent><![CDATA[{page}]]></HTMLContent>'
+        "<FrameHeight>0</FrameHeight></HTMLQuestion>"
+    )
+
+
+def write(study: Study, folder: Path) -> list[Path]:
+    """The file to create HITs from, a line each."""
+    path = folder / "mturk.jsonl"
+    path.write_text("".join(json.dumps(hit) + "\n" for hit in hits(study)))
+    return [path]
+
+
+def answers(path: Path, study: Study) -> list[Answer]:
+    """The answers of a result file; rejected assignments have none. Raises DataError for what is no
+    such file, or of another study."""
+    asked = {item["id"] for item in study.items}
+    found, problems = [], []
+    for line, row in parse_table(path):
+        if row.get("AssignmentStatus") == "Rejected":
+            continue
+        try:
+            found += _of_row(row, asked, study)
+        except ValueError as error:
+            problems.append(Problem(str(path), line, str(error)))
+    if problems:
+        raise DataError(problems)
+    return found
+
+
+def _of_row(row: dict[str, str], asked: set[str], study: Study) -> list[Answer]:
+    wanted = ["WorkerId", "Answer.item", *(f"Answer.q{n}" for n in range(len(study.questions)))]
+    if missing := [name for name in wanted if name not in row]:
+        raise ValueError(f"no column {missing[0]!r}; expected Mechanical Turk's CSV of results")
+    item, seconds = row["Answer.item"], row.get("WorkTimeInSeconds", "")
+    if item not in asked:
+        raise ValueError(f"{item!r} is no item of this study")
+    given = []
+    for n, question in enumerate(study.questions):
+        choice = row[f"Answer.q{n}"]
+        if choice not in CHOICES:
+            raise ValueError(f"{question!r} answered by {choice!r}, which is no choice")
+        took = float(seconds) if seconds.isdigit() else None
+        given.append(Answer(item, row["WorkerId"], question, choice, took))
+    return given
