@@ -147,6 +147,51 @@ def label(
     typer.echo(f"{len(rows):,} replies to label in {to}")
 
 
+@app.command(
+    epilog="Example: flatgd chat runs/demo/methods/flatgd runs/demo/methods/clean --samples 5"
+)
+def chat(
+    checkpoints: Annotated[
+        list[str], typer.Argument(help="Folders or hub names; several answer side by side.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option(help="Keep the session in this JSONL file as it goes.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Replies of each model.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="The same seed and words, the same replies.")
+    ] = 0,
+    web: Annotated[bool, typer.Option("--web", help="On a page in the browser.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page.")] = 8766,
+) -> None:
+    """Talk to one model, or to several side by side; they may answer with toxic language.
+
+    Checkpoints of a run answer with its settings, and its judge can be asked. What is kept with
+    --to is read by `flatgd data stats jsonl FILE --set label=none`, and by `flatgd annotate
+    create FILE`.
+    """
+    from flatgd.chat.models import load_talkers
+    from flatgd.chat.session import Session, SessionFile
+
+    file = SessionFile(to) if to else None
+    talkers = load_talkers(checkpoints)
+    session = Session(talkers.speakers, talkers.judge, samples, seed)
+    if not web:
+        from rich.console import Console
+
+        from flatgd.chat.terminal import Terminal
+
+        Terminal(session, Console(highlight=False), file).talk()
+        return
+    from flatgd.chat.page import ChatPage
+    from flatgd.web.site import address, port_at, serve
+
+    at = port_at("127.0.0.1", port)
+    page = ChatPage(session, address(at, None), file)
+    typer.echo(f"{page.link}\nOnly this link opens the page. Ctrl-C ends it.")
+    serve(page.application(), at)
+
+
 CheckpointArgument = Annotated[
     list[Path], typer.Argument(help="Folders as runs/demo/methods/flatgd.", show_default=False)
 ]

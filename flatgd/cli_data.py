@@ -116,6 +116,7 @@ def show(
     """Print records, drawn by a seed; what the data do not label safe is masked."""
     from flatgd.data.browse import Mask, draw, load_split
     from flatgd.errors import RecipeError
+    from flatgd.records import printable
 
     if label not in (None, "safe", "toxic", "none"):
         raise RecipeError(f"--label is safe, toxic or none, got {label!r}")
@@ -124,13 +125,13 @@ def show(
     names = {True: "safe", False: "toxic", None: "no label"}
     for row in draw(rows, count, seed, label):
         lines = (*row.history, row.reply) if unmask else mask.shown(row)
-        typer.echo(f"{names[row.is_safe]} reply of a {row.speaker}, {_printable(row.conversation)}")
+        typer.echo(f"{names[row.is_safe]} reply of a {row.speaker}, {printable(row.conversation)}")
         if row.system:
-            typer.echo(f"  system  {_printable(row.system)}")
+            typer.echo(f"  system  {printable(row.system)}")
         for place, line in enumerate(lines):
             other = (len(lines) - 1 - place) % 2
             speaker = row.speaker if not other else "human" if row.speaker == "bot" else "bot"
-            typer.echo(f"  {speaker:<6}  {_printable(line)}")
+            typer.echo(f"  {speaker:<6}  {printable(line)}")
         typer.echo("")
     if not unmask:
         typer.echo("Masked: lines that the data do not label safe; --unmask shows them.")
@@ -181,8 +182,3 @@ def _number(value: Any) -> str:
 
 def _plain(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _printable(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -56,7 +56,7 @@ class Done(NamedTuple):
     cost: Mapping[str, Any] = MappingProxyType({})
 
 
-def _on_device(model: Any) -> Any:
+def on_device(model: Any) -> Any:
     return model.to(DEVICE)
 
 
@@ -159,7 +159,7 @@ class Making:
     def _given_to(self, name: str, policy: Any = None) -> dict[str, Any]:
         """The models that a system is built with, sharing what they can, also a frozen policy's."""
         paths = {needed: self.plan.path(needed) for needed in self.plan.kind(name).needs}
-        return {n: _on_device(model) for n, model in load_together(paths, policy).items()}
+        return {n: on_device(model) for n, model in load_together(paths, policy).items()}
 
     def model_of(self, name: str) -> tuple[Any, Family]:
         """A trained model, and how it reads a dialogue."""
@@ -224,7 +224,7 @@ class Making:
 
     def _model(self, name: str, layout: tuple[Any, ...] | None = None) -> tuple[Any, Family]:
         family = family_of(load_config(name), load_tokenizer(name), *(layout or self.plan.layout))
-        return _on_device(load(name)), family
+        return on_device(load(name)), family
 
     def _made(self, name: str) -> list[str]:
         """The outputs that a model's replies rest on."""

@@ -3,7 +3,8 @@
 Whoever is shown an item holds a seat on it for a while, and an item is shown to no more people than
 it still wants answers, so that each gets exactly as many as it is to have, however people come and
 go. A seat that has run out is given to somebody else; whoever held it may still answer as long as
-there is room. What `vote` has returned True for is on the disk.
+there is room. Seats are forgotten when the process ends; what `vote` has returned True for is on
+the disk.
 
 A link is a token that cannot be guessed; all that is known of a person is a name.
 """
@@ -13,8 +14,8 @@ import random
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +29,11 @@ create table if not exists about (name text primary key, value text not null);
 create table if not exists people (
     token text primary key, name text unique not null, invited real not null, agreed real,
     removed real);
-create table if not exists seats (
-    item text, token text references people, shown real not null, until real not null,
-    primary key (item, token));
 create table if not exists answers (
-    item text, token text references people, choices text not null, seconds real not null,
-    at real not null, primary key (item, token));
+    item text, token text references people, choices text not null, seconds real, at real not null,
+    primary key (item, token));
 """
+PEOPLE = "select token, name, agreed, removed from people"
 
 
 class Person(NamedTuple):
@@ -47,6 +46,14 @@ class Person(NamedTuple):
     removed: float | None
 
 
+class Seat(NamedTuple):
+    """The item that a person is shown, since when, and until when it is kept for them."""
+
+    item: str
+    shown: float
+    until: float
+
+
 class Progress(NamedTuple):
     """Items that a person has answered, and that are left to them."""
 
@@ -56,7 +63,8 @@ class Progress(NamedTuple):
 
 class Votes:
     """The votes of a study, of one process at a time. `each`: items a person, None for all there
-    are. `clock` gives seconds since 1970."""
+    are. `clock` gives seconds since 1970. Raises DataError for a file that is none, or holds
+    answers to what the study does not ask."""
 
     def __init__(
         self,
@@ -67,16 +75,36 @@ class Votes:
         clock: Callable[[], float] = time.time,
     ):
         self.study, self.each, self.hold, self.clock = study, each, hold, clock
-        self._items = {item["id"]: item for item in study.items}
-        self._repeats = {key.id: key.repeats for key in study.keys}
+        self._repeats = {key.id: key.repeats for key in study.keys if not key.same}
+        self._seats: dict[str, Seat] = {}
+        self._orders: dict[str, dict[str, float]] = {}
         try:
-            self._db = sqlite3.connect(folder / "votes.db", isolation_level=None, timeout=30)
+            self._db = sqlite3.connect(
+                folder / "votes.db", isolation_level=None, timeout=30, check_same_thread=False
+            )
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = full")
             self._db.executescript(SCHEMA)
-            self._refuse_others(folder / "votes.db")
+            self._load(folder / "votes.db")
         except sqlite3.Error as error:
             raise DataError([Problem(str(folder / "votes.db"), 0, str(error))]) from None
+
+    def _load(self, path: Path) -> None:
+        """Who answered what, in memory too: it is asked for with every page."""
+        self._answered: dict[str, dict[str, None]] = {}  # a person's items, the last one last
+        self._votes = Counter[str]()  # that count
+        removed = {person.token for person in self.people() if person.removed is not None}
+        rows = self._db.execute("select item, token, choices from answers order by at, rowid")
+        for item, token, choices in rows:
+            asked = set(json.loads(choices))
+            if item not in self._repeats or asked != set(self.study.questions):
+                reason = (
+                    f"answers to {', '.join(asked)} on item {item}, which this study does not ask; "
+                    "items and questions may be changed before the first answer only"
+                )
+                raise DataError([Problem(str(path), 0, reason)])
+            self._answered.setdefault(token, {})[item] = None
+            self._votes[item] += token not in removed
 
     def secret(self, name: str) -> str:
         """One of the study's secrets, made when it is first asked for."""
@@ -95,17 +123,12 @@ class Votes:
         return str(token)
 
     def person(self, token: str) -> Person | None:
-        found = self._db.execute(
-            "select token, name, agreed, removed from people where token = ?", (token,)
-        ).fetchone()
+        found = self._db.execute(f"{PEOPLE} where token = ?", (token,)).fetchone()
         return Person(*found) if found else None
 
     def people(self) -> list[Person]:
         """Everyone, in the order of invitation."""
-        rows = self._db.execute(
-            "select token, name, agreed, removed from people order by invited, rowid"
-        )
-        return [Person(*row) for row in rows]
+        return [Person(*row) for row in self._db.execute(f"{PEOPLE} order by invited, rowid")]
 
     def agree(self, token: str) -> None:
         self._db.execute(
@@ -114,80 +137,69 @@ class Votes:
 
     def remove(self, token: str) -> None:
         """Close a link; its answers stay in the file but do not count, so items open again."""
-        self._db.execute(
-            "update people set removed = coalesce(removed, ?) where token = ?",
+        done = self._db.execute(
+            "update people set removed = ? where token = ? and removed is null",
             (self.clock(), token),
         )
+        if done.rowcount:
+            self._seats.pop(token, None)
+            self._votes.subtract(self._answered.get(token, {}))
 
     def next(self, token: str) -> str | None:
         """The item to show to a person: the one they hold a seat on, else one with room, on which
         they are given a seat. None where nothing is left to them."""
         now = self.clock()
-        with self._transaction():
-            held = self._db.execute(
-                "select item from seats where token = ? and until > ?", (token, now)
-            ).fetchone()
-            if held:
-                return str(held[0])
-            ready, early = self._open_to(token, now)
-            if not (open_to := ready or early):
-                return None
-            votes = self._votes()
-            order = random.Random(token)  # another order for everyone, the same each time
-            places = {item: order.random() for item in self._items}
-            item = max(open_to, key=lambda name: (votes.get(name, 0), places[name]))
-            self._db.execute(
-                "insert or replace into seats values (?, ?, ?, ?)",
-                (item, token, now, now + self.hold),
-            )
-            return item
+        seat = self._seats.get(token)
+        if seat and seat.until > now:
+            return seat.item
+        ready, early = self._open_to(token)
+        if not (open_to := ready or early):
+            return None
+        order = self._order(token)
+        item = max(open_to, key=lambda name: (self._votes[name], order[name]))
+        self._seats[token] = Seat(item, now, now + self.hold)
+        return item
 
     def vote(self, token: str, item: str, choices: Mapping[str, str]) -> bool:
-        """Keep an answer, once on the disk; a second one to the same item takes the place of the
-        first. False where the item was not shown to them, or has all its answers by now."""
-        now = self.clock()
-        with self._transaction():
-            mine = (item, token)
-            said = json.dumps(dict(choices))
-            if self._db.execute(
+        """Keep an answer; a second one to the same item takes the place of the first. False where
+        the item has all its answers by now, or the person has given all of theirs."""
+        now, said = self.clock(), json.dumps(dict(choices))
+        mine = self._answered.setdefault(token, {})
+        if item in mine:
+            self._db.execute(
                 "update answers set choices = ?, at = ? where item = ? and token = ?",
-                (said, now, *mine),
-            ).rowcount:
-                return True
-            seat = self._db.execute(
-                "select shown, until from seats where item = ? and token = ?", mine
-            ).fetchone()
-            if seat is None:
-                return False
-            self._db.execute("delete from seats where item = ? and token = ?", mine)
-            if seat[1] <= now and not self._has_room(item, now):
-                return False
-            row = (*mine, said, now - seat[0], now)
-            self._db.execute("insert into answers values (?, ?, ?, ?, ?)", row)
+                (said, now, item, token),
+            )
+            mine[item] = mine.pop(item)  # last again
             return True
+        seat = self._seats.pop(token, None)
+        if self._taken(token)[item] >= self.study.votes or len(mine) == self.each:
+            return False
+        seconds = now - seat.shown if seat and seat.item == item else None
+        row = (item, token, said, seconds, now)
+        self._db.execute("insert into answers values (?, ?, ?, ?, ?)", row)
+        mine[item] = None
+        self._votes[item] += 1
+        return True
 
     def last(self, token: str) -> tuple[str, dict[str, str]] | None:
         """The item that a person answered last, and what they chose."""
-        found = self._db.execute(
-            "select item, choices from answers where token = ? order by at desc, rowid desc",
-            (token,),
-        ).fetchone()
-        return (found[0], json.loads(found[1])) if found else None
+        if not (mine := self._answered.get(token)):
+            return None
+        item = next(reversed(mine))
+        ((said,),) = self._db.execute(
+            "select choices from answers where item = ? and token = ?", (item, token)
+        )
+        return item, json.loads(said)
 
     def progress(self, token: str) -> Progress:
-        now = self.clock()
-        ((done,),) = self._db.execute(
-            "select count(*) from answers where token = ?", (token,)
-        ).fetchall()
-        held = self._db.execute(
-            "select count(*) from seats where token = ? and until > ?", (token, now)
-        ).fetchone()[0]
-        left = sum(map(len, self._open_to(token, now))) + held
-        return Progress(done, left if self.each is None else max(0, min(left, self.each - done)))
+        done = len(self._answered.get(token, {}))
+        left = sum(map(len, self._open_to(token)))
+        return Progress(done, left if self.each is None else min(left, self.each - done))
 
     def counted(self) -> tuple[int, int]:
         """(answers that items have, that they are to have)."""
-        return sum(self._votes().values()), len(self._items) * self.study.votes
+        return self._votes.total(), len(self._repeats) * self.study.votes
 
     def answers(self) -> list[Answer]:
         """All that count, in the order in which they were given."""
@@ -196,7 +208,7 @@ class Votes:
             "where removed is null order by at, answers.rowid"
         )
         return [
-            Answer(item, name, question, choice, round(seconds, 3))
+            Answer(item, name, question, choice, seconds and round(seconds, 3))
             for item, name, choices, seconds in rows
             for question, choice in json.loads(choices).items()
         ]
@@ -204,75 +216,38 @@ class Votes:
     def close(self) -> None:
         self._db.close()
 
-    def _refuse_others(self, path: Path) -> None:
-        """Raise DataError for answers to what the study does not ask."""
-        for item, choices in self._db.execute("select item, choices from answers"):
-            if item not in self._items or set(json.loads(choices)) != set(self.study.questions):
-                reason = (
-                    f"answers to {', '.join(json.loads(choices))} on item {item}, which this study "
-                    "does not ask; items and questions may be changed before the first answer only"
-                )
-                raise DataError([Problem(str(path), 0, reason)])
+    def _taken(self, but: str) -> Counter[str]:
+        """Answers and live seats of each item, without one person's seat."""
+        now = self.clock()
+        held = (s.item for token, s in self._seats.items() if token != but and s.until > now)
+        return self._votes + Counter(held)
 
-    def _votes(self) -> dict[str, int]:
-        """How many answers each item has."""
-        rows = self._db.execute(
-            "select item, count(*) from answers join people using (token) "
-            "where removed is null group by item"
-        )
-        return dict(rows.fetchall())
-
-    def _taken(self, now: float) -> dict[str, int]:
-        """How many answers and seats each item has."""
-        taken = self._votes()
-        for item, seats in self._db.execute(
-            "select item, count(*) from seats join people using (token) "
-            "where until > ? and removed is null group by item",
-            (now,),
-        ):
-            taken[item] = taken.get(item, 0) + seats
-        return taken
-
-    def _has_room(self, item: str, now: float) -> bool:
-        return self._taken(now).get(item, 0) < self.study.votes
-
-    def _open_to(self, token: str, now: float) -> tuple[list[str], list[str]]:
-        """The items with room that a person has neither answered nor a seat on. An item shown again
-        is open to those only who answered it before; until they have seen a few others it is among
-        the second ones, for when nothing else is left."""
-        answered = [
-            item
-            for (item,) in self._db.execute(
-                "select item from answers where token = ? order by at, rowid", (token,)
-            )
-        ]
-        if self.each is not None and len(answered) >= self.each:
+    def _open_to(self, token: str) -> tuple[list[str], list[str]]:
+        """The items with room that a person has not answered. An item shown again is open to those
+        only who answered it before; until they have seen a few others it is among the second ones,
+        for when nothing else is left."""
+        mine = self._answered.get(token, {})
+        if self.each is not None and len(mine) >= self.each:
             return [], []
-        taken, mine, lately = self._taken(now), set(answered), set(answered[-APART:])
-        seats = {
-            item
-            for (item,) in self._db.execute(
-                "select item from seats where token = ? and until > ?", (token, now)
-            )
-        }
+        taken, lately = self._taken(token), set(list(mine)[-APART:])
         room = [
-            item
-            for item in self._items
-            if item not in mine and item not in seats and taken.get(item, 0) < self.study.votes
+            item for item in self._repeats if item not in mine and taken[item] < self.study.votes
         ]
-        ready = [i for i in room if self._repeats[i] is None or self._repeats[i] in mine - lately]
-        return ready, [item for item in room if self._repeats[item] in mine & lately]
+        ready, early = [], []
+        for item in room:
+            first = self._repeats[item]
+            if first is None or (first in mine and first not in lately):
+                ready.append(item)
+            elif first in lately:
+                early.append(item)
+        return ready, early
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("begin immediate")
-        try:
-            yield
-            self._db.execute("commit")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("rollback")
-            raise
+    def _order(self, token: str) -> dict[str, float]:
+        """Another order of the items for everyone, the same each time."""
+        if token not in self._orders:
+            rng = random.Random(token)
+            self._orders[token] = {item: rng.random() for item in self._repeats}
+        return self._orders[token]
 
 
 def all_answers(folder: Path, study: Study) -> list[Answer]:

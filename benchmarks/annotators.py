@@ -1,0 +1,188 @@
+"""Many people answer a study's page at once: is any answer lost or counted twice, and how long does
+one wait?
+
+    python -m benchmarks.annotators                 20 people, 1,000 items of 4 answers each
+    python -m benchmarks.annotators --kills 100     the same while the server is killed with -9
+
+A person asks for their pair, answers it, asks for the next. Times are of one request; with kills,
+what a killed server never answered is asked again, and what it did answer must be there in the end.
+"""
+
+import http.client
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlencode
+
+import numpy as np
+
+from benchmarks.table import Target, conclude, machine, options
+from flatgd.annotate.pairs import create
+from flatgd.annotate.study import CHOICES, load_study
+from flatgd.annotate.votes import Votes
+
+MARK = re.compile(r'name="mark" value="(\w+)"')
+ITEM = re.compile(r'name="item" value="(\w+)"')
+PAIR = re.compile(r"Pair \d+ of")
+
+
+def make_study(folder: Path, items: int, votes: int) -> None:
+    generations = {
+        model: [
+            {
+                **{"dataset": "made", "conversation": f"c{n}", "history": ["hi", f"number {n}"]},
+                "replies": [f"{model} {n}"],
+            }
+            for n in range(items)
+        ]
+        for model in ("one", "other")
+    }
+    create(generations, "one", ["other"], items, votes=votes).save(folder)
+
+
+class Server:
+    """The page in a process of its own, which may be killed and is started again."""
+
+    def __init__(self, folder: Path, port: int):
+        self.folder, self.port = folder, port
+        self.start()
+
+    def start(self) -> None:
+        flatgd = str(Path(sys.executable).with_name("flatgd"))
+        command = [flatgd, "annotate", "serve", str(self.folder)]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port)], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("These links"):
+                return
+        raise RuntimeError("the server did not start")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+class Person(threading.Thread):
+    """Answers until nothing is left, and remembers what was acknowledged."""
+
+    def __init__(self, port: int, token: str, seed: int):
+        super().__init__()
+        self.port, self.path, self.rng = port, f"/a/{token}", random.Random(seed)
+        self.times: list[float] = []
+        self.acknowledged: dict[str, str] = {}
+        self.unanswered = 0
+        self._line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+
+    def run(self) -> None:
+        page = self.ask("GET", self.path)
+        mark = MARK.findall(page)[0]
+        self.ask("POST", f"{self.path}/agree", mark=mark)
+        while True:
+            page = self.ask("GET", self.path)
+            if not PAIR.search(page):
+                if "Nothing is left" in page:
+                    return
+                continue
+            item, choice = ITEM.findall(page)[0], self.rng.choice(CHOICES)
+            answer = {f"q{n}": choice for n in range(3)}
+            if "?lost" not in self.ask("POST", self.path, mark=mark, item=item, **answer):
+                self.acknowledged[item] = choice
+
+    def ask(self, method: str, path: str, **form: str) -> str:
+        """A page, or where a form's answer sends; again until somebody answers."""
+        while True:
+            try:
+                begun = time.perf_counter()
+                body = urlencode(form) if form else None
+                kind = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
+                self._line.request(method, path, body, kind)
+                answer = self._line.getresponse()
+                text = answer.read().decode()
+                self.times.append(time.perf_counter() - begun)
+                if answer.status == 303:
+                    return str(answer.headers["location"])
+                if answer.status != 200:
+                    raise RuntimeError(f"{answer.status} for {method} {path}")
+                return text
+            except (OSError, http.client.HTTPException):
+                self.unanswered += 1
+                self._line.close()
+                time.sleep(0.05)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--votes", type=int, default=4, help="answers that each item is to have")
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--port", type=int, default=8799)
+    given = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "study"
+        make_study(folder, given.items, given.votes)
+        before = Votes(folder, load_study(folder))
+        tokens = [before.invite(f"person {n}") for n in range(given.people)]
+        before.close()
+        server = Server(folder, given.port)
+        people = [Person(given.port, token, seed) for seed, token in enumerate(tokens)]
+        begun = time.perf_counter()
+        for person in people:
+            person.start()
+        killed = _kill(server, given.kills, people)
+        for person in people:
+            person.join()
+        seconds = time.perf_counter() - begun
+        server.kill()
+        return report(folder, people, killed, seconds)
+
+
+def _kill(server: Server, times: int, people: list[Person]) -> int:
+    """Again and again, at any moment."""
+    rng = random.Random(0)
+    for time_ in range(times):
+        if not any(person.is_alive() for person in people):
+            return time_
+        time.sleep(rng.uniform(0.0, 0.6))
+        server.kill()
+        server.start()
+    return times
+
+
+def report(folder: Path, people: list[Person], killed: int, seconds: float) -> int:
+    study = load_study(folder)
+    votes = Votes(folder, study)
+    kept = {(a.annotator, a.item): a.choice for a in votes.answers() if a.question == "toxic"}
+    votes.close()
+    told = {
+        (f"person {n}", item): choice
+        for n, person in enumerate(people)
+        for item, choice in person.acknowledged.items()
+    }
+    counts = Counter(item for _, item in kept)
+    times = np.array([t for person in people for t in person.times]) * 1000
+    lost = sum(kept.get(place) != choice for place, choice in told.items())
+    uneven = sum(counts[item["id"]] != study.votes for item in study.items)
+    print(f"{len(people)} people, {len(told):,} answers acknowledged, {len(kept):,} kept")
+    print(f"killed {killed} times, {sum(p.unanswered for p in people):,} requests unanswered")
+    middle, p95, p99 = np.percentile(times, (50, 95, 99))
+    print(f"{len(times):,} requests in {seconds:.1f} s; ms: {middle:.1f} median, {p99:.1f} p99")
+    targets = [
+        Target("acknowledged and lost", lost, 0),
+        Target("items without exactly their answers", uneven, 0),
+    ]
+    return conclude(targets if killed else [*targets, Target("p95 of a request, ms", p95, 100)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The models and the judge of a chat: checkpoints of a run with its settings, or any others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from flatgd.adapters import load
+from flatgd.chat.session import Judges, Speaks
+from flatgd.errors import RecipeError, UnsupportedError
+from flatgd.evaluation.judges import load_judge
+from flatgd.evaluation.speaker import Speaker
+from flatgd.families import family_of
+from flatgd.making import RECIPE, on_device
+from flatgd.methods import METHODS, Method
+from flatgd.models import load_config, load_tokenizer
+from flatgd.recipe import Generate, Recipe
+from flatgd.recipe_file import load_recipe
+from flatgd.records import Dialogue
+
+
+class Talkers(NamedTuple):
+    """Who speaks, and who judges them."""
+
+    speakers: dict[str, Speaks]
+    judge: Judges | None
+
+
+def load_talkers(checkpoints: Sequence[str]) -> Talkers:
+    """Folders or hub names. A checkpoint of a run answers as it did there: the same layout and
+    sampling; the first one's run gives the judge. Raises ModelError, RecipeError."""
+    recipes = [_recipe_of(Path(name)) for name in checkpoints]
+    names = [Path(c).name if Path(c).is_dir() else c for c in checkpoints]
+    shown = names if len(set(names)) == len(names) else list(checkpoints)
+    if len(set(shown)) < len(shown):
+        raise RecipeError("the same checkpoint twice; name each once")
+    speakers = {
+        name: _speaker(checkpoint, recipe)
+        for name, checkpoint, recipe in zip(shown, checkpoints, recipes, strict=True)
+    }
+    return Talkers(speakers, _judge(next((recipe for recipe in recipes if recipe), None)))
+
+
+def _recipe_of(checkpoint: Path) -> Recipe | None:
+    """The recipe of the run that a checkpoint is in."""
+    parents = [checkpoint.resolve(), *checkpoint.resolve().parents]
+    root = next((p for p in parents if (p / RECIPE).exists()), None) if parents else None
+    return load_recipe(root / RECIPE) if root and checkpoint.is_dir() else None
+
+
+def _speaker(checkpoint: str, recipe: Recipe | None) -> Speaks:
+    name = Path(checkpoint).name
+    if recipe and name in recipe.methods and not issubclass(METHODS[recipe.kind_of(name)], Method):
+        raise UnsupportedError(
+            f"{name} speaks with other models beside it, which chat does not load; leave it out"
+        )
+    layout = (
+        (recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator)
+        if recipe
+        else ()
+    )
+    family = family_of(load_config(checkpoint), load_tokenizer(checkpoint), *layout)
+    speaker = Speaker(on_device(load(checkpoint)), family)
+    sampling = recipe.generate if recipe else Generate()
+
+    def speak(history: Sequence[str], samples: int, seed: int) -> list[str]:
+        row = Dialogue(tuple(history), "", None, "chat", "")
+        settings = sampling.model_copy(update={"samples": samples})
+        return speaker.generate([row], settings, seed).texts[0]
+
+    return speak
+
+
+def _judge(recipe: Recipe | None) -> Judges | None:
+    """The run's first judge."""
+    if recipe is None:
+        return None
+    settings = recipe.judges[0]
+    folder = recipe.output / f"judges/{settings.label}"
+    if not folder.exists():
+        return None
+    judge = load_judge(settings, folder)
+    return lambda pairs: [float(chance) for chance in judge.score(pairs)]
