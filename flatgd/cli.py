@@ -184,12 +184,12 @@ def chat(
         Terminal(session, Console(highlight=False), file).talk()
         return
     from flatgd.chat.page import ChatPage
-    from flatgd.web.site import address, port_at, serve
+    from flatgd.web.site import address, port_at, server
 
     at = port_at("127.0.0.1", port)
     page = ChatPage(session, address(at, None), file)
     typer.echo(f"{page.link}\nOnly this link opens the page. Ctrl-C ends it.")
-    serve(page.application(), at)
+    server(page.application()).run(sockets=[at])
 
 
 CheckpointArgument = Annotated[

@@ -100,8 +100,7 @@ def serve(
     from flatgd.annotate.study import load_study
     from flatgd.annotate.votes import Votes
     from flatgd.files import locked
-    from flatgd.web.site import address, port_at
-    from flatgd.web.site import serve as serve_page
+    from flatgd.web.site import address, port_at, server
 
     loaded = load_study(study)
     lock = locked(study)
@@ -113,7 +112,7 @@ def serve(
     if prolific:
         typer.echo(f"Prolific       {page.join_link}")
     typer.echo("These links are secrets. Ctrl-C ends the page; answers stay.")
-    serve_page(page.application(), at)
+    server(page.application()).run(sockets=[at])
     page.votes.close()
     lock.release()
 

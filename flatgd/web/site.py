@@ -223,8 +223,8 @@ def address(at: socket.socket, url: str | None) -> str:
     return url.rstrip("/")
 
 
-def serve(application: ASGIApp, at: socket.socket) -> None:
-    """Until Ctrl-C. Requests are not logged: links are secrets."""
+def server(application: ASGIApp) -> uvicorn.Server:
+    """What serves it. Requests are not logged: links are secrets."""
     config = uvicorn.Config(
         application,
         access_log=False,
@@ -233,4 +233,4 @@ def serve(application: ASGIApp, at: socket.socket) -> None:
         limit_concurrency=512,
         timeout_graceful_shutdown=5,
     )
-    uvicorn.Server(config).run(sockets=[at])
+    return uvicorn.Server(config)
