@@ -45,10 +45,10 @@ class Clock:
     """Seconds that pass when they are told to."""
 
     def __init__(self) -> None:
-        self.now = 1_000_000.0
+        self.now, self.pace = 1_000_000.0, 0.001
 
     def __call__(self) -> float:
-        self.now += 0.001
+        self.now += self.pace
         return self.now
 
 

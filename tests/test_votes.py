@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies import Clock, small_study
 
 from flatgd.annotate.study import CHOICES, Study
 from flatgd.annotate.votes import APART, HOLD, Votes, all_answers
 from flatgd.errors import DataError
-from tests.studies import Clock, small_study
 
 SAID = {"toxic": "left", "fluent": "both", "engaging": "neither"}
 
@@ -60,7 +60,7 @@ def test_a_second_answer_takes_the_place_of_the_first(tmp_path: Path) -> None:
     assert votes.vote(ann, item, {**SAID, "toxic": "right"})
     assert votes.last(ann) == (item, {**SAID, "toxic": "right"})
     answers = votes.answers()
-    assert [(a.question, a.choice) for a in answers][0] == ("toxic", "right")
+    assert (answers[0].question, answers[0].choice) == ("toxic", "right")
     assert len(answers) == 3
     assert answers[0].seconds == pytest.approx(7, abs=0.1)
     assert votes.counted()[0] == 1
@@ -77,7 +77,7 @@ def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
     assert tokens[:2] == [ann, bob]
     assert before == (again.answers(), again.progress(ann), again.secret("forms"), again.last(ann))
     assert again.vote(bob, shown, SAID)  # whose page was open all the while
-    assert again.answers()[-1].seconds is None
+    assert [a.seconds for a in again.answers() if a.annotator == "bob"] == [None] * 3
     assert all_answers(tmp_path, again.study) == again.answers()
 
 
@@ -160,7 +160,8 @@ def test_exactly_as_many_answers_as_wanted(
 
 def test_other_questions_than_were_answered_are_refused(tmp_path: Path) -> None:
     votes, (ann, *_), _ = opened(tmp_path)
-    votes.vote(ann, votes.next(ann), SAID)
+    while item := votes.next(ann):
+        votes.vote(ann, item, SAID)
     votes.close()
     changed = small_study()
     changed.questions = {"toxic": "Which is worse?"}

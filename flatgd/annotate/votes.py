@@ -143,7 +143,7 @@ class Votes:
         )
         if done.rowcount:
             self._seats.pop(token, None)
-            self._votes.subtract(self._answered.get(token, {}))
+            self._votes.subtract(list(self._answered.get(token, {})))
 
     def next(self, token: str) -> str | None:
         """The item to show to a person: the one they hold a seat on, else one with room, on which

@@ -70,9 +70,12 @@ class Site:
         return hmac.new(self._secret, link.encode(), "sha256").hexdigest()
 
     async def form(self, request: Request) -> dict[str, str]:
-        """The fields of a form of ours; HTTPException 403 for one that is not."""
+        """The fields of a form of ours; HTTPException 403 or 400 for one that is not."""
         body = (await request.body()).decode("utf-8", "replace")
-        fields = dict(parse_qsl(body, keep_blank_values=True, max_num_fields=100))
+        try:
+            fields = dict(parse_qsl(body, keep_blank_values=True, max_num_fields=100))
+        except ValueError:
+            raise HTTPException(400) from None
         wanted = self.mark(request.path_params["link"])
         if not hmac.compare_digest(fields.pop("mark", "").encode(), wanted.encode()):
             raise HTTPException(403)
@@ -85,7 +88,7 @@ class Site:
             status = error.status_code if isinstance(error, HTTPException) else 500
             return self.page("told.html", status, said=TOLD.get(status, TOLD[500]))
 
-        return Starlette(
+        application = Starlette(
             routes=[*routes, Route("/static/{name}", _static)],
             exception_handlers={HTTPException: told, 500: told},
             middleware=[
@@ -97,9 +100,12 @@ class Site:
                 ),
             ],
         )
+        application.router.redirect_slashes = False
+        return application
 
 
 TOLD = {
+    400: "This is no form of ours.",
     403: "This form is not from this page, or its link was closed. Open your link again.",
     404: "There is nothing here. Pages open by their own links; was yours copied whole?",
     405: "This page is not asked in this way.",
