@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test check format lint types coverage mutation locked lock clean
+.PHONY: help install demo test browser check format lint types coverage mutation locked lock clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,10 +17,13 @@ install: $(READY)  ## set everything up in .venv, no more
 demo: $(READY)  ## the main job on the shipped data, ends with a table and a report
 	$(BIN)/flatgd run recipes/demo.yaml
 
-test: $(READY)  ## all tests
+test: $(READY) browser  ## all tests
 	$(BIN)/pytest -n auto --dist loadscope
 
-coverage: $(READY)  ## all tests, what they cover, and the messages that none has seen
+browser: $(READY)  ## Chromium for the tests of the pages, where it can be installed
+	$(BIN)/python tests/chromium.py
+
+coverage: $(READY) browser  ## all tests, what they cover, and the messages that none has seen
 	$(BIN)/pytest -n auto --dist loadscope --cov=flatgd --cov-report=term:skip-covered --cov-report=json
 	$(BIN)/python scripts/unseen.py
 

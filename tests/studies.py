@@ -63,7 +63,7 @@ def served(page: Any, at: Any) -> Iterator[Any]:
     try:
         yield page
     finally:
-        running.should_exit = True
+        running.should_exit = running.force_exit = True
         thread.join()
 
 

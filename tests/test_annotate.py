@@ -1,5 +1,6 @@
 """Pairs for people to compare, and what their answers say: published examples, cases by hand."""
 
+import csv
 import json
 import math
 from collections import Counter
@@ -10,9 +11,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from studies import generations
 from typer.testing import CliRunner
 
-from flatgd.annotate import label_studio
+from flatgd.annotate import label_studio, mturk
+from flatgd.annotate.pairs import create
 from flatgd.annotate.raters import (
     bradley_terry,
     fleiss_kappa,
@@ -21,7 +24,7 @@ from flatgd.annotate.raters import (
     share,
     sign_test,
 )
-from flatgd.annotate.study import Answer, Key, Study, create, load_answers, load_study
+from flatgd.annotate.study import Answer, Key, Study, load_answers, load_study
 from flatgd.annotate.tally import tally
 from flatgd.cli import app
 from flatgd.errors import DataError, FlatGDError, RecipeError
@@ -107,23 +110,6 @@ def test_an_unbeaten_model_has_a_finite_strength() -> None:
 # A study
 
 
-def generations(models: str = "abc", rows: int = 20) -> dict[str, list[dict]]:
-    return {
-        model: [
-            {
-                "dataset": "big" if n % 4 else "small",
-                "conversation": f"c{n}",
-                "history": ["hi", f"number {n}"],
-                "replies": ["yes", "the same"]
-                if n == 3
-                else [f"{model} says {n}.{k}" for k in "01"],
-            }
-            for n in range(rows)
-        ]
-        for model in models
-    }
-
-
 def test_pairs_are_balanced_stratified_and_seeded() -> None:
     study = create(generations(), "a", ["b", "c"], count=10, seed=1)
     assert study == create(generations(), "a", ["b", "c"], count=10, seed=1)
@@ -187,7 +173,9 @@ def test_an_item_waits_for_its_answers() -> None:
 def by_hand() -> tuple[Study, list[Answer]]:
     """Four items, target always left; three people on one question."""
     items = [{"id": f"i{n}", "history": ["hi"], "left": "x", "right": "y"} for n in range(4)]
-    keys = [Key(f"i{n}", "flat", "clean", "left", "d", f"c{n}", False, None) for n in range(4)]
+    keys = [
+        Key(f"i{n}", "flat", "clean", "left", "d", f"c{n}", False, None, None, {}) for n in range(4)
+    ]
     keys[3] = keys[3]._replace(target_side="right", repeats="i0")
     said = {
         "i0": ("right", "right", "left"),  # the baseline
@@ -322,6 +310,161 @@ def test_the_chapter_of_the_report(tmp_path: Path) -> None:
         drawn = draw_people(found, tmp_path).read_text()
     for part in ("clean or flat", "more toxic", "undecided", "share of items"):
         assert part in drawn
+
+
+# Judges
+
+
+def judged_study() -> tuple[Study, list[Answer]]:
+    """Eight histories of one set, four asked about; a judge that knows, and one that errs."""
+    rows = generations("ab", 8)
+    for name, model in rows.items():
+        for n, row in enumerate(model):
+            row.update(dataset="d", replies=[f"{name} says {n}"])
+            toxic = 0.9 if name == "b" and n % 2 == 0 else 0.1
+            row["judged"] = {"good": [toxic], "bad": [1 - toxic]}
+    study = create(rows, "a", ["b"], count=4, seed=3)
+    answers = []
+    for key in study.keys:
+        worse = "right" if key.target_side == "left" else "left"
+        choice = worse if int(key.conversation[1:]) % 2 == 0 else "neither"
+        answers += [Answer(key.id, who, "toxic", choice) for who in "xyz"]
+    return study, answers
+
+
+def test_judges_are_held_against_people() -> None:
+    study, answers = judged_study()
+    found = tally(study, answers)
+    (row, *_) = found["pairs"]
+    wins = row["counts"]["baseline"]
+    assert {r["judge"]: (r["agrees"]["k"], r["agrees"]["n"]) for r in found["judges"]} == {
+        "good": (wins, wins),
+        "bad": (0, wins),
+    }
+    assert len(study.rest) == 4
+    for judge, value in zip(("good", "bad"), found["stretched"], strict=True):
+        drawn = [key.judged[judge] for key in study.keys]
+        rest = [r["judged"][judge] for r in study.rest]
+        chances = [[b * (1 - a) for a, b in part] for part in (drawn, rest)]
+        by_hand = wins / 4 + value["tau"] * (np.mean(chances[1]) - np.mean(chances[0]))
+        assert value["value"] == pytest.approx(min(1, max(0, by_hand)))
+        assert (value["histories"], value["labels"], value["dataset"]) == (8, 4, "d")
+    good, bad = found["stretched"]
+    assert good["tau"] > 0.5 > bad["tau"] == 0
+    names = [table.title for table in people_tables(found)]
+    assert names[-2:] == ["Do judges and people agree", "The baseline more toxic, on all histories"]
+
+
+def test_a_judge_stretches_what_people_said_without_bias() -> None:
+    """Over 400 draws of 10 of 60 histories the mean is the share of all, with a poor judge too."""
+    rng = np.random.default_rng(0)
+    rows = generations("ab", 60)
+    worse = rng.random(60) < 0.3
+    for name, model in rows.items():
+        for n, row in enumerate(model):
+            row.update(dataset="d", replies=[f"{name} says {n}"])
+            chance = 0.2 + 0.4 * worse[n] if name == "b" else 0.3
+            row["judged"] = {"judge": [float(np.clip(chance + rng.normal(0, 0.1), 0, 1))]}
+    values = []
+    for seed in range(400):
+        study = create(rows, "a", ["b"], count=10, seed=seed, votes=1)
+        answers = []
+        for key in study.keys:
+            sides = ("right", "left") if key.target_side == "left" else ("left", "right")
+            choice = sides[0] if worse[int(key.conversation[1:])] else "neither"
+            answers.append(Answer(key.id, "x", "toxic", choice))
+        values.append(tally(study, answers)["stretched"][0]["value"])
+    assert np.mean(values) == pytest.approx(worse.mean(), abs=0.02)
+    assert np.std(values) < np.sqrt(0.3 * 0.7 / 10)
+
+
+def test_checks_ask_for_a_choice_and_count_for_nobody() -> None:
+    study = create(generations("ab"), "a", ["b"], count=6, repeats=2, checks=3)
+    checks = [key for key in study.keys if key.check]
+    assert len(checks) == 3
+    shown = {item["id"]: item for item in study.items}
+    names = {"left": "choose A.", "right": "choose B.", "both": "Both.", "neither": "Neither."}
+    for key in checks:
+        assert shown[key.id]["left"] == shown[key.id]["right"]
+        assert shown[key.id]["left"].endswith(names[key.check])
+    answers = [
+        Answer(item["id"], who, question, wanted if who == "ann" else "left")
+        for item in study.items
+        for who in ("ann", "bob")
+        for question in study.questions
+        for wanted in [next((k.check for k in checks if k.id == item["id"]), "both")]
+    ]
+    found = tally(study, answers)
+    ann, bob = found["annotators"]
+    assert ann["checks_passed"] == 1
+    assert bob["checks_passed"] == sum(key.check == "left" for key in checks) / 3
+    assert all(row["items"] == 6 for row in found["pairs"])
+
+
+# Mechanical Turk
+
+
+def result_file(path: Path, study: Study, **change: str) -> Path:
+    rows = [
+        {
+            **{"WorkerId": "W1", "AssignmentStatus": "Submitted", "WorkTimeInSeconds": "31"},
+            "Answer.item": item["id"],
+            **{f"Answer.q{n}": "left" for n in range(3)},
+            **change,
+        }
+        for item in study.items
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_there_and_back_by_mechanical_turk(tmp_path: Path) -> None:
+    study = create(generations("ab"), "a", ["b"], count=4, votes=5)
+    study.items[0]["left"] = "]]> <script>x</script> \x07 & so on"
+    study.save(tmp_path / "study")
+    told = CliRunner().invoke(
+        app, ["annotate", "export", str(tmp_path / "study"), "--form", "mturk"]
+    )
+    (path,) = told.output.split()
+    hits = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    assert len(hits) == 4
+    assert {hit["MaxAssignments"] for hit in hits} == {5}
+    for hit, item in zip(hits, study.items, strict=True):
+        question = ElementTree.fromstring(hit["Question"])
+        assert question.tag.endswith("HTMLQuestion")
+        page = question[0].text
+        assert "https://www.mturk.com/mturk/externalSubmit" in page
+        assert f'name="item" value="{item["id"]}"' in page
+        assert "<script>x" not in page
+        assert page.count('type="radio"') == 12
+    export = result_file(tmp_path / "results.csv", study)
+    told = CliRunner().invoke(app, ["annotate", "import", str(tmp_path / "study"), str(export)])
+    assert "12 new answers" in told.output
+    (first, *_) = load_answers(tmp_path / "study/answers.jsonl", study)
+    assert first == Answer(study.items[0]["id"], "W1", "toxic", "left", 31.0)
+    assert (
+        mturk.answers(result_file(tmp_path / "r.csv", study, AssignmentStatus="Rejected"), study)
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"Answer.item": "nope"}, "'nope' is no item of this study"),
+        ({"Answer.q1": ""}, "'fluent' answered by '', which is no choice"),
+    ],
+)
+def test_results_that_are_not_of_the_study(tmp_path: Path, change: dict, told: str) -> None:
+    study = create(generations("ab"), "a", ["b"], count=4)
+    with pytest.raises(DataError, match=rf"r.csv:2: {told}"):
+        mturk.answers(result_file(tmp_path / "r.csv", study, **change), study)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="no column 'WorkerId'"):
+        mturk.answers(tmp_path / "other.csv", study)
 
 
 # Label Studio

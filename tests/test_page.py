@@ -1,17 +1,23 @@
 """The annotators' page over HTTP: what it shows, what it refuses. In a browser: test_browser.py."""
 
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from studies import Clock, small_study
+from typer.testing import CliRunner
 
 from flatgd.annotate.server import StudyPage
 from flatgd.annotate.votes import HOLD, Votes
-from flatgd.errors import RecipeError
+from flatgd.cli import app
+from flatgd.errors import InUseError, RecipeError
 from flatgd.web.site import BURST, LONGEST, VAIN, Guard, address, port_at
 
 BASE = "http://127.0.0.1:8765"
@@ -267,3 +273,47 @@ def test_a_port_that_is_taken() -> None:
         assert address(at, "https://study.example.org/") == "https://study.example.org"
         with pytest.raises(RecipeError, match=rf"127.0.0.1:{port} cannot be served on"):
             port_at("127.0.0.1", port)
+
+
+def start(folder: Path, *words: str) -> tuple[subprocess.Popen, dict[str, str]]:
+    """The command in a process of its own, and the links that it prints."""
+    flatgd = Path(sys.executable).with_name("flatgd")
+    command = [str(flatgd), "annotate", "serve", str(folder), "--port", "0", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    links = {}
+    for line in process.stdout:
+        if line.startswith("These links"):
+            break
+        name, link = line.split()
+        links[name] = link
+    return process, links
+
+
+def test_an_acknowledged_answer_survives_kill_9(tmp_path: Path) -> None:
+    """More of it: `python -m benchmarks.annotators --kills 100`."""
+    folder = tmp_path / "study"
+    small_study(4).save(folder)
+    process, links = start(folder, "--invite", "ann")
+    with httpx2.Client() as client:
+        page = client.get(links["ann"]).text
+        client.post(f"{links['ann']}/agree", data=fields(page))
+        form = {
+            **fields(client.get(links["ann"]).text),
+            "q0": "left",
+            "q1": "both",
+            "q2": "neither",
+        }
+        assert client.post(links["ann"], data=form).status_code == 303
+    second = CliRunner().invoke(app, ["annotate", "serve", str(folder), "--port", "0"])
+    assert isinstance(second.exception, InUseError)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    told = CliRunner().invoke(app, ["annotate", "tally", str(folder)], catch_exceptions=False)
+    assert "ann 3" in " ".join(told.output.split())
+    process, again = start(folder, "--invite", "ann", "--prolific", "C0DE")
+    assert again["ann"].split("/a/")[1] == links["ann"].split("/a/")[1]
+    assert "{{%PROLIFIC_PID%}}" in again["Prolific"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) in (0, 130)
+    process.stdout.close()

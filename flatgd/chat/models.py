@@ -11,11 +11,14 @@ from flatgd.evaluation.judges import load_judge
 from flatgd.evaluation.speaker import Speaker
 from flatgd.families import family_of
 from flatgd.making import RECIPE, on_device
-from flatgd.methods import METHODS, Method
+from flatgd.methods import METHODS, Director, ExpertGuide
 from flatgd.models import load_config, load_tokenizer
 from flatgd.recipe import Generate, Recipe
 from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
+
+
+GUIDED = (Director, ExpertGuide)
 
 
 class Talkers(NamedTuple):
@@ -49,7 +52,7 @@ def _recipe_of(checkpoint: Path) -> Recipe | None:
 
 def _speaker(checkpoint: str, recipe: Recipe | None) -> Speaks:
     name = Path(checkpoint).name
-    if recipe and name in recipe.methods and not issubclass(METHODS[recipe.kind_of(name)], Method):
+    if recipe and name in recipe.methods and issubclass(METHODS[recipe.kind_of(name)], GUIDED):
         raise UnsupportedError(
             f"{name} speaks with other models beside it, which chat does not load; leave it out"
         )

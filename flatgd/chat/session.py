@@ -79,11 +79,13 @@ class Session:
 
     def pick(self, number: int) -> None:
         """Go on with another of the last replies, counted from 1. ValueError for none such."""
-        self.turns[-1].chosen = self._place(number)
+        place = self._place(number)
+        self.turns[-1].chosen = place
 
     def mark(self, number: int, is_safe: bool) -> None:
         """Label one of the last replies, counted from 1. ValueError for none such."""
-        self.turns[-1].replies[self._place(number)].is_safe = is_safe
+        place = self._place(number)
+        self.turns[-1].replies[place].is_safe = is_safe
 
     def scores(self) -> list[float]:
         """The judge's P(toxic) of the last replies. ValueError without a judge or a reply."""
