@@ -3,12 +3,14 @@
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BlenderbotConfig,
@@ -104,6 +106,22 @@ def mild_rows(count: int, seed: int) -> list[dict]:
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+DRAW = Figure.savefig
+
+
+@pytest.fixture(autouse=True, scope="session")
+def sketches() -> Iterator[None]:
+    """Figures are made but not drawn, which takes half of a small run; `real_figures` draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, path, **how: path.write_text("<svg></svg>"))
+        yield
+
+
+@pytest.fixture
+def real_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Figure, "savefig", DRAW)
 
 
 @pytest.fixture(scope="session")

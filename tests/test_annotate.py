@@ -298,6 +298,7 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
     assert "cannot be written" in refused("create", recipe, "--to", f"{recipe}/study")
 
 
+@pytest.mark.usefixtures("real_figures")
 def test_the_chapter_of_the_report(tmp_path: Path) -> None:
     """An item each for the baseline, undecided, neither: thirds of the bar."""
     found = tally(*by_hand())

@@ -86,6 +86,7 @@ def test_latex_survives_what_tables_hold() -> None:
     assert markdown(table).splitlines()[4] == "| a_b & c | 0.5 [0.1, 0.9] |"
 
 
+@pytest.mark.usefixtures("real_figures")
 def test_figures_are_the_same_bytes_for_the_same_numbers(tmp_path: Path) -> None:
     texts = []
     for name in ("one", "two"):

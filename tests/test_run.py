@@ -38,6 +38,7 @@ def run(recipe_file: Path, *overrides: str) -> tuple[Run, str]:
     return job, console.export_text()
 
 
+@pytest.mark.usefixtures("real_figures")
 def test_the_main_job_leaves_what_it_promises(recipe_file: Path) -> None:
     job, told = run(recipe_file)
     root = job.root

@@ -57,6 +57,7 @@ def two_sources(recipe_file: Path) -> Path:
     return recipe_file
 
 
+@pytest.mark.usefixtures("real_figures")
 def test_flatness_and_durability_of_a_run(two_sources: Path) -> None:
     job = finished(two_sources, SNAPSHOTS)
     kept = sorted(p.name for p in (job.root / "methods/flatgd/path").iterdir())

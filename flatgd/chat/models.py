@@ -17,7 +17,6 @@ from flatgd.recipe import Generate, Recipe
 from flatgd.recipe_file import load_recipe
 from flatgd.records import Dialogue
 
-
 GUIDED = (Director, ExpertGuide)
 
 
