@@ -113,7 +113,7 @@ DRAW = Figure.savefig
 
 @pytest.fixture(autouse=True, scope="session")
 def sketches() -> Iterator[None]:
-    """Figures are made but not drawn, which takes half of a small run; `real_figures` draws them."""
+    """Figures are not drawn, which takes half of a small run, but where `real_figures` is asked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda _, path, **how: path.write_text("<svg></svg>"))
         yield
