@@ -313,6 +313,17 @@ def test_the_chapter_of_the_report(tmp_path: Path) -> None:
         assert part in drawn
 
 
+@pytest.mark.usefixtures("real_figures")
+def test_names_of_models_are_text_in_the_figure(tmp_path: Path) -> None:
+    """They may be of a chat's session, and that of anybody."""
+    study, answers = by_hand()
+    hostile = "<script>1</script> $x_{$ & so on"
+    study.keys = [key._replace(baseline=hostile) for key in study.keys]
+    drawn = draw_people(tally(study, answers), tmp_path).read_text()
+    assert "&lt;script&gt;" in drawn
+    assert "<script" not in drawn
+
+
 # Judges
 
 

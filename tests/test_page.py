@@ -192,6 +192,25 @@ def test_links_that_are_none(page: StudyPage, client: TestClient) -> None:
     assert client.get(f"/a/{token}").status_code == 403
 
 
+def test_a_fault_of_ours_tells_nothing(
+    page: StudyPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = TestClient(
+        page.application(), base_url=BASE, follow_redirects=False, raise_server_exceptions=False
+    )
+    path = agreed(page, client)
+    form = {**fields(client.get(path).text), "q0": "left", "q1": "left", "q2": "left"}
+    page.votes._db.execute("pragma query_only = on")  # as a full disk does
+    broken = client.post(path, data=form)
+    assert broken.status_code == 500
+    assert "What was saved before is kept" in broken.text
+    assert "sqlite" not in broken.text
+    page.votes._db.execute("pragma query_only = off")
+    assert client.post(path, data=form).status_code == 303
+    assert page.votes.counted()[0] == 1
+    assert (tmp_path / "votes.db").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("path", TRAVERSALS)
 def test_no_path_leads_out(client: TestClient, path: str) -> None:
     assert client.get(f"/static/{path}").status_code == 404

@@ -79,6 +79,7 @@ class Votes:
         self._seats: dict[str, Seat] = {}
         self._orders: dict[str, dict[str, float]] = {}
         try:
+            (folder / "votes.db").touch(mode=0o600)  # its links are secrets
             self._db = sqlite3.connect(
                 folder / "votes.db", isolation_level=None, timeout=30, check_same_thread=False
             )
@@ -86,7 +87,7 @@ class Votes:
             self._db.execute("pragma synchronous = full")
             self._db.executescript(SCHEMA)
             self._load(folder / "votes.db")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise DataError([Problem(str(folder / "votes.db"), 0, str(error))]) from None
 
     def _load(self, path: Path) -> None:

@@ -133,7 +133,9 @@ def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
     for axis, question in zip(axes[0], questions, strict=True):
         rows = [row for row in found["pairs"] if row["question"] == question]
         _bars(axis, rows)
-        axis.set_yticks(range(len(pairs)), [f"{one} or {other}" for one, other in pairs])
+        axis.set_yticks(
+            range(len(pairs)), [f"{one} or {other}".replace("$", r"\$") for one, other in pairs]
+        )
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
         axis.set_xlabel("share of items")
