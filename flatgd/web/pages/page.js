@@ -1,6 +1,6 @@
 "use strict";
-// Everything works without this file; it adds keys, keeps a form from being sent twice, and brings
-// the administrator's page up to date.
+// Everything works without this file; it adds keys, keeps a form from being sent twice, sends what is
+// said in a chat by Enter, and brings the administrator's page up to date.
 
 const form = document.getElementById("answer");
 
@@ -49,6 +49,15 @@ document.addEventListener("keydown", (event) => {
     if (undo) undo.click();
   }
 });
+
+const say = document.getElementById("say");
+if (say) {
+  say.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    say.form.requestSubmit();
+    event.preventDefault();
+  });
+}
 
 const live = document.getElementById("live");
 if (live) {
