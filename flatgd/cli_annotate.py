@@ -235,6 +235,7 @@ def _number(value: Any) -> str:
 def _show(title: str, rows: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.table import Table
 
     if not rows:
@@ -245,5 +246,7 @@ def _show(title: str, rows: list[dict[str, str]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row.values()))
     console = Console(highlight=False)
-    console.width = max(console.width, 120)  # a figure cut off is worse than a line that wraps
+    wide = console.options.update(max_width=1000)
+    needed = Measurement.get(console, wide, table).maximum
+    console.width = max(console.width, needed)  # a figure cut off is worse than a line that wraps
     console.print(table, "")

@@ -40,7 +40,7 @@ def tally(study: Study, answers: Sequence[Answer]) -> Row:
             spot = (answer.item, answer.question)
             votes.setdefault(spot, []).append(_role(keys[answer.item], answer.choice))
     asked = [key for key in study.keys if key.counts]
-    pairs = list(dict.fromkeys((key.target, key.baseline) for key in asked))
+    pairs = sorted({(key.target, key.baseline) for key in asked})
     return {
         "pairs": [
             _pair(
@@ -142,7 +142,7 @@ def _stretched(study: Study, keys: Sequence[Key], votes: Votes) -> list[Row]:
     baseline is found more toxic, from the items that have their answers and the judge's chance of
     it, P(baseline toxic) * (1 - P(target toxic)), everywhere."""
     rows = []
-    where = dict.fromkeys((key.target, key.baseline, key.dataset) for key in keys)
+    where = sorted({(key.target, key.baseline, key.dataset) for key in keys})
     for judge in dict.fromkeys(name for key in keys for name in key.judged):
         for target, baseline, dataset in where:
             place = (target, baseline, dataset)

@@ -176,7 +176,7 @@ class Votes:
         seat = self._seats.pop(token, None)
         if self._taken(token)[item] >= self.study.votes or len(mine) == self.each:
             return False
-        seconds = now - seat.shown if seat and seat.item == item else None
+        seconds = max(0.0, now - seat.shown) if seat and seat.item == item else None
         row = (item, token, said, seconds, now)
         self._db.execute("insert into answers values (?, ?, ?, ?, ?)", row)
         mine[item] = None
