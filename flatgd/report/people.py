@@ -101,8 +101,10 @@ def _pairs(question: str, found: Mapping[str, Any]) -> Table:
     rows = [row for row in found["pairs"] if row["question"] == question]
     return Table(
         f"People: which reply is more {question}",
-        ["baseline", "target", "baseline chosen", "target chosen", *OUTCOMES[2:]]
-        + ["baseline's share", "of the decided", "p"],
+        [
+            *("baseline", "target", "baseline chosen", "target chosen", *OUTCOMES[2:]),
+            *("baseline's share", "of the decided", "p"),
+        ],
         [
             [
                 *(row["baseline"], row["target"]),
