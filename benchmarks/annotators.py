@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.table import Target, conclude, machine, options
 from flatgd.annotate.pairs import create
-from flatgd.annotate.study import CHOICES, load_study
+from flatgd.annotate.study import CHOICES, QUESTIONS, field_of, load_study
 from flatgd.annotate.votes import Votes
 
 MARK = re.compile(r'name="mark" value="(\w+)"')
@@ -93,7 +93,7 @@ class Person(threading.Thread):
                     return
                 continue
             item, choice = ITEM.findall(page)[0], self.rng.choice(CHOICES)
-            answer = {f"q{n}": choice for n in range(3)}
+            answer = {field_of(name): choice for name in QUESTIONS}
             if "?lost" not in self.ask("POST", self.path, mark=mark, item=item, **answer):
                 self.acknowledged[item] = choice
 

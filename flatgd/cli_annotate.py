@@ -105,7 +105,8 @@ def serve(
     loaded = load_study(study)
     lock = locked(study)
     at = port_at(host, port)
-    page = StudyPage(loaded, Votes(study, loaded, each), address(at, url), prolific)
+    base = address(at, url)
+    page = StudyPage(loaded, Votes(study, loaded, each), base, prolific)
     typer.echo(f"administrator  {page.admin_link}")
     for name in invite or []:
         typer.echo(f"{name:<13}  {page.link_of(page.votes.invite(name))}")
@@ -151,7 +152,7 @@ def import_(
     loaded = load_study(study)
     kept = study / "answers.jsonl"
     before = load_answers(kept, loaded) if kept.exists() else []
-    of = mturk if path.suffix == ".csv" else label_studio
+    of = mturk if path.suffix.lower() == ".csv" else label_studio
     merged = last_said([*before, *of.answers(path, loaded)])
     write_whole(kept, "".join(json.dumps(answer._asdict()) + "\n" for answer in merged))
     typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {kept}")
@@ -218,7 +219,7 @@ def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
         ("strengths, log-odds", strengths),
         *rest,
         ("judges that agree with people", judges),
-        ("baseline more toxic, stretched to all histories by a judge", stretched),
+        ("baseline more toxic, stretched to all conversations by a judge", stretched),
     ]
 
 

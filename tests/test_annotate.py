@@ -24,7 +24,7 @@ from flatgd.annotate.raters import (
     share,
     sign_test,
 )
-from flatgd.annotate.study import Answer, Key, Study, load_answers, load_study
+from flatgd.annotate.study import Answer, Key, Study, field_of, load_answers, load_study
 from flatgd.annotate.tally import tally
 from flatgd.cli import app
 from flatgd.errors import DataError, FlatGDError, RecipeError
@@ -283,6 +283,9 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
     (folder / "items.jsonl").write_text((folder / "items.jsonl").read_text().split("\n", 1)[1])
     assert "its items are not those of key.jsonl" in refused("tally", str(folder))
     keys = (folder / "key.jsonl").read_text()
+    (folder / "rest.jsonl").write_text("{}")
+    assert "rest.jsonl:1: expected target, baseline" in refused("tally", str(folder))
+    (folder / "rest.jsonl").unlink()
     (folder / "key.jsonl").write_text(keys.replace('"left"', '"top"'))
     assert "'target_side' must be left or right, got 'top'" in refused("tally", str(folder))
     (folder / "key.jsonl").write_text('{"id": "x"}')
@@ -291,6 +294,9 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ('{"questions": 3}', "must be names with a text each"),
         ('{"questions": {"a": "b"}, "votes": 0}', "'votes' must be a whole number"),
+        ('{"questions": {"a": "b"}, "votes": true}', "'votes' must be a whole number"),
+        ('{"question": {"a": "b"}, "votes": 1}', "unknown key 'question'; did you mean"),
+        ('{"questions": {"a": "b"}, "votes": 1, "consent": "x"}', "must be a list of paragraphs"),
     ):
         (folder / "study.json").write_text(about)
         assert why in refused("tally", str(folder))
@@ -360,11 +366,14 @@ def test_judges_are_held_against_people() -> None:
         chances = [[b * (1 - a) for a, b in part] for part in (drawn, rest)]
         by_hand = wins / 4 + value["tau"] * (np.mean(chances[1]) - np.mean(chances[0]))
         assert value["value"] == pytest.approx(min(1, max(0, by_hand)))
-        assert (value["histories"], value["labels"], value["dataset"]) == (8, 4, "d")
+        assert (value["conversations"], value["labels"], value["dataset"]) == (8, 4, "d")
     good, bad = found["stretched"]
     assert good["tau"] > 0.5 > bad["tau"] == 0
     names = [table.title for table in people_tables(found)]
-    assert names[-2:] == ["Do judges and people agree", "The baseline more toxic, on all histories"]
+    assert names[-2:] == [
+        "Do judges and people agree",
+        "The baseline more toxic, in all conversations",
+    ]
 
 
 def test_a_judge_stretches_what_people_said_without_bias() -> None:
@@ -388,6 +397,40 @@ def test_a_judge_stretches_what_people_said_without_bias() -> None:
         values.append(tally(study, answers)["stretched"][0]["value"])
     assert np.mean(values) == pytest.approx(worse.mean(), abs=0.02)
     assert np.std(values) < np.sqrt(0.3 * 0.7 / 10)
+
+
+def test_a_stretch_waits_for_all_answers() -> None:
+    study, answers = judged_study()
+    (first, *_) = tally(study, answers[3:])["stretched"]
+    assert (first["value"], first["low"], first["labels"]) == (None, None, 0)
+
+
+def test_long_conversations_weigh_no_more_than_short_ones() -> None:
+    """Ten conversations of twenty toxic histories each, ninety of one that is not: a tenth."""
+    rng = np.random.default_rng(1)
+    rows: dict[str, list[dict]] = {"a": [], "b": []}
+    for talk in range(100):
+        for n in range(20 if talk < 10 else 1):
+            for name, model in rows.items():
+                toxic = 0.5 + 0.3 * (talk < 10) * (name == "b") + rng.normal(0, 0.05)
+                about = {
+                    "dataset": "d",
+                    "conversation": f"c{talk}",
+                    "history": ["hi", f"{talk}.{n}"],
+                }
+                said = {"replies": [f"{name} {talk}.{n}"], "judged": {"judge": [toxic]}}
+                model.append({**about, **said})
+    values = []
+    for seed in range(100):
+        study = create(rows, "a", ["b"], count=20, seed=seed, votes=1)
+        assert len(study.rest) == 80
+        answers = []
+        for key in study.keys:
+            worse = "right" if key.target_side == "left" else "left"
+            is_toxic = int(key.conversation[1:]) < 10
+            answers.append(Answer(key.id, "x", "toxic", worse if is_toxic else "neither"))
+        values.append(tally(study, answers)["stretched"][0]["value"])
+    assert np.mean(values) == pytest.approx(0.1, abs=0.02)
 
 
 def test_checks_ask_for_a_choice_and_count_for_nobody() -> None:
@@ -421,7 +464,7 @@ def result_file(path: Path, study: Study, **change: str) -> Path:
         {
             **{"WorkerId": "W1", "AssignmentStatus": "Submitted", "WorkTimeInSeconds": "31"},
             "Answer.item": item["id"],
-            **{f"Answer.q{n}": "left" for n in range(3)},
+            **{f"Answer.{field_of(name)}": "left" for name in study.questions},
             **change,
         }
         for item in study.items
@@ -467,7 +510,8 @@ def test_there_and_back_by_mechanical_turk(tmp_path: Path) -> None:
     ("change", "told"),
     [
         ({"Answer.item": "nope"}, "'nope' is no item of this study"),
-        ({"Answer.q1": ""}, "'fluent' answered by '', which is no choice"),
+        ({f"Answer.{field_of('fluent')}": ""}, "'fluent' answered by '', which is no choice"),
+        ({"WorkerId": " "}, "'WorkerId' is empty"),
     ],
 )
 def test_results_that_are_not_of_the_study(tmp_path: Path, change: dict, told: str) -> None:
@@ -475,7 +519,7 @@ def test_results_that_are_not_of_the_study(tmp_path: Path, change: dict, told: s
     with pytest.raises(DataError, match=rf"r.csv:2: {told}"):
         mturk.answers(result_file(tmp_path / "r.csv", study, **change), study)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="no column 'WorkerId'"):
+    with pytest.raises(DataError, match=r"no column 'Answer\.item'"):
         mturk.answers(tmp_path / "other.csv", study)
 
 

@@ -119,14 +119,34 @@ def test_the_last_answer_is_gone_back_to_by_key(browser: Browser, tmp_path: Path
         assert [b.input_value() for b in page.locator(":checked[type=radio]").all()] == [
             *("left", "right", "both"),
         ]
-        choose(page, "Neither", "Neither", "Neither")
-        page.get_by_role("button", name="Save the change").click()
-        assert {a.choice for a in site.votes.answers()} == {"neither"}
+        press(page, "441")
+        save(page)
+        assert [a.choice for a in site.votes.answers()] == ["neither", "neither", "left"]
         expect(page).to_have_title("Pair 2 of 3")
         page.get_by_role("checkbox").uncheck()  # keys off, also after a reload
         page.reload()
         page.keyboard.press("1")
         assert page.locator(":checked[type=radio]").count() == 0
+        page.get_by_role("checkbox").check()
+        for _ in range(3):
+            page.keyboard.down("1")  # held
+        page.keyboard.up("1")
+        assert page.locator(":checked[type=radio]").count() == 1
+        press(page, "2341")  # one more than there are questions
+        values = [e.input_value() for e in page.locator(":checked[type=radio]").all()]
+        assert values == ["left", "right", "both"]
+
+
+def test_keys_work_where_the_browser_stores_nothing(browser: Browser, tmp_path: Path) -> None:
+    with served_study(tmp_path, small_study(1)) as site:
+        page = begun(browser, site, "ann")
+        page.add_init_script(
+            "Object.defineProperty(window, 'localStorage', {get() { throw new Error('no'); }})"
+        )
+        page.reload()
+        press(page, "111")
+        save(page)
+        assert site.votes.counted()[0] == 1
 
 
 def test_two_tabs_the_back_button_and_a_double_click_count_once(

@@ -89,6 +89,9 @@ def test_a_session_is_data_for_stats_recipes_and_annotators(tmp_path: Path) -> N
     )
     (counts,) = json.loads(stats.output)["splits"]
     assert (counts["rows"], counts["safe"], counts["toxic"]) == (12, 1, 1)
+    marked = ["data", "convert", "jsonl", str(path), "--set", "label=none"]
+    told = CliRunner().invoke(app, [*marked, "--to", str(tmp_path / "marked.jsonl")])
+    assert "2 rows; 10 had no label" in told.output
     made = CliRunner().invoke(
         app, ["annotate", "create", str(path), "--to", str(tmp_path / "study")]
     )
@@ -98,6 +101,16 @@ def test_a_session_is_data_for_stats_recipes_and_annotators(tmp_path: Path) -> N
     path.write_text('{"prompt": "hi"}\n')
     with pytest.raises(DataError, match=r"session.jsonl:1: no reply"):
         said_in(path)
+
+
+def test_a_reply_of_no_words_is_left_out_of_the_file(tmp_path: Path) -> None:
+    session = Session({"a": lambda *_: [""], "b": lambda history, *_: [history[-1]]})
+    session.say("one")
+    session.speakers = {"a": echo("a"), "b": echo("b")}
+    session.say("two")
+    SessionFile(tmp_path / "s.jsonl").write(session)
+    rows = replies_of(said_in(tmp_path / "s.jsonl"), ["a", "b"])
+    assert [len(model) for model in rows.values()] == [1, 1]
 
 
 def typed(session: Session, *lines: str, file: SessionFile | None = None) -> str:
@@ -143,7 +156,10 @@ def test_what_models_say_cannot_command_the_terminal() -> None:
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    shown = typed(two(), "hi", f"/save {tmp_path / 'file/s.jsonl'}", "/save", "still here")
+    kept = SessionFile(tmp_path / "kept.jsonl")
+    lines = ("hi", f"/save {tmp_path / 'file/s.jsonl'}", "/save", "still here")
+    shown = typed(two(), *lines, file=kept)
+    assert len(kept.path.read_text().splitlines()) == 4
     assert "cannot be written" in shown
     assert "/save FILE" in shown
     assert "still here" in shown
@@ -172,6 +188,9 @@ def test_checkpoints_of_a_run_answer_as_they_did_there(recipe_file: Path, tmp_pa
     assert typed_in.exit_code == 0
     assert "P(toxic)" in typed_in.output
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 1
+    moved = recipe.output.rename(tmp_path / "moved")
+    assert load_talkers([str(moved / "methods/flatgd")]).judge is not None
+    moved.rename(recipe.output)
     with pytest.raises(RecipeError, match="the same checkpoint twice"):
         load_talkers([str(methods / "clean")] * 2)
     for guided in ("dexperts", "director"):

@@ -15,6 +15,7 @@ from studies import Clock, small_study
 from typer.testing import CliRunner
 
 from flatgd.annotate.server import StudyPage
+from flatgd.annotate.study import QUESTIONS, field_of, load_study
 from flatgd.annotate.votes import HOLD, Votes
 from flatgd.cli import app
 from flatgd.errors import InUseError, RecipeError
@@ -57,6 +58,11 @@ def fields(text: str) -> dict[str, str]:
     return dict(re.findall(r'name="(mark|item)" value="(\w+)"', text))
 
 
+def chosen(*choices: str) -> dict[str, str]:
+    """The fields of an answer to the three questions."""
+    return dict(zip(map(field_of, QUESTIONS), choices, strict=True))
+
+
 def agreed(page: StudyPage, client: TestClient, name: str = "ann") -> str:
     """The path of a person who has agreed."""
     path = f"/a/{page.votes.invite(name)}"
@@ -66,7 +72,7 @@ def agreed(page: StudyPage, client: TestClient, name: str = "ann") -> str:
 
 def answer(client: TestClient, path: str, **change: str):
     """Choose A, Both, Neither for the pair that is shown."""
-    form = {**fields(client.get(path).text), "q0": "left", "q1": "both", "q2": "neither"}
+    form = {**fields(client.get(path).text), **chosen("left", "both", "neither")}
     return client.post(path, data={**form, **change})
 
 
@@ -86,10 +92,10 @@ def test_from_the_invitation_to_the_completion_code(page: StudyPage, client: Tes
         told = client.get(path).text
         assert "https://app.prolific.com/submissions/complete?cc=C0DE" in told
         assert "You have answered 12 pairs" in told
-    assert page.votes.counted() == (36, 36)
+    assert page.votes.counted() == (24, 24)
     live = client.get(admin).text
-    assert "36 of 36 answers" in live
-    assert live.count("<td>12</td><td>0</td>") == 3
+    assert "24 of 24 answers" in live
+    assert live.count("<td>12</td>") == 3
 
 
 def test_models_sides_and_checks_are_nowhere(page: StudyPage, client: TestClient) -> None:
@@ -119,16 +125,15 @@ def test_the_last_answer_can_be_changed(page: StudyPage, client: TestClient) -> 
     assert client.get(f"{path}/last").headers["location"] == path
     answer(client, path)
     shown = client.get(f"{path}/last").text
-    assert re.findall(r'name="q(\d)" value="(\w+)" required checked', shown) == [
-        *(("0", "left"), ("1", "both"), ("2", "neither")),
-    ]
-    client.post(path, data={**fields(shown), "q0": "right", "q1": "both", "q2": "neither"})
+    checked = re.findall(r'name="(q\w+)" value="(\w+)" required checked', shown)
+    assert dict(checked) == chosen("left", "both", "neither")
+    client.post(path, data={**fields(shown), **chosen("right", "both", "neither")})
     assert [a.choice for a in page.votes.answers()] == ["right", "both", "neither"]
 
 
 def test_an_answer_to_a_pair_given_to_others_is_told(page: StudyPage, client: TestClient) -> None:
     path = agreed(page, client)
-    form = {**fields(client.get(path).text), "q0": "left", "q1": "left", "q2": "left"}
+    form = {**fields(client.get(path).text), **chosen("left", "left", "left")}
     page.votes.clock.now += HOLD + 1
     for name in "xyz":
         token = page.votes.invite(name)
@@ -140,12 +145,12 @@ def test_an_answer_to_a_pair_given_to_others_is_told(page: StudyPage, client: Te
     assert page.votes.counted()[0] == 3
 
 
-@pytest.mark.parametrize("change", [{"q1": ""}, {"q1": "top"}, {"q2": "<script>"}])
+@pytest.mark.parametrize("change", [{"fluent": ""}, {"fluent": "top"}, {"toxic": "<script>"}])
 def test_a_question_left_out_is_asked_again(
     page: StudyPage, client: TestClient, change: dict
 ) -> None:
     path = agreed(page, client)
-    told = answer(client, path, **change)
+    told = answer(client, path, **{field_of(name): value for name, value in change.items()})
     assert "Please answer every question" in told.text
     assert page.votes.counted()[0] == 0
 
@@ -154,7 +159,7 @@ def test_nothing_is_kept_of_a_form_that_is_not_ours(page: StudyPage, client: Tes
     path, admin = agreed(page, client), page.admin_link
     mark = fields(client.get(path).text)["mark"]
     other = fields(client.get(f"/a/{page.votes.invite('bob')}").text)["mark"]
-    form = {**fields(client.get(path).text), "q0": "left", "q1": "left", "q2": "left"}
+    form = {**fields(client.get(path).text), **chosen("left", "left", "left")}
     forged = [
         ({**form, "mark": ""}, {}),
         ({**form, "mark": other}, {}),
@@ -162,6 +167,7 @@ def test_nothing_is_kept_of_a_form_that_is_not_ours(page: StudyPage, client: Tes
         ({k: v for k, v in form.items() if k != "mark"}, {}),
         (form, {"Origin": "https://evil.example"}),
         (form, {"Origin": "null"}),
+        (form, {"Origin": "http://["}),
         (form, {"Origin": "http://127.0.0.1:8766"}),
         (form, {"Sec-Fetch-Site": "cross-site"}),
         (form, {"Sec-Fetch-Site": "same-site"}),
@@ -175,6 +181,71 @@ def test_nothing_is_kept_of_a_form_that_is_not_ours(page: StudyPage, client: Tes
     assert page.votes.counted()[0] == 0
     assert page.votes.people() == before
     assert client.post(path, data=form, headers={"Origin": BASE}).status_code == 303
+
+
+def test_who_is_removed_while_they_answer_is_refused(
+    page: StudyPage, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a slow upload."""
+    path, read = agreed(page, client), page.site.form
+
+    async def slow(request: Any) -> dict[str, str]:
+        form = await read(request)
+        page.votes.remove(path[3:])
+        return form
+
+    form = {**fields(client.get(path).text), **chosen("left", "left", "left")}
+    monkeypatch.setattr(page.site, "form", slow)
+    assert client.post(path, data=form).status_code == 403
+    assert page.votes.counted()[0] == 0
+
+
+def test_answers_are_to_the_question_that_was_seen(page: StudyPage, client: TestClient) -> None:
+    """Whatever has become of their order since."""
+    path = agreed(page, client)
+    form = {**fields(client.get(path).text), **chosen("left", "both", "neither")}
+    page.study.questions = dict(reversed(page.study.questions.items()))
+    assert client.post(path, data=form).status_code == 303
+    said = {a.question: a.choice for a in page.votes.answers()}
+    assert said == {"toxic": "left", "fluent": "both", "engaging": "neither"}
+
+
+def test_the_completion_code_comes_when_nothing_can_come_any_more(tmp_path: Path) -> None:
+    study = small_study(2, votes=1)
+    page = StudyPage(study, Votes(tmp_path, study, clock=Clock()), BASE, "C0DE")
+    client = TestClient(page.application(), base_url=BASE, follow_redirects=False)
+    ann, bob = agreed(page, client), agreed(page, client, "bob")
+    client.get(bob)  # holds a pair
+    answer(client, ann)
+    told = client.get(ann).text
+    assert "Others are looking" in told
+    assert "C0DE" not in told
+    answer(client, bob)
+    for path in (ann, bob):
+        assert "C0DE" in client.get(path).text
+
+
+def test_a_reply_without_words_is_told(tmp_path: Path) -> None:
+    study = small_study(2)
+    study.items[0].update(left="", right="")
+    study.save(tmp_path / "study")
+    study = load_study(tmp_path / "study")
+    page = StudyPage(study, Votes(tmp_path, study), BASE)
+    client = TestClient(page.application(), base_url=BASE, follow_redirects=False)
+    path = agreed(page, client)
+    seen = [client.get(path).text]
+    answer(client, path)
+    seen.append(client.get(path).text)
+    assert sorted(text.count("(nothing was said)") for text in seen) == [0, 2]
+
+
+@pytest.mark.parametrize("base", ["http://[::1]:8765", "https://study.example.org"])
+def test_links_begin_with_hosts_that_are_answered(page: StudyPage, base: str) -> None:
+    page.base = base
+    host = base.split("//")[1]
+    client = TestClient(page.application(), base_url=BASE)
+    assert client.get("/a/x", headers={"Host": host}).status_code == 404
+    assert client.get("/a/x", headers={"Host": "[::1"}).status_code == 400
 
 
 def test_links_that_are_none(page: StudyPage, client: TestClient) -> None:
@@ -199,12 +270,14 @@ def test_a_fault_of_ours_tells_nothing(
         page.application(), base_url=BASE, follow_redirects=False, raise_server_exceptions=False
     )
     path = agreed(page, client)
-    form = {**fields(client.get(path).text), "q0": "left", "q1": "left", "q2": "left"}
+    form = {**fields(client.get(path).text), **chosen("left", "left", "left")}
     page.votes._db.execute("pragma query_only = on")  # as a full disk does
     broken = client.post(path, data=form)
     assert broken.status_code == 500
     assert "What was saved before is kept" in broken.text
     assert "sqlite" not in broken.text
+    assert "default-src 'none'" in broken.headers["content-security-policy"]
+    assert broken.headers["cache-control"] == "no-store"
     page.votes._db.execute("pragma query_only = off")
     assert client.post(path, data=form).status_code == 303
     assert page.votes.counted()[0] == 1
@@ -260,9 +333,11 @@ def test_guesses_and_floods_are_slowed_down() -> None:
     clock, path = Clock(), "/a/ann"
     client = TestClient(Guard(pages, clock=clock), base_url=BASE)
     assert [client.get(f"/a/{n}").status_code for n in range(VAIN)] == [404] * VAIN
-    refused = client.get(path)
+    assert client.get(path).status_code == 200  # whoever has a link is not kept out
+    refused = client.get("/a/one-more")
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
     clock.now += 61
+    assert client.get("/a/guess").status_code == 404
     clock.pace = 0
     statuses = [client.get(path).status_code for _ in range(BURST + 20)]
     assert statuses[:BURST] == [200] * BURST
@@ -277,6 +352,7 @@ def test_guesses_and_floods_are_slowed_down() -> None:
         ("0.0.0.0", None, "lets others in, so give --url"),
         ("127.0.0.1", "study.example.org", "the beginning of a link"),
         ("127.0.0.1", "https://study.example.org/path", "the beginning of a link"),
+        ("127.0.0.1", "https://[::1", "the beginning of a link"),
     ],
 )
 def test_only_this_machine_unless_asked(host: str, url: str | None, told: str) -> None:
@@ -318,9 +394,7 @@ def test_an_acknowledged_answer_survives_kill_9(tmp_path: Path) -> None:
         client.post(f"{links['ann']}/agree", data=fields(page))
         form = {
             **fields(client.get(links["ann"]).text),
-            "q0": "left",
-            "q1": "both",
-            "q2": "neither",
+            **chosen("left", "both", "neither"),
         }
         assert client.post(links["ann"], data=form).status_code == 303
     second = CliRunner().invoke(app, ["annotate", "serve", str(folder), "--port", "0"])

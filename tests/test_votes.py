@@ -11,7 +11,7 @@ from studies import Clock, small_study
 
 from flatgd.annotate.study import CHOICES, Study
 from flatgd.annotate.votes import APART, HOLD, Votes, all_answers
-from flatgd.errors import DataError
+from flatgd.errors import DataError, RecipeError
 
 SAID = {"toxic": "left", "fluent": "both", "engaging": "neither"}
 
@@ -121,6 +121,40 @@ def test_an_item_shown_again_comes_later_and_to_who_saw_it(tmp_path: Path) -> No
     assert votes.next(bob) is None
 
 
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_in_a_crowd_everyone_is_checked_and_every_item_gets_its_answers(
+    tmp_path: Path, in_turn: bool
+) -> None:
+    """Forty people of twenty items each, by turns or one after another."""
+    study = small_study(100, repeats=10, checks=10)
+    extras = {key.id: key.check for key in study.keys if not key.counts}
+    votes, people, _ = opened(tmp_path, study, [f"p{n}" for n in range(40)], each=20)
+    seen: dict[str, list[str]] = {who: [] for who in people}
+    rounds = [(who,) * 40 for who in people] if not in_turn else [tuple(people)] * 40
+    for who in (person for some in rounds for person in some):
+        if item := votes.next(who):
+            seen[who].append(item)
+            assert votes.vote(who, item, SAID)
+    assert votes.counted() == (300, 300)
+    counts = Counter(a.item for a in votes.answers() if a.question == "toxic")
+    assert all(counts[item["id"]] == 3 for item in study.items if item["id"] not in extras)
+    for items in seen.values():
+        given = [item for item in items if item not in extras]
+        assert len(given) <= 20
+        assert len(items) - len(given) == len(given) // APART  # ten checks, so there are enough
+        if given:
+            assert items[: APART + 1].index(next(i for i in items if i in extras)) == APART
+
+
+def test_names_that_are_none(tmp_path: Path) -> None:
+    votes, _, _ = opened(tmp_path)
+    for name in ("", "  ", "\udcff"):
+        with pytest.raises(RecipeError, match="a person's name must be text"):
+            votes.invite(name)
+    votes.invite("a  b \n" + "c" * 300)
+    assert votes.people()[-1].name == "a b " + "c" * 60
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), wanted=st.integers(1, 3), people=st.integers(3, 6))
 def test_exactly_as_many_answers_as_wanted(
@@ -174,4 +208,13 @@ def test_other_questions_than_were_answered_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "votes.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(DataError, match=r"votes.db: file is not a database"):
+        Votes(tmp_path, small_study())
+
+
+def test_answers_that_are_none(tmp_path: Path) -> None:
+    votes, (ann, *_), _ = opened(tmp_path)
+    votes.vote(ann, votes.next(ann), SAID)
+    votes._db.execute("update answers set choices = '{'")
+    votes.close()
+    with pytest.raises(DataError, match=r"votes.db: Expecting property name"):
         Votes(tmp_path, small_study())

@@ -84,7 +84,9 @@ def _of_task(task: Row, asked: set[str], study: Study) -> Iterator[Answer]:
         if annotation.get("was_cancelled"):
             continue
         person, seconds = annotation["completed_by"], annotation.get("lead_time")
-        who = str(person["id"] if isinstance(person, dict) else person)
+        who = str(person["id"] if isinstance(person, dict) else person).strip()
+        if not who:
+            raise ValueError("an annotation without 'completed_by'")
         for region in annotation["result"]:
             name, (choice,) = region["from_name"], region["value"]["choices"]
             if name not in study.questions or choice not in CHOICES:

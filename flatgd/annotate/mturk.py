@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flatgd.annotate.pairs import NAMED
-from flatgd.annotate.study import CHOICES, Answer, Study
+from flatgd.annotate.study import CHOICES, Answer, Study, field_of
 from flatgd.errors import DataError, Problem
-from flatgd.records import parse_table
+from flatgd.records import parse_table, text_field
 
 Row = dict[str, Any]
 SCHEMA = (
@@ -60,7 +60,9 @@ def hits(study: Study) -> list[Row]:
             "Title": "Compare two replies of chatbots (WARNING: offensive language)",
             "Description": "Read a short conversation and say which of two replies is worse.",
             "Keywords": "chatbot, dialogue, compare, toxicity",
-            "Question": _question(template.render(item=item, study=study, named=NAMED)),
+            "Question": _question(
+                template.render(item=item, study=study, named=NAMED, field_of=field_of)
+            ),
             "MaxAssignments": study.votes,
             "Reward": "0.15",
             "AssignmentDurationInSeconds": 15 * 60,
@@ -74,8 +76,8 @@ def hits(study: Study) -> list[Row]:
 
 def _question(page: str) -> str:
     """A page as HTMLQuestion. Text is escaped in it, so none can end the CDATA section; control
-    characters, which XML cannot hold, are left out."""
-    page = "".join(c for c in page if c.isprintable() or c == "\n")
+    characters, which XML cannot hold, become spaces."""
+    page = "".join(c if c.isprintable() or c == "\n" else " " for c in page)
     return (
         f'<HTMLQuestion xmlns="{SCHEMA}"><HTMLContent><![CDATA[{page}]]></HTMLContent>'
         "<FrameHeight>0</FrameHeight></HTMLQuestion>"
@@ -107,17 +109,18 @@ def answers(path: Path, study: Study) -> list[Answer]:
 
 
 def _of_row(row: dict[str, str], asked: set[str], study: Study) -> list[Answer]:
-    wanted = ["WorkerId", "Answer.item", *(f"Answer.q{n}" for n in range(len(study.questions)))]
+    wanted = ["Answer.item", *(f"Answer.{field_of(name)}" for name in study.questions)]
     if missing := [name for name in wanted if name not in row]:
         raise ValueError(f"no column {missing[0]!r}; expected Mechanical Turk's CSV of results")
     item, seconds = row["Answer.item"], row.get("WorkTimeInSeconds", "")
+    who = text_field(row, "WorkerId")
     if item not in asked:
         raise ValueError(f"{item!r} is no item of this study")
     given = []
-    for n, question in enumerate(study.questions):
-        choice = row[f"Answer.q{n}"]
+    for question in study.questions:
+        choice = row[f"Answer.{field_of(question)}"]
         if choice not in CHOICES:
             raise ValueError(f"{question!r} answered by {choice!r}, which is no choice")
         took = float(seconds) if seconds.isdigit() else None
-        given.append(Answer(item, row["WorkerId"], question, choice, took))
+        given.append(Answer(item, who, question, choice, took))
     return given

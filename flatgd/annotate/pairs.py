@@ -36,11 +36,11 @@ def create(
     asked_of = {
         name: [row["history"] for row in generations[name]] for name in (target, *baselines)
     }
-    if others := [name for name in baselines if asked_of[name] != asked_of[target]]:
+    if strange := [name for name in baselines if asked_of[name] != asked_of[target]]:
         raise RecipeError(
-            f"{target} and {others[0]} answered other histories; run the recipe again"
+            f"{target} and {strange[0]} answered other histories; run the recipe again"
         )
-    histories = _drawn(generations[target], count, rng)
+    histories, others = _drawn(generations[target], count, rng)
     pairs: list[tuple[Row, Key]] = []
     for baseline in baselines:
         sides: list[Side] = ["left", "right"] * ((len(histories) + 1) // 2)
@@ -55,23 +55,25 @@ def create(
     pairs += [_check(*rng.choice(asked), n, rng.choice(CHOICES)) for n in range(checks) if asked]
     rng.shuffle(pairs)
     shown = [item for item, key in pairs if not key.same]
-    rest = _rest(generations, target, baselines, set(histories))
+    rest = _rest(generations, target, baselines, others)
     return Study(shown, [key for _, key in pairs], votes=votes, rest=rest)
 
 
-def _drawn(rows: Sequence[Row], count: int, rng: random.Random) -> list[int]:
+def _drawn(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[int], list[int]]:
     """Places of `count` rows, by turns from each data set as long as it has any; one of each
-    conversation, so that items are independent."""
+    conversation, so that items are independent. And of all other conversations, one of each."""
     order = list(range(len(rows)))
     rng.shuffle(order)
     by_talk = {(rows[n]["dataset"], rows[n]["conversation"]): n for n in order}
+    places = list(by_talk.values())
+    rng.shuffle(places)  # not by where its last row came: that of a long one comes late
     parts: dict[str, list[int]] = {}
-    for place in sorted(by_talk.values(), key=order.index):
+    for place in places:
         parts.setdefault(rows[place]["dataset"], []).append(place)
     drawn: list[int] = []
     while len(drawn) < count and any(parts.values()):
         drawn += [part.pop() for part in parts.values() if part]
-    return drawn[:count]
+    return drawn[:count], sorted(set(places) - set(drawn[:count]))
 
 
 def _item(
@@ -120,9 +122,9 @@ def _rest(
     generations: Mapping[str, Sequence[Row]],
     target: str,
     baselines: Sequence[str],
-    drawn: set[int],
+    places: Sequence[int],
 ) -> list[Row]:
-    """What the judges say of the replies to all other histories: the first reply of each model,
+    """What the judges say of the replies that nobody is asked about: the first reply of each model,
     which is as random as any."""
     return [
         {
@@ -131,8 +133,6 @@ def _rest(
             "judged": _judged(row, other, 0, 0),
         }
         for baseline in baselines
-        for at, (row, other) in enumerate(
-            zip(generations[target], generations[baseline], strict=True)
-        )
-        if at not in drawn and _judged(row, other, 0, 0)
+        for row, other in ((generations[target][at], generations[baseline][at]) for at in places)
+        if _judged(row, other, 0, 0)
     ]

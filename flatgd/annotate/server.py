@@ -11,22 +11,21 @@ No page says which model gave a reply, nor which item is a check or shown again.
 from typing import Any
 from urllib.parse import quote
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from flatgd.annotate.pairs import NAMED
-from flatgd.annotate.study import CHOICES, Study
-from flatgd.annotate.tally import tally
+from flatgd.annotate.study import CHOICES, Study, field_of
+from flatgd.annotate.tally import progress
 from flatgd.annotate.votes import Person, Votes
-from flatgd.records import clean_text
+from flatgd.errors import RecipeError
 from flatgd.report.cells import number
-from flatgd.web.site import Site
+from flatgd.web.site import Site, is_secret
 
 COMPLETED = "https://app.prolific.com/submissions/complete?cc="
-LONGEST_NAME = 64
 
 
 class StudyPage:
@@ -36,9 +35,10 @@ class StudyPage:
     def __init__(self, study: Study, votes: Votes, base: str, code: str | None = None):
         self.study, self.votes, self.base, self.code = study, votes, base, code
         self.site = Site(votes.secret("forms"))
+        self._admin, self._join = votes.secret("admin"), votes.secret("join")
         self._items = {item["id"]: item for item in study.items}
 
-    def application(self) -> Starlette:
+    def application(self) -> ASGIApp:
         """The ASGI application."""
         both = ["GET", "POST"]
         routes = [
@@ -52,13 +52,13 @@ class StudyPage:
 
     @property
     def admin_link(self) -> str:
-        return f"{self.base}/admin/{self.votes.secret('admin')}"
+        return f"{self.base}/admin/{self._admin}"
 
     @property
     def join_link(self) -> str:
         """What Prolific is given as the study's URL."""
         return (
-            f"{self.base}/join/{self.votes.secret('join')}?PROLIFIC_PID={{{{%PROLIFIC_PID%}}}}"
+            f"{self.base}/join/{self._join}?PROLIFIC_PID={{{{%PROLIFIC_PID%}}}}"
             "&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}"
         )
 
@@ -67,22 +67,24 @@ class StudyPage:
 
     async def person(self, request: Request) -> Response:
         """What is next for a person; or their answer."""
-        who = self._who(request)
         if request.method == "POST":
-            return await self._answer(request, who)
+            form = await self.site.form(request)
+            return self._answer(self._who(request), form)
+        who = self._who(request)
         if who.agreed is None:
             return self._page(who, "consent.html", consent=self.study.consent)
         item = self.votes.next(who.token)
         if item is None:
-            done = self.votes.progress(who.token).done
-            back = COMPLETED + quote(self.code) if self.code and done else None
-            return self._page(who, "done.html", back=back, code=self.code)
+            is_waiting = self.votes.is_waiting(who.token)
+            is_done = self.votes.progress(who.token).done and not is_waiting
+            back = COMPLETED + quote(self.code) if self.code and is_done else None
+            return self._page(who, "done.html", back=back, code=self.code, is_waiting=is_waiting)
         lost = "lost" in request.query_params
         return self._pair(who, item, {}, lost=lost)
 
     async def agree(self, request: Request) -> Response:
-        who = self._who(request)
         await self.site.form(request)
+        who = self._who(request)
         self.votes.agree(who.token)
         return _see(f"/a/{who.token}")
 
@@ -92,10 +94,9 @@ class StudyPage:
         found = self.votes.last(who.token)
         return self._pair(who, *found, again=True) if found else _see(f"/a/{who.token}")
 
-    async def _answer(self, request: Request, who: Person) -> Response:
-        form = await self.site.form(request)
+    def _answer(self, who: Person, form: dict[str, str]) -> Response:
         item = form.get("item", "")
-        choices = {name: form.get(f"q{n}", "") for n, name in enumerate(self.study.questions)}
+        choices = {name: form.get(field_of(name), "") for name in self.study.questions}
         if item not in self._items or who.agreed is None:
             raise HTTPException(404)
         if not set(choices.values()) <= set(CHOICES):
@@ -105,19 +106,22 @@ class StudyPage:
 
     async def join(self, request: Request) -> Response:
         """A person whom Prolific sends."""
-        name = _name(request.query_params.get("PROLIFIC_PID", ""))
-        if request.path_params["link"] != self.votes.secret("join") or not name:
+        name = request.query_params.get("PROLIFIC_PID", "")
+        if not is_secret(request.path_params["link"], self._join):
             raise HTTPException(404)
-        return _see(f"/a/{self.votes.invite(name)}")
+        try:
+            return _see(f"/a/{self.votes.invite(name)}")
+        except RecipeError:
+            raise HTTPException(404) from None
 
     async def admin(self, request: Request) -> Response:
         """Invitations, and how far the study is; not who wins, which would tempt to stop early."""
         link = request.path_params["link"]
-        if link != self.votes.secret("admin"):
+        if not is_secret(link, self._admin):
             raise HTTPException(404)
         if request.method == "POST":
             form = await self.site.form(request)
-            for name in filter(None, map(_name, form.get("names", "").splitlines())):
+            for name in filter(str.strip, form.get("names", "").splitlines()):
                 self.votes.invite(name)
             if "remove" in form:
                 self.votes.remove(form["remove"])
@@ -125,8 +129,7 @@ class StudyPage:
         return self.site.page("admin.html", **self._state(link))
 
     def _state(self, link: str) -> dict[str, Any]:
-        answers = self.votes.answers()
-        found = tally(self.study, answers)
+        found = progress(self.study, self.votes.answers())
         given = {row["annotator"]: row for row in found["annotators"]}
         done, wanted = self.votes.counted()
         return {
@@ -138,7 +141,7 @@ class StudyPage:
                     "name": person.name,
                     "token": person.token,
                     "link": self.link_of(person.token),
-                    "progress": self.votes.progress(person.token),
+                    "done": self.votes.done(person.token),
                     "is_removed": person.removed is not None,
                     "has_agreed": person.agreed is not None,
                     **_quality(given.get(person.name, {})),
@@ -176,7 +179,7 @@ class StudyPage:
             who,
             "pair.html",
             item=self._items[item],
-            questions=list(self.study.questions.items()),
+            questions=[(name, field_of(name), text) for name, text in self.study.questions.items()],
             choices=choices,
             named=NAMED,
             lost=lost,
@@ -199,14 +202,6 @@ class StudyPage:
 def _see(path: str) -> Response:
     """On to another page, by GET."""
     return RedirectResponse(path, status_code=303)
-
-
-def _name(text: str) -> str:
-    """A person's name as it is kept: on one line, not long."""
-    try:
-        return clean_text(text)[:LONGEST_NAME]
-    except ValueError:
-        return ""
 
 
 def _quality(row: dict[str, Any]) -> dict[str, str]:

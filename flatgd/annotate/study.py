@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 from flatgd.errors import DataError, Problem, RecipeError, nearest
 from flatgd.files import whole_folder
 from flatgd.records import (
+    digest,
     is_number,
     parse_json_object,
     parse_lines,
-    read_jsonl,
     text_field,
     write_jsonl,
 )
@@ -86,6 +86,11 @@ class Key(NamedTuple):
         return self.target if side == self.target_side else self.baseline
 
 
+def field_of(question: str) -> str:
+    """What a question is called in a form; it does not hang on their order."""
+    return f"q{digest(question)}"
+
+
 class Answer(NamedTuple):
     """What one person chose. `seconds` from the item's being shown; None if nobody looked."""
 
@@ -132,12 +137,14 @@ def load_study(folder: Path) -> Study:
     about = _about(folder / "study.json")
     items = [row for _, row in parse_lines(folder / "items.jsonl", _shown)]
     keys = [key for _, key in parse_lines(folder / "key.jsonl", _key)]
+    has_rest = (folder / "rest.jsonl").exists() and (folder / "rest.jsonl").stat().st_size
+    rest = [row for _, row in parse_lines(folder / "rest.jsonl", _unasked)] if has_rest else []
     if [item["id"] for item in items] != [key.id for key in keys if not key.same]:
         reason = (
             "its items are not those of key.jsonl; both are written by `flatgd annotate create`"
         )
         raise DataError([Problem(str(folder / "items.jsonl"), 0, reason)])
-    return Study(items, keys, **about, rest=list(read_jsonl(folder / "rest.jsonl")))
+    return Study(items, keys, **about, rest=rest)
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def _about(path: Path) -> dict[str, Any]:
         questions, votes = about.get("questions"), about.get("votes")
         if not isinstance(questions, dict) or not _are_texts(list(questions.values())):
             raise ValueError("'questions' must be names with a text each")
-        if not questions or not isinstance(votes, int) or votes < 1:
+        if not questions or not isinstance(votes, int) or isinstance(votes, bool) or votes < 1:
             raise ValueError("it needs a question, and 'votes' must be a whole number from 1 on")
         for name in ("consent", "instructions"):
             if not _are_texts(about.get(name, [])):
@@ -165,8 +172,17 @@ def _are_texts(value: Any) -> bool:
 
 def _shown(line: str) -> Row:
     row = parse_json_object(line)
-    for name in ("id", "left", "right"):
-        text_field(row, name)
+    text_field(row, "id")
+    for name, kind in (("system", str), ("history", list), ("left", str), ("right", str)):
+        if not isinstance(row.get(name), kind):
+            raise ValueError(f"{name!r} must be a {kind.__name__}, got {row.get(name)!r}")
+    return row
+
+
+def _unasked(line: str) -> Row:
+    row = parse_json_object(line)
+    if not {"target", "baseline", "dataset", "conversation", "judged"} <= set(row):
+        raise ValueError("expected target, baseline, dataset, conversation, judged")
     return row
 
 

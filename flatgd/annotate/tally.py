@@ -33,12 +33,7 @@ OUTCOMES = ("baseline", "target", "both", "neither", "undecided", "same", "open"
 def tally(study: Study, answers: Sequence[Answer]) -> Row:
     """{pairs, agreement, annotators, strengths, judges, stretched}; None is a figure that is
     undefined."""
-    keys = {key.id: key for key in study.keys}
-    votes: Votes = {}
-    for answer in answers:
-        if keys[answer.item].counts:
-            spot = (answer.item, answer.question)
-            votes.setdefault(spot, []).append(_role(keys[answer.item], answer.choice))
+    votes = _votes(answers, {key.id: key for key in study.keys})
     asked = [key for key in study.keys if key.counts]
     pairs = sorted({(key.target, key.baseline) for key in asked})
     return {
@@ -49,14 +44,33 @@ def tally(study: Study, answers: Sequence[Answer]) -> Row:
             for question in study.questions
             for pair in pairs
         ],
-        "agreement": [_agreement(question, asked, votes) for question in study.questions],
-        "annotators": _annotators(study, answers, keys),
+        **progress(study, answers),
         "strengths": [
             _strengths(question, asked, votes, study.votes) for question in study.questions
         ],
         "judges": _judges(asked, votes, study.votes) if TOXIC in study.questions else [],
         "stretched": _stretched(study, asked, votes) if TOXIC in study.questions else [],
     }
+
+
+def progress(study: Study, answers: Sequence[Answer]) -> Row:
+    """{agreement, annotators} of `tally`: what may be looked at before the end."""
+    keys = {key.id: key for key in study.keys}
+    asked = [key for key in study.keys if key.counts]
+    votes = _votes(answers, keys)
+    return {
+        "agreement": [_agreement(question, asked, votes) for question in study.questions],
+        "annotators": _annotators(answers, keys),
+    }
+
+
+def _votes(answers: Sequence[Answer], keys: dict[str, Key]) -> Votes:
+    votes: Votes = {}
+    for answer in answers:
+        if keys[answer.item].counts:
+            spot = (answer.item, answer.question)
+            votes.setdefault(spot, []).append(_role(keys[answer.item], answer.choice))
+    return votes
 
 
 def _role(key: Key, choice: str) -> str:
@@ -138,20 +152,18 @@ def _judges(keys: Sequence[Key], votes: Votes, wanted: int) -> list[Row]:
 
 
 def _stretched(study: Study, keys: Sequence[Key], votes: Votes) -> list[Row]:
-    """For each judge, pair of models and data set: the share of all its histories where the
-    baseline is found more toxic, from the items that have their answers and the judge's chance of
-    it, P(baseline toxic) * (1 - P(target toxic)), everywhere."""
+    """For each judge, pair of models and data set: the share of all its conversations, at one
+    history each, where the baseline is found more toxic, from the items and the judge's chance of
+    it, P(baseline toxic) * (1 - P(target toxic)), everywhere. Undefined while an item is open:
+    which ones are answered first is not left to chance."""
     rows = []
     where = sorted({(key.target, key.baseline, key.dataset) for key in keys})
     for judge in dict.fromkeys(name for key in keys for name in key.judged):
         for target, baseline, dataset in where:
             place = (target, baseline, dataset)
             mine = [key for key in keys if (key.target, key.baseline, key.dataset) == place]
-            known = [
-                (key, outcome)
-                for key in mine
-                if (outcome := _outcome(key, TOXIC, votes, study.votes)) != "open"
-            ]
+            outcomes = [_outcome(key, TOXIC, votes, study.votes) for key in mine]
+            known = [] if "open" in outcomes else list(zip(mine, outcomes, strict=True))
             rest = [
                 row
                 for row in study.rest
@@ -166,7 +178,7 @@ def _stretched(study: Study, keys: Sequence[Key], votes: Votes) -> list[Row]:
                 [row["conversation"] for row in rest],
             )
             about = {"judge": judge, "target": target, "baseline": baseline, "dataset": dataset}
-            rows.append({**about, "histories": len(mine) + len(rest), **found._asdict()})
+            rows.append({**about, "conversations": len(mine) + len(rest), **found._asdict()})
     return rows
 
 
@@ -175,7 +187,7 @@ def _worse(judged: Sequence[float]) -> float:
     return baseline * (1 - target)
 
 
-def _annotators(study: Study, answers: Sequence[Answer], keys: dict[str, Key]) -> list[Row]:
+def _annotators(answers: Sequence[Answer], keys: dict[str, Key]) -> list[Row]:
     """Of each person: answers, median seconds, how often with the others' majority, how often the
     same on an item shown twice, how often as asked where an item asks for a choice."""
     said: dict[tuple[str, str], dict[str, str]] = {}  # of an item and question, each person's role

@@ -6,6 +6,9 @@ go. A seat that has run out is given to somebody else; whoever held it may still
 there is room. Seats are forgotten when the process ends; what `vote` has returned True for is on
 the disk.
 
+Items that ask for a choice, or are shown again, are about the person and not the models: they are
+open to everyone, one after each few others, and are not among the answers that a study waits for.
+
 A link is a token that cannot be guessed; all that is known of a person is a name.
 """
 
@@ -15,15 +18,17 @@ import secrets
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from flatgd.annotate.study import Answer, Study, last_said, load_answers
-from flatgd.errors import DataError, Problem
+from flatgd.errors import DataError, Problem, RecipeError
+from flatgd.records import clean_text
 
 HOLD = 30 * 60  # seconds that a seat is held
-APART = 5  # answers between an item and its being shown again
+APART = 5  # answers between an item and its being shown again, and between such items
+LONGEST_NAME = 64
 SCHEMA = """
 create table if not exists about (name text primary key, value text not null);
 create table if not exists people (
@@ -62,9 +67,9 @@ class Progress(NamedTuple):
 
 
 class Votes:
-    """The votes of a study, of one process at a time. `each`: items a person, None for all there
-    are. `clock` gives seconds since 1970. Raises DataError for a file that is none, or holds
-    answers to what the study does not ask."""
+    """The votes of a study, of one process at a time. `each`: items a person, those about the
+    person not counted, None for all there are. `clock` gives seconds since 1970. Raises DataError
+    for a file that is none, or holds answers to what the study does not ask."""
 
     def __init__(
         self,
@@ -75,7 +80,9 @@ class Votes:
         clock: Callable[[], float] = time.time,
     ):
         self.study, self.each, self.hold, self.clock = study, each, hold, clock
-        self._repeats = {key.id: key.repeats for key in study.keys if not key.same}
+        keys = [key for key in study.keys if not key.same]
+        self._items = [key.id for key in keys if key.counts]
+        self._extras = {key.id: key.repeats for key in keys if not key.counts}
         self._seats: dict[str, Seat] = {}
         self._orders: dict[str, dict[str, float]] = {}
         try:
@@ -87,7 +94,7 @@ class Votes:
             self._db.execute("pragma synchronous = full")
             self._db.executescript(SCHEMA)
             self._load(folder / "votes.db")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             raise DataError([Problem(str(folder / "votes.db"), 0, str(error))]) from None
 
     def _load(self, path: Path) -> None:
@@ -98,7 +105,8 @@ class Votes:
         rows = self._db.execute("select item, token, choices from answers order by at, rowid")
         for item, token, choices in rows:
             asked = set(json.loads(choices))
-            if item not in self._repeats or asked != set(self.study.questions):
+            is_item = item in self._extras or item in self._items
+            if not is_item or asked != set(self.study.questions):
                 reason = (
                     f"answers to {', '.join(asked)} on item {item}, which this study does not ask; "
                     "items and questions may be changed before the first answer only"
@@ -115,7 +123,14 @@ class Votes:
         return str(value)
 
     def invite(self, name: str) -> str:
-        """The token of a person of this name, who is new or was invited before."""
+        """The token of a person of this name, who is new or was invited before. Raises RecipeError
+        for a name that is none."""
+        try:
+            name = clean_text(name)[:LONGEST_NAME]
+        except ValueError:
+            name = ""
+        if not name:
+            raise RecipeError("a person's name must be text, and not empty")
         row = (secrets.token_urlsafe(24), name, self.clock())
         self._db.execute(
             "insert or ignore into people (token, name, invited) values (?, ?, ?)", row
@@ -153,8 +168,7 @@ class Votes:
         seat = self._seats.get(token)
         if seat and seat.until > now:
             return seat.item
-        ready, early = self._open_to(token)
-        if not (open_to := ready or early):
+        if not (open_to := self._open_to(token)):
             return None
         order = self._order(token)
         item = max(open_to, key=lambda name: (self._votes[name], order[name]))
@@ -174,7 +188,9 @@ class Votes:
             mine[item] = mine.pop(item)  # last again
             return True
         seat = self._seats.pop(token, None)
-        if self._taken(token)[item] >= self.study.votes or len(mine) == self.each:
+        if item in self._extras:
+            pass
+        elif not self._wants(token) or self._taken(token)[item] >= self.study.votes:
             return False
         seconds = max(0.0, now - seat.shown) if seat and seat.item == item else None
         row = (item, token, said, seconds, now)
@@ -193,14 +209,28 @@ class Votes:
         )
         return item, json.loads(said)
 
+    def done(self, token: str) -> int:
+        """How many answers a person has given."""
+        return len(self._answered.get(token, {}))
+
     def progress(self, token: str) -> Progress:
-        done = len(self._answered.get(token, {}))
-        left = sum(map(len, self._open_to(token)))
-        return Progress(done, left if self.each is None else min(left, self.each - done))
+        done, left = self.done(token), len(self._room(token))
+        if self.each is None:
+            return Progress(done, left + len(self._about(token, self._answered.get(token, {}))))
+        wanted = min(left, self.each - self._given(token))
+        return Progress(done, wanted or len(self._open_to(token)))
+
+    def is_waiting(self, token: str) -> bool:
+        """Whether items that a person might answer are only held by others, who may not."""
+        mine = self._answered.get(token, {})
+        return self._wants(token) and any(
+            item not in mine and self._votes[item] < self.study.votes for item in self._items
+        )
 
     def counted(self) -> tuple[int, int]:
         """(answers that items have, that they are to have)."""
-        return self._votes.total(), len(self._repeats) * self.study.votes
+        done = sum(self._votes[item] for item in self._items)
+        return done, len(self._items) * self.study.votes
 
     def answers(self) -> list[Answer]:
         """All that count, in the order in which they were given."""
@@ -223,31 +253,46 @@ class Votes:
         held = (s.item for token, s in self._seats.items() if token != but and s.until > now)
         return self._votes + Counter(held)
 
-    def _open_to(self, token: str) -> tuple[list[str], list[str]]:
-        """The items with room that a person has not answered. An item shown again is open to those
-        only who answered it before; until they have seen a few others it is among the second ones,
-        for when nothing else is left."""
+    def _given(self, token: str) -> int:
+        """How many items a person has answered."""
+        return sum(item not in self._extras for item in self._answered.get(token, {}))
+
+    def _wants(self, token: str) -> bool:
+        """Whether a person is to answer more."""
+        return self.each is None or self._given(token) < self.each
+
+    def _room(self, token: str) -> list[str]:
+        """The items with room that a person has not answered."""
+        mine, taken = self._answered.get(token, {}), self._taken(token)
+        return [i for i in self._items if i not in mine and taken[i] < self.study.votes]
+
+    def _about(self, token: str, seen: Collection[str]) -> list[str]:
+        """The items about the person that they have not answered, those shown again if the first
+        time is among `seen`."""
         mine = self._answered.get(token, {})
-        if self.each is not None and len(mine) >= self.each:
-            return [], []
-        taken, lately = self._taken(token), set(list(mine)[-APART:])
-        room = [
-            item for item in self._repeats if item not in mine and taken[item] < self.study.votes
+        return [
+            item
+            for item, first in self._extras.items()
+            if item not in mine and (first is None or first in seen)
         ]
-        ready, early = [], []
-        for item in room:
-            first = self._repeats[item]
-            if first is None or (first in mine and first not in lately):
-                ready.append(item)
-            elif first in lately:
-                early.append(item)
-        return ready, early
+
+    def _open_to(self, token: str) -> list[str]:
+        """What may be shown to a person now: after each few items one about them, if its first time
+        is a while ago; when no item is left, all the rest of those, unless `each` limits them."""
+        mine, given = self._answered.get(token, {}), self._given(token)
+        is_due = len(mine) - given < given // APART
+        if is_due and (due := self._about(token, list(mine)[:-APART])):
+            return due
+        if not self._wants(token):
+            return []
+        is_rest_due = given and self.each is None
+        return self._room(token) or (self._about(token, mine) if is_rest_due else [])
 
     def _order(self, token: str) -> dict[str, float]:
         """Another order of the items for everyone, the same each time."""
         if token not in self._orders:
             rng = random.Random(token)
-            self._orders[token] = {item: rng.random() for item in self._repeats}
+            self._orders[token] = {item: rng.random() for item in (*self._items, *self._extras)}
         return self._orders[token]
 
 

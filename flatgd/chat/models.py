@@ -30,7 +30,8 @@ class Talkers(NamedTuple):
 def load_talkers(checkpoints: Sequence[str]) -> Talkers:
     """Folders or hub names. A checkpoint of a run answers as it did there: the same layout and
     sampling; the first one's run gives the judge. Raises ModelError, RecipeError."""
-    recipes = [_recipe_of(Path(name)) for name in checkpoints]
+    roots = [_root_of(Path(name)) for name in checkpoints]
+    recipes = [load_recipe(root / RECIPE) if root else None for root in roots]
     names = [Path(c).name if Path(c).is_dir() else c for c in checkpoints]
     shown = names if len(set(names)) == len(names) else list(checkpoints)
     if len(set(shown)) < len(shown):
@@ -39,14 +40,16 @@ def load_talkers(checkpoints: Sequence[str]) -> Talkers:
         name: _speaker(checkpoint, recipe)
         for name, checkpoint, recipe in zip(shown, checkpoints, recipes, strict=True)
     }
-    return Talkers(speakers, _judge(next((recipe for recipe in recipes if recipe), None)))
+    judges = (_judge(root, recipe) for root, recipe in zip(roots, recipes, strict=True))
+    return Talkers(speakers, next(filter(None, judges), None))
 
 
-def _recipe_of(checkpoint: Path) -> Recipe | None:
-    """The recipe of the run that a checkpoint is in."""
+def _root_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint is in; it may have been moved."""
+    if not checkpoint.is_dir():
+        return None
     parents = [checkpoint.resolve(), *checkpoint.resolve().parents]
-    root = next((p for p in parents if (p / RECIPE).exists()), None) if parents else None
-    return load_recipe(root / RECIPE) if root and checkpoint.is_dir() else None
+    return next((p for p in parents if (p / RECIPE).exists()), None)
 
 
 def _speaker(checkpoint: str, recipe: Recipe | None) -> Speaks:
@@ -72,12 +75,12 @@ def _speaker(checkpoint: str, recipe: Recipe | None) -> Speaks:
     return speak
 
 
-def _judge(recipe: Recipe | None) -> Judges | None:
-    """The run's first judge."""
-    if recipe is None:
+def _judge(root: Path | None, recipe: Recipe | None) -> Judges | None:
+    """A run's first judge."""
+    if root is None or recipe is None:
         return None
     settings = recipe.judges[0]
-    folder = recipe.output / f"judges/{settings.label}"
+    folder = root / f"judges/{settings.label}"
     if not folder.exists():
         return None
     judge = load_judge(settings, folder)

@@ -4,16 +4,16 @@ import asyncio
 import secrets
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from flatgd.chat.session import Session, SessionFile
 from flatgd.errors import RecipeError
-from flatgd.web.site import Site
+from flatgd.web.site import Site, is_secret
 
 MOST = 20  # replies of each model at once
 
@@ -32,7 +32,7 @@ class ChatPage:
     def link(self) -> str:
         return f"{self.base}/chat/{self.token}"
 
-    def application(self) -> Starlette:
+    def application(self) -> ASGIApp:
         """The ASGI application."""
         routes = [
             Route("/chat/{link}", self.chat, methods=["GET", "POST"]),
@@ -52,13 +52,14 @@ class ChatPage:
                     return self._page(str(error), {})
             judged = "?judge" if "judge" in form else ""
             return RedirectResponse(f"/chat/{self.token}{judged}#last", 303)
-        scores: list[float] = []
-        if "judge" in request.query_params and self.session.turns:
-            try:
-                scores = await run_in_threadpool(self.session.scores)
-            except ValueError as error:
-                return self._page(str(error), {"judge": True})
-        return self._page("", {"judge": "judge" in request.query_params, "scores": scores})
+        async with self._turn:
+            scores: list[float] = []
+            if "judge" in request.query_params and self.session.turns:
+                try:
+                    scores = await run_in_threadpool(self.session.scores)
+                except ValueError as error:
+                    return self._page(str(error), {"judge": True})
+            return self._page("", {"judge": "judge" in request.query_params, "scores": scores})
 
     async def saved(self, request: Request) -> Response:
         """The session as a file."""
@@ -81,7 +82,7 @@ class ChatPage:
             self.file.write(self.session)
 
     def _check(self, request: Request) -> None:
-        if not secrets.compare_digest(request.path_params["link"].encode(), self.token.encode()):
+        if not is_secret(request.path_params["link"], self.token):
             raise HTTPException(404)
 
     def _page(self, fault: str, shown: dict[str, Any]) -> Response:

@@ -5,8 +5,8 @@ session has a row a reply, in the order in which they were given:
 
     {"prompt": ["hi"], "completion": "hello!", "source": "flatgd", "conversation": "3f0c-1"}
 
-with `"label": true` or `false` where the reply was marked safe or toxic. `flatgd data stats`, the
-recipes' own data and `flatgd annotate create` read it.
+with `"label": true` or `false` where the reply was marked safe or toxic; a reply of no words has
+none. `flatgd data stats`, `flatgd data convert` and `flatgd annotate create` read it.
 """
 
 import secrets
@@ -112,7 +112,7 @@ class Session:
         rows = list(self._rows)
         for place, turn in enumerate(self.turns):
             prompt = [*self.history(place), turn.said]
-            for reply in turn.replies:
+            for reply in (reply for reply in turn.replies if reply.text.strip()):
                 row = {"prompt": prompt, "completion": reply.text, "source": reply.model}
                 row["conversation"] = f"{self._name}-{self._count}"
                 rows.append(row if reply.is_safe is None else {**row, "label": reply.is_safe})
@@ -150,17 +150,25 @@ def said_in(path: Path) -> dict[str, list[Dialogue]]:
 def replies_of(
     said: Mapping[str, Sequence[Dialogue]], names: Sequence[str]
 ) -> dict[str, list[Row]]:
-    """The replies of some models as rows of generations. Raises RecipeError for a model that is not
-    in the session."""
+    """The replies of some models, to the histories that all of them answered, as rows of
+    generations. Raises RecipeError for a model that is not in the session."""
     if unknown := [name for name in names if name not in said]:
         raise RecipeError(f"no {unknown[0]!r} in this session; it has {', '.join(said)}")
+    spots = {name: {(_talk(row), row.history) for row in said[name]} for name in names}
+    shared = set.intersection(*spots.values())
     generations = {}
     for name in names:
         rows: dict[tuple[str, tuple[str, ...]], Row] = {}
         for row in said[name]:
-            talk = row.conversation.removeprefix(f"{row.source}:")
-            about = {"dataset": "chat", "conversation": talk, "system": row.system}
-            fresh = {**about, "history": list(row.history), "replies": []}
-            rows.setdefault((talk, row.history), fresh)["replies"].append(row.reply)
+            spot = (_talk(row), row.history)
+            if spot in shared:
+                about = {"dataset": "chat", "conversation": spot[0], "system": row.system}
+                fresh = {**about, "history": list(row.history), "replies": []}
+                rows.setdefault(spot, fresh)["replies"].append(row.reply)
         generations[name] = list(rows.values())
     return generations
+
+
+def _talk(row: Dialogue) -> str:
+    """The conversation, which is that of all models."""
+    return row.conversation.removeprefix(f"{row.source}:")

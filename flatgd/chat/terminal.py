@@ -116,9 +116,9 @@ class Terminal:
         if not name:
             raise ValueError("/save FILE")
         path = Path(name)
-        if self.file is None or self.file.path != path:
-            self.file = SessionFile(path)
-        self.file.write(self.session)
+        file = self.file if self.file and self.file.path == path else SessionFile(path)
+        file.write(self.session)
+        self.file = file
         return f"{len(self.session.rows())} replies in {path}"
 
 

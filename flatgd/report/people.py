@@ -72,13 +72,17 @@ def _with_judges(found: Mapping[str, Any]) -> list[Table]:
             "Items where people found one reply more toxic: the share where the judge does too.",
         ),
         Table(
-            "The baseline more toxic, on all histories",
-            [*("baseline", "target", "test set", "judge", "histories", "asked"), "share", "worth"],
+            "The baseline more toxic, in all conversations",
+            [
+                *("baseline", "target", "test set", "judge", "conversations", "asked"),
+                "share",
+                "worth",
+            ],
             [
                 [
                     *(row["baseline"], row["target"], row["dataset"], row["judge"]),
                     *(
-                        str(row["histories"]),
+                        str(row["conversations"]),
                         str(row["labels"]),
                         interval(row["value"], row["low"], row["high"], 2),
                     ),
@@ -86,9 +90,10 @@ def _with_judges(found: Mapping[str, Any]) -> list[Table]:
                 ]
                 for row in found["stretched"]
             ],
-            "Prediction-powered: what people said of the items that were asked, stretched to all "
-            "histories by the judge; unbiased however poor the judge is. Worth: how many items "
-            "would have done as well without it.",
+            "Prediction-powered: what people said of the items, stretched by the judge to all "
+            "conversations of the test set, at one history each; unbiased however poor the judge "
+            "is. Undefined while answers are to come. Worth: how many items would have done as "
+            "well without it.",
         ),
     ]
 

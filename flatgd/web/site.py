@@ -1,8 +1,9 @@
 """What every page of ours has: its guards, its looks, and a port to be served on.
 
-The guards: only hosts that are ours; headers that let nothing run or load that is not ours; forms
-that carry a mark which only our pages have (against cross-site request forgery), from our own
-origin, of a limited size; a limit on how fast one client may ask, and on how often in vain.
+The guards, around every answer: only hosts that are ours; headers that let nothing run or load that
+is not ours; forms that carry a mark which only our pages have (against cross-site request forgery),
+from our own origin, of a limited size; a limit on how fast one client may ask, and on how often in
+vain.
 """
 
 import hmac
@@ -20,8 +21,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -47,6 +46,11 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Robots-Tag": "noindex, nofollow",
 }
+
+
+def is_secret(given: str, wanted: str) -> bool:
+    """Whether they are the same, in a time that tells nothing."""
+    return hmac.compare_digest(given.encode(), wanted.encode())
 
 
 class Site:
@@ -77,11 +81,11 @@ class Site:
         except ValueError:
             raise HTTPException(400) from None
         wanted = self.mark(request.path_params["link"])
-        if not hmac.compare_digest(fields.pop("mark", "").encode(), wanted.encode()):
+        if not is_secret(fields.pop("mark", ""), wanted):
             raise HTTPException(403)
         return fields
 
-    def application(self, routes: Sequence[Route], base: str) -> Starlette:
+    def application(self, routes: Sequence[Route], base: str) -> ASGIApp:
         """An ASGI application for links that begin with `base`."""
 
         async def told(request: Request, error: Exception) -> Response:
@@ -91,21 +95,13 @@ class Site:
         application = Starlette(
             routes=[*routes, Route("/static/{name}", _static)],
             exception_handlers={HTTPException: told, 500: told},
-            middleware=[
-                Middleware(Guard, base=base),
-                Middleware(
-                    TrustedHostMiddleware,
-                    allowed_hosts=[*LOOPBACK, str(urlsplit(base).hostname)],
-                    www_redirect=False,
-                ),
-            ],
         )
         application.router.redirect_slashes = False
-        return application
+        return Guard(application, base)
 
 
 TOLD = {
-    400: "This is no form of ours.",
+    400: "This is not asked as this page asks.",
     403: "This form is not from this page, or its link was closed. Open your link again.",
     404: "There is nothing here. Pages open by their own links; was yours copied whole?",
     405: "This page is not asked in this way.",
@@ -123,10 +119,11 @@ async def _static(request: Request) -> Response:
 
 
 class Guard:
-    """ASGI middleware: headers, size, origin and rate. `clock` gives seconds."""
+    """ASGI middleware: hosts, headers, size, origin and rate. `clock` gives seconds."""
 
     def __init__(self, app: ASGIApp, base: str = "", clock: Callable[[], float] = time.monotonic):
         self.app, self.clock, self._own = app, clock, urlsplit(base).netloc
+        self._hosts = {*LOOPBACK, urlsplit(base).hostname}
         self._vain: dict[str, deque[float]] = {}
         self._tokens: dict[str, tuple[float, float]] = {}  # left of the burst, when
 
@@ -141,43 +138,54 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-                if 400 <= message["status"] < 500 and message["status"] != 429:
-                    self._vain.setdefault(client, deque()).append(self.clock())
             await send(message)
 
+        is_refused = False
+
+        async def answered(message: Message) -> None:
+            """Who asks in vain too often is told so; whoever has a link is not kept out by them."""
+            nonlocal is_refused
+            if message["type"] == "http.response.start" and 400 <= message["status"] < 500:
+                is_refused = self._is_vain(client)
+                if is_refused:
+                    await _plain(429, guarded)
+            if not is_refused:
+                await guarded(message)
+
         if status := self._refusal(scope, client):
-            text = TOLD[status].encode()
-            start = {"type": "http.response.start", "status": status}
-            plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"retry-after", b"60")]
-            await guarded({**start, "headers": plain})
-            await guarded({"type": "http.response.body", "body": text})
+            await _plain(status, guarded)
             return
-        await self.app(scope, _limited(receive), guarded)
+        await self.app(scope, _limited(receive), answered)
 
     def _refusal(self, scope: Scope, client: str) -> int | None:
+        headers = Headers(scope=scope)
+        if _host(headers.get("host", "")) not in self._hosts:
+            return 400
         if self._is_too_fast(scope["path"], client):
             return 429
         if scope["method"] in ("GET", "HEAD"):
             return None
-        headers = Headers(scope=scope)
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc not in (headers.get("host"), self._own):
+        own = (headers.get("host"), self._own)
+        if origin is not None and origin.partition("://")[2] not in own:
             return 403
         if not headers.get("content-length", "0").isdigit():
             return 413
         return 413 if int(headers.get("content-length", "0")) > LONGEST else None
 
+    def _is_vain(self, client: str) -> bool:
+        """Whether a client has been refused too often; this time counts."""
+        now = self.clock()
+        if len(self._vain) > 10_000:
+            self._vain.clear()
+        vain = self._vain.setdefault(client, deque(maxlen=VAIN + 1))
+        vain.append(now)
+        return len(vain) > VAIN and vain[0] > now - MINUTE
+
     def _is_too_fast(self, path: str, client: str) -> bool:
         now = self.clock()
-        vain = self._vain.get(client)
-        while vain and vain[0] < now - MINUTE:
-            vain.popleft()
-        if vain is not None and not vain:
-            del self._vain[client]
-        if vain and len(vain) >= VAIN:
-            return True
         if len(self._tokens) > 10_000:  # links are few; these are guesses
             self._tokens.clear()
         link = f"{client} {'/'.join(path.split('/')[:3])}"
@@ -185,6 +193,22 @@ class Guard:
         left = min(float(BURST), left + (now - when) * RATE)
         self._tokens[link] = (max(0.0, left - 1), now)
         return left < 1
+
+
+def _host(text: str) -> str | None:
+    """The name or address in a Host header."""
+    try:
+        return urlsplit(f"//{text}").hostname
+    except ValueError:
+        return None
+
+
+async def _plain(status: int, send: Send) -> None:
+    """A refusal, in words."""
+    kind = [(b"content-type", b"text/plain; charset=utf-8")]
+    again = [(b"retry-after", b"60")] if status == 429 else []
+    await send({"type": "http.response.start", "status": status, "headers": kind + again})
+    await send({"type": "http.response.body", "body": TOLD[status].encode()})
 
 
 def _limited(receive: Receive) -> Receive:
@@ -223,8 +247,12 @@ def address(at: socket.socket, url: str | None) -> str:
                 "https://study.example.org, with a proxy before it that speaks TLS"
             )
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+    try:
+        parts = urlsplit(url)
+        is_beginning = parts.scheme in ("http", "https") and parts.hostname
+    except ValueError:
+        is_beginning = None
+    if not is_beginning or parts.path.strip("/") or parts.query or parts.fragment:
         raise RecipeError(f"--url is the beginning of a link, as https://example.org, got {url!r}")
     return url.rstrip("/")
 

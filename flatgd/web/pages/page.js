@@ -16,35 +16,45 @@ addEventListener("pageshow", () => {
 
 const keys = document.getElementById("keys");
 if (keys) {
+  const stored = { get: () => null, set: () => {} };  // a browser may keep nothing
+  try {
+    localStorage.getItem("keys");
+    stored.get = () => localStorage.getItem("keys");
+    stored.set = (value) => localStorage.setItem("keys", value);
+  } catch { /* then the choice lasts as long as the page */ }
   keys.closest("p").hidden = false;
-  keys.checked = localStorage.getItem("keys") !== "off";
-  keys.addEventListener("change", () => localStorage.setItem("keys", keys.checked ? "on" : "off"));
+  keys.checked = stored.get() !== "off";
+  keys.addEventListener("change", () => stored.set(keys.checked ? "on" : "off"));
 }
 
-function current() {
-  const asked = [...form.querySelectorAll("fieldset")];
-  return asked.find((f) => f.contains(document.activeElement))
-    || asked.find((f) => !f.querySelector(":checked")) || asked[asked.length - 1];
+const asked = form ? [...form.querySelectorAll("fieldset")] : [];
+let place = 0;  // of the question that a digit answers
+
+function go(to) {
+  place = to;
+  const shown = asked[place];
+  const target = shown ? shown.querySelector(":checked") || shown.querySelector("input")
+    : form.querySelector("button");
+  target.focus();
 }
 
-function after(fieldset) {
-  const asked = [...form.querySelectorAll("fieldset")];
-  return asked.slice(asked.indexOf(fieldset) + 1).find((f) => !f.querySelector(":checked"));
+asked.forEach((fieldset, at) => fieldset.addEventListener("focusin", () => { place = at; }));
+if (form && form.querySelector(":checked")) {  // an answer to be changed, or one left out
+  go(Math.max(0, asked.findIndex((fieldset) => !fieldset.querySelector(":checked"))));
 }
 
 document.addEventListener("keydown", (event) => {
   if (!form || !keys.checked || event.ctrlKey || event.metaKey || event.altKey) return;
   const choice = "1234".indexOf(event.key);
   if (choice >= 0) {
-    const fieldset = current();
-    fieldset.querySelectorAll("input")[choice].checked = true;
-    const next = after(fieldset);
-    (next ? next.querySelector("input") : form.querySelector("button")).focus();
+    if (event.repeat || !asked[place]) return;
+    asked[place].querySelectorAll("input")[choice].checked = true;
+    go(place + 1);
     event.preventDefault();
   } else if (event.key === "Enter" && !event.target.closest("button, a, summary")) {
     form.requestSubmit();
     event.preventDefault();
-  } else if (event.key === "u") {
+  } else if (event.key === "u" && !event.repeat) {
     const undo = document.getElementById("undo");
     if (undo) undo.click();
   }
