@@ -17,7 +17,6 @@ import random
 import secrets
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -100,13 +99,12 @@ class Votes:
     def _load(self, path: Path) -> None:
         """Who answered what, in memory too: it is asked for with every page."""
         self._answered: dict[str, dict[str, None]] = {}  # a person's items, the last one last
-        self._votes = Counter[str]()  # that count
+        self._votes = dict.fromkeys((*self._items, *self._extras), 0)  # that count
         removed = {person.token for person in self.people() if person.removed is not None}
         rows = self._db.execute("select item, token, choices from answers order by at, rowid")
         for item, token, choices in rows:
             asked = set(json.loads(choices))
-            is_item = item in self._extras or item in self._items
-            if not is_item or asked != set(self.study.questions):
+            if item not in self._votes or asked != set(self.study.questions):
                 reason = (
                     f"answers to {', '.join(asked)} on item {item}, which this study does not ask; "
                     "items and questions may be changed before the first answer only"
@@ -159,7 +157,8 @@ class Votes:
         )
         if done.rowcount:
             self._seats.pop(token, None)
-            self._votes.subtract(list(self._answered.get(token, {})))
+            for item in self._answered.get(token, {}):
+                self._votes[item] -= 1
 
     def next(self, token: str) -> str | None:
         """The item to show to a person: the one they hold a seat on, else one with room, on which
@@ -190,7 +189,7 @@ class Votes:
         seat = self._seats.pop(token, None)
         if item in self._extras:
             pass
-        elif not self._wants(token) or self._taken(token)[item] >= self.study.votes:
+        elif not self._wants(token) or item not in self._room(token):
             return False
         seconds = max(0.0, now - seat.shown) if seat and seat.item == item else None
         row = (item, token, said, seconds, now)
@@ -247,12 +246,6 @@ class Votes:
     def close(self) -> None:
         self._db.close()
 
-    def _taken(self, but: str) -> Counter[str]:
-        """Answers and live seats of each item, without one person's seat."""
-        now = self.clock()
-        held = (s.item for token, s in self._seats.items() if token != but and s.until > now)
-        return self._votes + Counter(held)
-
     def _given(self, token: str) -> int:
         """How many items a person has answered."""
         return sum(item not in self._extras for item in self._answered.get(token, {}))
@@ -262,9 +255,18 @@ class Votes:
         return self.each is None or self._given(token) < self.each
 
     def _room(self, token: str) -> list[str]:
-        """The items with room that a person has not answered."""
-        mine, taken = self._answered.get(token, {}), self._taken(token)
-        return [i for i in self._items if i not in mine and taken[i] < self.study.votes]
+        """The items that a person has not answered and that want more answers than they have, and
+        than others hold seats on them."""
+        mine, now = self._answered.get(token, {}), self.clock()
+        held: dict[str, int] = {}
+        for who, seat in self._seats.items():
+            if who != token and seat.until > now:
+                held[seat.item] = held.get(seat.item, 0) + 1
+        return [
+            item
+            for item in self._items
+            if item not in mine and self._votes[item] + held.get(item, 0) < self.study.votes
+        ]
 
     def _about(self, token: str, seen: Collection[str]) -> list[str]:
         """The items about the person that they have not answered, those shown again if the first
