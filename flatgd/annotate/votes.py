@@ -186,12 +186,14 @@ class Votes:
             )
             mine[item] = mine.pop(item)  # last again
             return True
-        seat = self._seats.pop(token, None)
-        if item in self._extras:
-            pass
-        elif not self._wants(token) or item not in self._room(token):
+        seat = self._seats.get(token)
+        seconds = None
+        if seat and seat.item == item:
+            del self._seats[token]
+            seconds = max(0.0, now - seat.shown)
+        is_item = item not in self._extras
+        if is_item and not (self._wants(token) and item in self._room(token)):
             return False
-        seconds = max(0.0, now - seat.shown) if seat and seat.item == item else None
         row = (item, token, said, seconds, now)
         self._db.execute("insert into answers values (?, ?, ?, ?, ?)", row)
         mine[item] = None
