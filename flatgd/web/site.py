@@ -115,7 +115,8 @@ async def _static(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in STATIC:
         raise HTTPException(404)
-    return Response((PAGES / name).read_bytes(), media_type=STATIC[name])
+    kept = {"Cache-Control": "max-age=600"}
+    return Response((PAGES / name).read_bytes(), media_type=STATIC[name], headers=kept)
 
 
 class Guard:
@@ -137,7 +138,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    headers[name] = value
+                    headers.setdefault(name, value)
             await send(message)
 
         is_refused = False
@@ -171,9 +172,8 @@ class Guard:
         own = (headers.get("host"), self._own)
         if origin is not None and origin.partition("://")[2] not in own:
             return 403
-        if not headers.get("content-length", "0").isdigit():
-            return 413
-        return 413 if int(headers.get("content-length", "0")) > LONGEST else None
+        length = headers.get("content-length", "0")
+        return None if length.isdecimal() and int(length) <= LONGEST else 413
 
     def _is_vain(self, client: str) -> bool:
         """Whether a client has been refused too often; this time counts."""
