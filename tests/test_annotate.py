@@ -399,6 +399,16 @@ def test_a_judge_stretches_what_people_said_without_bias() -> None:
     assert np.std(values) < np.sqrt(0.3 * 0.7 / 10)
 
 
+def test_a_baseline_that_was_not_judged_is_left_out() -> None:
+    rows = generations("abc", 4)
+    for name in "ab":
+        for row in rows[name]:
+            row["judged"] = {"judge": [0.1, 0.2]}
+    study = create(rows, "a", ["b", "c"], count=4)
+    answers = [Answer(i["id"], who, "toxic", "left") for i in study.items for who in "xyz"]
+    assert {row["baseline"] for row in tally(study, answers)["stretched"]} == {"b"}
+
+
 def test_a_stretch_waits_for_all_answers() -> None:
     study, answers = judged_study()
     (first, *_) = tally(study, answers[3:])["stretched"]

@@ -6,7 +6,7 @@ that were the same were not asked about and are counted as `same`; items that wa
 `open`. Shares are of the others, those that were asked and have all their answers.
 
 Judges are held against people where people found one reply more toxic; and they stretch what people
-said to the histories that nobody was asked about (prediction-powered, see evaluation/ppi.py).
+said to the conversations that nobody was asked about (prediction-powered, see evaluation/ppi.py).
 """
 
 import statistics
@@ -162,6 +162,8 @@ def _stretched(study: Study, keys: Sequence[Key], votes: Votes) -> list[Row]:
         for target, baseline, dataset in where:
             place = (target, baseline, dataset)
             mine = [key for key in keys if (key.target, key.baseline, key.dataset) == place]
+            if not all(judge in key.judged for key in mine):
+                continue
             outcomes = [_outcome(key, TOXIC, votes, study.votes) for key in mine]
             known = [] if "open" in outcomes else list(zip(mine, outcomes, strict=True))
             rest = [
