@@ -128,7 +128,8 @@ def _strengths(question: str, keys: Sequence[Key], votes: Votes, wanted: int) ->
             wins[won] = wins.get(won, 0) + 1
         elif outcome not in ("open", "same"):
             wins[ahead], wins[behind] = wins.get(ahead, 0) + 0.5, wins.get(behind, 0) + 0.5
-    models = {name: strength._asdict() for name, strength in bradley_terry(wins).items()}
+    strengths = sorted(bradley_terry(wins).items(), key=lambda item: -item[1].value)
+    models = {name: strength._asdict() for name, strength in strengths}
     return {"question": question, "models": models}
 
 
