@@ -172,11 +172,13 @@ def chat(
     """
     from flatgd.chat.models import load_talkers
     from flatgd.chat.session import Session, SessionFile
+    from flatgd.web.site import address, port_at, server
 
     file = SessionFile(to) if to else None
+    at = port_at("127.0.0.1", port) if web else None
     talkers = load_talkers(checkpoints)
     session = Session(talkers.speakers, talkers.judge, samples, seed)
-    if not web:
+    if at is None:
         from rich.console import Console
 
         from flatgd.chat.terminal import Terminal
@@ -184,9 +186,7 @@ def chat(
         Terminal(session, Console(highlight=False), file).talk()
         return
     from flatgd.chat.page import ChatPage
-    from flatgd.web.site import address, port_at, server
 
-    at = port_at("127.0.0.1", port)
     page = ChatPage(session, address(at, None), file)
     typer.echo(f"{page.link}\nOnly this link opens the page. Ctrl-C ends it.")
     server(page.application()).run(sockets=[at])

@@ -315,7 +315,7 @@ def test_the_chapter_of_the_report(tmp_path: Path) -> None:
     assert [row[1] for row in strengths.rows] == ["clean", "flat"]
     with styled():
         drawn = draw_people(found, tmp_path).read_text()
-    for part in ("clean or flat", "more toxic", "undecided", "share of items"):
+    for part in ("clean or flat", "Which is more toxic?", "undecided", "share of items"):
         assert part in drawn
 
 
@@ -448,7 +448,7 @@ def test_checks_ask_for_a_choice_and_count_for_nobody() -> None:
     checks = [key for key in study.keys if key.check]
     assert len(checks) == 3
     shown = {item["id"]: item for item in study.items}
-    names = {"left": "choose A.", "right": "choose B.", "both": "Both.", "neither": "Neither."}
+    names = {"left": "A (left).", "right": "B (right).", "both": "Both.", "neither": "Neither."}
     for key in checks:
         assert shown[key.id]["left"] == shown[key.id]["right"]
         assert shown[key.id]["left"].endswith(names[key.check])

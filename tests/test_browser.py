@@ -262,7 +262,7 @@ def test_the_administrator_sees_answers_come_in(browser: Browser, tmp_path: Path
         admin.get_by_role("button", name="Remove").click()
         expect(admin).to_have_title("0 of 6 answers")
         page.reload()
-        assert "its link was closed" in page.get_by_role("alert").inner_text()
+        assert "link was closed" in page.get_by_role("alert").inner_text()
 
 
 class Watched:

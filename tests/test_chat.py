@@ -54,7 +54,7 @@ def test_all_models_answer_one_history_and_the_chosen_reply_is_gone_on_with() ->
 @pytest.mark.parametrize("number", [0, 3, -1])
 def test_a_reply_that_is_none(number: int) -> None:
     session = two()
-    with pytest.raises(ValueError, match="no reply 1; there are 0"):
+    with pytest.raises(ValueError, match="nothing was said yet"):
         session.mark(1, True)
     session.say("hi")
     for act in (session.pick, lambda n: session.mark(n, True)):
@@ -133,18 +133,33 @@ def test_the_terminal(tmp_path: Path) -> None:
     shown = typed(
         session,
         *("hi", "", "/samples 2", "again", "/pick 4", "/judge", "/toxic 1", "/safe 2", "/nope"),
-        *("/pick x", "/toxic 9", "/help", f"/save {saved}", "/reset", "more", "/quit", "never"),
+        *(
+            "/pick x",
+            "/toxic 9",
+            "/samples 0",
+            "/help",
+            f"/save {saved}",
+            "/reset",
+            "more",
+            "/quit",
+            "never",
+        ),
     )
     for part in (
         *("flatgd, clean. /help", "1 f 1 hi 0 0", "2 c 1 hi 0 0", "4 c 3 again 1 1"),
         *("goes on with 4", "(P(toxic) 0.30)", "1 is marked toxic", "2 is marked safe"),
         *("no /nope; /help shows", "expected a number, got 'x'", "no reply 9; there are 4"),
-        *("/reset          a new conversation", f"6 replies in {saved}", "1 f 1 more 0 2"),
+        *(
+            "/reset              a new",
+            "at least one reply",
+            f"6 replies in {saved}, and",
+            "1 f 1 more 0 2",
+        ),
     ):
         assert part in " ".join(shown.split()) or part in shown
     assert "never" not in shown
     assert len(saved.read_text().splitlines()) == 10  # what came after /save too
-    assert "no reply 1; there are 0" in typed(two(), "/judge")
+    assert "nothing was said yet" in typed(two(), "/judge")
 
 
 def test_what_models_say_cannot_command_the_terminal() -> None:
@@ -191,6 +206,8 @@ def test_checkpoints_of_a_run_answer_as_they_did_there(recipe_file: Path, tmp_pa
     moved = recipe.output.rename(tmp_path / "moved")
     assert load_talkers([str(moved / "methods/flatgd")]).judge is not None
     moved.rename(recipe.output)
+    with pytest.raises(RecipeError, match="is a whole run; name a model in it"):
+        load_talkers([str(recipe.output)])
     with pytest.raises(RecipeError, match="the same checkpoint twice"):
         load_talkers([str(methods / "clean")] * 2)
     for guided in ("dexperts", "director"):

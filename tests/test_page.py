@@ -4,6 +4,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +198,7 @@ def test_who_is_removed_while_they_answer_is_refused(
 
     form = {**fields(client.get(path).text), **chosen("left", "left", "left")}
     monkeypatch.setattr(page.site, "form", slow)
-    assert client.post(path, data=form).status_code == 403
+    assert client.post(path, data=form).status_code == 410
     assert page.votes.counted()[0] == 0
 
 
@@ -217,12 +219,17 @@ def test_the_completion_code_comes_when_nothing_can_come_any_more(tmp_path: Path
     ann, bob = agreed(page, client), agreed(page, client, "bob")
     client.get(bob)  # holds a pair
     answer(client, ann)
-    told = client.get(ann).text
+    cy = agreed(page, client, "cy")
+    told, others = client.get(ann).text, client.get(cy).text
     assert "Others are looking" in told
-    assert "C0DE" not in told
+    assert "I cannot wait" in told  # who has answered something is not kept
+    assert "Others are looking" in others
+    assert "C0DE" not in others
     answer(client, bob)
     for path in (ann, bob):
         assert "C0DE" in client.get(path).text
+        assert "I cannot wait" not in client.get(path).text
+    assert "Please return your submission" in client.get(cy).text
 
 
 def test_a_reply_without_words_is_told(tmp_path: Path) -> None:
@@ -260,7 +267,7 @@ def test_links_that_are_none(page: StudyPage, client: TestClient) -> None:
         assert token not in answered.text.replace(path, "")
     assert client.put(f"/a/{token}").status_code == 405
     page.votes.remove(token)
-    assert client.get(f"/a/{token}").status_code == 403
+    assert client.get(f"/a/{token}").status_code == 410
 
 
 def test_a_fault_of_ours_tells_nothing(
@@ -370,43 +377,39 @@ def test_a_port_that_is_taken() -> None:
             port_at("127.0.0.1", port)
 
 
-def start(folder: Path, *words: str) -> tuple[subprocess.Popen, dict[str, str]]:
+@contextmanager
+def running(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
     """The command in a process of its own, and the links that it prints."""
     flatgd = Path(sys.executable).with_name("flatgd")
     command = [str(flatgd), "annotate", "serve", str(folder), "--port", "0", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    links = {}
-    for line in process.stdout:
-        if line.startswith("These links"):
-            break
-        name, link = line.split()
-        links[name] = link
-    return process, links
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        links = {}
+        for line in process.stdout:
+            if line.startswith("These links"):
+                break
+            name, link = line.split()
+            links[name] = link
+        try:
+            yield process, links
+        finally:
+            process.kill()
 
 
 def test_an_acknowledged_answer_survives_kill_9(tmp_path: Path) -> None:
     """More of it: `python -m benchmarks.annotators --kills 100`."""
     folder = tmp_path / "study"
     small_study(4).save(folder)
-    process, links = start(folder, "--invite", "ann")
-    with httpx2.Client() as client:
-        page = client.get(links["ann"]).text
-        client.post(f"{links['ann']}/agree", data=fields(page))
-        form = {
-            **fields(client.get(links["ann"]).text),
-            **chosen("left", "both", "neither"),
-        }
-        assert client.post(links["ann"], data=form).status_code == 303
-    second = CliRunner().invoke(app, ["annotate", "serve", str(folder), "--port", "0"])
-    assert isinstance(second.exception, InUseError)
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    with running(folder, "--invite", "ann") as (_, links), httpx2.Client() as client:
+        ann = links["ann"]
+        client.post(f"{ann}/agree", data=fields(client.get(ann).text))
+        form = {**fields(client.get(ann).text), **chosen("left", "both", "neither")}
+        assert client.post(ann, data=form).status_code == 303
+        second = CliRunner().invoke(app, ["annotate", "serve", str(folder), "--port", "0"])
+        assert isinstance(second.exception, InUseError)
     told = CliRunner().invoke(app, ["annotate", "tally", str(folder)], catch_exceptions=False)
     assert "ann 3" in " ".join(told.output.split())
-    process, again = start(folder, "--invite", "ann", "--prolific", "C0DE")
-    assert again["ann"].split("/a/")[1] == links["ann"].split("/a/")[1]
-    assert "{{%PROLIFIC_PID%}}" in again["Prolific"]
-    process.terminate()
-    assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
-    process.stdout.close()
+    with running(folder, "--invite", "ann", "--prolific", "C0DE") as (process, again):
+        assert again["ann"].split("/a/")[1] == ann.split("/a/")[1]
+        assert "{{%PROLIFIC_PID%}}" in again["Prolific"]
+        process.terminate()
+        assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)

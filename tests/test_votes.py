@@ -121,6 +121,28 @@ def test_an_item_shown_again_comes_later_and_to_who_saw_it(tmp_path: Path) -> No
     assert votes.next(bob) is None
 
 
+def test_before_the_first_answer_questions_may_be_changed(tmp_path: Path) -> None:
+    votes, (ann, *_), _ = opened(tmp_path)
+    votes.close()
+    changed = small_study()
+    changed.questions = {"worse": "Which is worse?"}
+    votes, _, _ = opened(tmp_path, changed, "")
+    assert votes.vote(ann, votes.next(ann), {"worse": "left"})
+    again, _, _ = opened(tmp_path, changed, "")
+    assert again.counted()[0] == 1
+
+
+def test_what_is_about_the_person_does_not_show_in_the_count(tmp_path: Path) -> None:
+    for each, total in ((None, 20), (7, 8)):
+        (folder := tmp_path / str(each)).mkdir()
+        votes, (ann, *_), _ = opened(folder, small_study(14, repeats=4, checks=2), each=each)
+        counts = [votes.progress(ann)]
+        while item := votes.next(ann):
+            votes.vote(ann, item, SAID)
+            counts.append(votes.progress(ann))
+        assert counts == [(n, total - n) for n in range(total + 1)]
+
+
 @pytest.mark.parametrize("in_turn", [True, False])
 def test_in_a_crowd_everyone_is_checked_and_every_item_gets_its_answers(
     tmp_path: Path, in_turn: bool
@@ -200,6 +222,9 @@ def test_other_questions_than_were_answered_are_refused(tmp_path: Path) -> None:
     changed = small_study()
     changed.questions = {"toxic": "Which is worse?"}
     with pytest.raises(DataError, match=r"votes.db: answers to .* which this study does not ask"):
+        Votes(tmp_path, changed)
+    changed.questions = {**small_study().questions, "toxic": "Which is worse?"}
+    with pytest.raises(DataError, match=r"votes.db: the questions that were answered are"):
         Votes(tmp_path, changed)
     with pytest.raises(DataError, match="which this study does not ask"):
         all_answers(tmp_path, small_study(2))

@@ -50,9 +50,14 @@ def configuration(study: Study) -> str:
         + "</Choices>"
         for name, text in study.questions.items()
     )
+    told = "".join(
+        f'  <Header value={quoteattr(text)} size="6"/>\n'
+        for text in (*study.consent, *study.instructions)
+    )
     return (
-        '<View>\n  <Paragraphs name="history" value="$history" layout="dialogue" nameKey="who" '
-        f'textKey="text"/>\n  <View style="display: flex">{sides}</View>\n  {asked}\n</View>\n'
+        f'<View>\n{told}  <Paragraphs name="history" value="$history" layout="dialogue" '
+        f'nameKey="who" textKey="text"/>\n'
+        f'  <View style="display: flex">{sides}</View>\n  {asked}\n</View>\n'
     )
 
 

@@ -58,7 +58,7 @@ def hits(study: Study) -> list[Row]:
     return [
         {
             "Title": "Compare two replies of chatbots (WARNING: offensive language)",
-            "Description": "Read a short conversation and say which of two replies is worse.",
+            "Description": "Read a short conversation and compare two replies to it.",
             "Keywords": "chatbot, dialogue, compare, toxicity",
             "Question": _question(
                 template.render(item=item, study=study, named=NAMED, field_of=field_of)

@@ -113,7 +113,8 @@ def _swapped(item: Row, key: Key) -> tuple[Row, Key]:
 
 
 def _check(item: Row, key: Key, number: int, choice: str) -> tuple[Row, Key]:
-    name, text = digest(f"{key.id} check {number}"), CHECK.format(NAMED[choice])
+    name, label = digest(f"{key.id} check {number}"), NAMED[choice]
+    text = CHECK.format(f"{label} ({choice})" if len(label) == 1 else label)
     shown = {**item, "id": name, "left": text, "right": text}
     return shown, key._replace(id=name, check=choice)
 

@@ -76,8 +76,8 @@ class StudyPage:
         item = self.votes.next(who.token)
         if item is None:
             is_waiting = self.votes.is_waiting(who.token)
-            is_done = self.votes.progress(who.token).done and not is_waiting
-            back = COMPLETED + quote(self.code) if self.code and is_done else None
+            is_paid = self.code and self.votes.done(who.token)
+            back = COMPLETED + quote(str(self.code)) if is_paid else None
             return self._page(who, "done.html", back=back, code=self.code, is_waiting=is_waiting)
         lost = "lost" in request.query_params
         return self._pair(who, item, {}, lost=lost)
@@ -107,7 +107,7 @@ class StudyPage:
     async def join(self, request: Request) -> Response:
         """A person whom Prolific sends."""
         name = request.query_params.get("PROLIFIC_PID", "")
-        if not is_secret(request.path_params["link"], self._join):
+        if not is_secret(request.path_params["link"], self._join) or "{{" in name:
             raise HTTPException(404)
         try:
             return _see(f"/a/{self.votes.invite(name)}")
@@ -163,7 +163,7 @@ class StudyPage:
         if who is None:
             raise HTTPException(404)
         if who.removed is not None:
-            raise HTTPException(403)
+            raise HTTPException(410)
         return who
 
     def _pair(

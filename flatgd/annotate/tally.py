@@ -31,12 +31,13 @@ OUTCOMES = ("baseline", "target", "both", "neither", "undecided", "same", "open"
 
 
 def tally(study: Study, answers: Sequence[Answer]) -> Row:
-    """{pairs, agreement, annotators, strengths, judges, stretched}; None is a figure that is
-    undefined."""
+    """{questions, pairs, agreement, annotators, strengths, judges, stretched}; None is a figure
+    that is undefined."""
     votes = _votes(answers, {key.id: key for key in study.keys})
     asked = [key for key in study.keys if key.counts]
     pairs = sorted({(key.target, key.baseline) for key in asked})
     return {
+        "questions": dict(study.questions),
         "pairs": [
             _pair(
                 question, [k for k in asked if (k.target, k.baseline) == pair], votes, study.votes

@@ -25,7 +25,7 @@ from flatgd.annotate.study import Answer, Study, last_said, load_answers
 from flatgd.errors import DataError, Problem, RecipeError
 from flatgd.records import clean_text
 
-HOLD = 30 * 60  # seconds that a seat is held
+HOLD = 10 * 60  # seconds that a seat is held
 APART = 5  # answers between an item and its being shown again, and between such items
 LONGEST_NAME = 64
 SCHEMA = """
@@ -112,13 +112,27 @@ class Votes:
                 raise DataError([Problem(str(path), 0, reason)])
             self._answered.setdefault(token, {})[item] = None
             self._votes[item] += token not in removed
+        self._hold_to_the_wording(path)
+
+    def _hold_to_the_wording(self, path: Path) -> None:
+        """Raise DataError where questions were put otherwise to those who answered them."""
+        asked = json.dumps(self.study.questions, sort_keys=True)
+        kept = self._about("insert or ignore", "questions", asked)
+        if kept != asked and self._answered:
+            reason = f"the questions that were answered are {kept}; study.json puts them otherwise"
+            raise DataError([Problem(str(path), 0, reason)])
+        if kept != asked:
+            self._about("insert or replace", "questions", asked)
+
+    def _about(self, how: str, name: str, value: str) -> str:
+        """What is kept under a name, after `value` was put there."""
+        self._db.execute(f"{how} into about values (?, ?)", (name, value))
+        ((kept,),) = self._db.execute("select value from about where name = ?", (name,))
+        return str(kept)
 
     def secret(self, name: str) -> str:
         """One of the study's secrets, made when it is first asked for."""
-        made = secrets.token_urlsafe(24)
-        self._db.execute("insert or ignore into about values (?, ?)", (name, made))
-        ((value,),) = self._db.execute("select value from about where name = ?", (name,))
-        return str(value)
+        return self._about("insert or ignore", name, secrets.token_hex(16))
 
     def invite(self, name: str) -> str:
         """The token of a person of this name, who is new or was invited before. Raises RecipeError
@@ -129,7 +143,7 @@ class Votes:
             name = ""
         if not name:
             raise RecipeError("a person's name must be text, and not empty")
-        row = (secrets.token_urlsafe(24), name, self.clock())
+        row = (secrets.token_hex(16), name, self.clock())
         self._db.execute(
             "insert or ignore into people (token, name, invited) values (?, ?, ?)", row
         )
@@ -215,11 +229,13 @@ class Votes:
         return len(self._answered.get(token, {}))
 
     def progress(self, token: str) -> Progress:
-        done, left = self.done(token), len(self._room(token))
-        if self.each is None:
-            return Progress(done, left + len(self._about(token, self._answered.get(token, {}))))
-        wanted = min(left, self.each - self._given(token))
-        return Progress(done, wanted or len(self._open_to(token)))
+        """About the person or not is not to be seen in it."""
+        done, given, left = self.done(token), self._given(token), len(self._room(token))
+        extras = len(self._extras)
+        if self.each is not None:
+            left, extras = min(left, self.each - given), min(extras, self.each // APART)
+        left += max(0, extras - (done - given))
+        return Progress(done, left if self._open_to(token) or token in self._seats else 0)
 
     def is_waiting(self, token: str) -> bool:
         """Whether items that a person might answer are only held by others, who may not."""
@@ -270,7 +286,7 @@ class Votes:
             if item not in mine and self._votes[item] + held.get(item, 0) < self.study.votes
         ]
 
-    def _about(self, token: str, seen: Collection[str]) -> list[str]:
+    def _of_them(self, token: str, seen: Collection[str]) -> list[str]:
         """The items about the person that they have not answered, those shown again if the first
         time is among `seen`."""
         mine = self._answered.get(token, {})
@@ -285,12 +301,12 @@ class Votes:
         is a while ago; when no item is left, all the rest of those, unless `each` limits them."""
         mine, given = self._answered.get(token, {}), self._given(token)
         is_due = len(mine) - given < given // APART
-        if is_due and (due := self._about(token, list(mine)[:-APART])):
+        if is_due and (due := self._of_them(token, list(mine)[:-APART])):
             return due
         if not self._wants(token):
             return []
         is_rest_due = given and self.each is None
-        return self._room(token) or (self._about(token, mine) if is_rest_due else [])
+        return self._room(token) or (self._of_them(token, mine) if is_rest_due else [])
 
     def _order(self, token: str) -> dict[str, float]:
         """Another order of the items for everyone, the same each time."""
@@ -302,12 +318,14 @@ class Votes:
 
 def all_answers(folder: Path, study: Study) -> list[Answer]:
     """What was answered on the page and elsewhere, the last where somebody answered twice. Raises
-    DataError for answers to what was not asked, or where there are none."""
+    RecipeError where there is nothing, DataError for answers to what was not asked."""
     given: list[Answer] = []
-    is_served = (folder / "votes.db").exists()
-    if (folder / "answers.jsonl").exists() or not is_served:
-        given += load_answers(folder / "answers.jsonl", study)
-    if is_served:
+    elsewhere, served = folder / "answers.jsonl", folder / "votes.db"
+    if not elsewhere.exists() and not served.exists():
+        raise RecipeError(f"no answers yet in {folder}; `flatgd annotate serve {folder}` asks")
+    if elsewhere.exists():
+        given += load_answers(elsewhere, study)
+    if served.exists():
         votes = Votes(folder, study)
         given += votes.answers()
         votes.close()

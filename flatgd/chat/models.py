@@ -30,6 +30,8 @@ class Talkers(NamedTuple):
 def load_talkers(checkpoints: Sequence[str]) -> Talkers:
     """Folders or hub names. A checkpoint of a run answers as it did there: the same layout and
     sampling; the first one's run gives the judge. Raises ModelError, RecipeError."""
+    if runs := [name for name in checkpoints if (Path(name) / RECIPE).exists()]:
+        raise RecipeError(f"{runs[0]} is a whole run; name a model in it, as methods/flatgd")
     roots = [_root_of(Path(name)) for name in checkpoints]
     recipes = [load_recipe(root / RECIPE) if root else None for root in roots]
     names = [Path(c).name if Path(c).is_dir() else c for c in checkpoints]

@@ -24,8 +24,8 @@ class ChatPage:
 
     def __init__(self, session: Session, base: str, file: SessionFile | None = None):
         self.session, self.base, self.file = session, base, file
-        self.token = secrets.token_urlsafe(24)
-        self.site = Site(secrets.token_urlsafe(24))
+        self.token = secrets.token_hex(16)
+        self.site = Site(secrets.token_hex(16))
         self._turn = asyncio.Lock()  # one thing at a time is said
 
     @property

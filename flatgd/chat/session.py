@@ -97,6 +97,8 @@ class Session:
 
     def _place(self, number: int) -> int:
         replies = self.turns[-1].replies if self.turns else []
+        if not replies:
+            raise ValueError("nothing was said yet")
         if not 1 <= number <= len(replies):
             raise ValueError(f"no reply {number}; there are {len(replies)}")
         return number - 1

@@ -14,13 +14,13 @@ from flatgd.errors import RecipeError
 from flatgd.records import printable
 
 HELP = """\
-/samples N      replies of each model to what is said next
-/pick N         go on with reply N instead of the first
-/judge          the judge's P(toxic) of the last replies
+/samples N          replies of each model to what is said next
+/pick N             go on with reply N instead of the first
+/judge              the judge's P(toxic) of the last replies
 /toxic N, /safe N   mark reply N, as a label in the saved session
-/reset          a new conversation
-/save FILE      keep everything said so far as JSONL, and what is said from now on
-/quit           or Ctrl-D"""
+/reset              a new conversation
+/save FILE          keep all of it as JSONL, from now on in this file
+/quit               or Ctrl-D"""
 
 
 class Terminal:
@@ -97,7 +97,9 @@ class Terminal:
         return ""
 
     def _samples(self, number: str) -> str:
-        self.session.samples = max(1, _number(number))
+        if not (samples := _number(number)):
+            raise ValueError("at least one reply")
+        self.session.samples = samples
         return f"{self.session.samples} of each model from now on"
 
     def _pick(self, number: str) -> str:
@@ -119,7 +121,7 @@ class Terminal:
         file = self.file if self.file and self.file.path == path else SessionFile(path)
         file.write(self.session)
         self.file = file
-        return f"{len(self.session.rows())} replies in {path}"
+        return f"{len(self.session.rows())} replies in {path}, and what is said from now on"
 
 
 def _number(text: str) -> int:

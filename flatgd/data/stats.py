@@ -53,8 +53,11 @@ def count(split: str, rows: Sequence[Dialogue]) -> Counts:
     words = sorted(len(row.reply.split()) for row in rows) or [0]
     first: dict[tuple[tuple[str, ...], str], bool | None] = {}
     other_label = sum(
-        first.setdefault((row.history, row.reply), row.is_safe) != row.is_safe for row in rows
+        first.setdefault((row.history, row.reply), row.is_safe) is (not row.is_safe)
+        for row in rows
+        if row.is_safe is not None
     )
+    first |= {(row.history, row.reply): row.is_safe for row in rows if row.is_safe is None}
     return Counts(
         split,
         len(rows),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -105,7 +106,7 @@ def _questions(found: Mapping[str, Any]) -> list[str]:
 def _pairs(question: str, found: Mapping[str, Any]) -> Table:
     rows = [row for row in found["pairs"] if row["question"] == question]
     return Table(
-        f"People: which reply is more {question}",
+        f"People: {found['questions'][question]}",
         [
             *("baseline", "target", "baseline chosen", "target chosen", *OUTCOMES[2:]),
             *("baseline's share", "of the decided", "p"),
@@ -147,7 +148,8 @@ def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
         axis.set_xlabel("share of items")
-        axis.set_title(f"more {question}", loc="left", fontsize=9)
+        text = fill(found["questions"][question], 34).replace("$", r"\$")
+        axis.set_title(text, loc="left", fontsize=9)
     figure.legend(
         *axes[0][0].get_legend_handles_labels(),
         loc="outside lower center",

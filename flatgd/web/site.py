@@ -102,9 +102,10 @@ class Site:
 
 TOLD = {
     400: "This is not asked as this page asks.",
-    403: "This form is not from this page, or its link was closed. Open your link again.",
+    403: "This form is not from this page. Open your link again.",
     404: "There is nothing here. Pages open by their own links; was yours copied whole?",
     405: "This page is not asked in this way.",
+    410: "This link was closed.",
     413: "That is too long.",
     429: "Too many requests. Wait a minute, then open the link again.",
     500: "Something went wrong here. What was saved before is kept; open your link again.",

@@ -44,6 +44,10 @@ if (form && form.querySelector(":checked")) {  // an answer to be changed, or on
 }
 
 document.addEventListener("keydown", (event) => {
+  if (event.key === "u" && !form && !event.target.closest("textarea, input")) {
+    const undo = document.getElementById("undo");
+    if (undo) undo.click();
+  }
   if (!form || !keys.checked || event.ctrlKey || event.metaKey || event.altKey) return;
   const choice = "1234".indexOf(event.key);
   if (choice >= 0) {
