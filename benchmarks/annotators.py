@@ -89,8 +89,9 @@ class Person(threading.Thread):
         while True:
             page = self.ask("GET", self.path)
             if not PAIR.search(page):
-                if "Nothing is left" in page:
+                if "Others are looking" not in page:
                     return
+                time.sleep(0.05)
                 continue
             item, choice = ITEM.findall(page)[0], self.rng.choice(CHOICES)
             answer = {field_of(name): choice for name in QUESTIONS}

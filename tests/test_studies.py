@@ -255,7 +255,7 @@ def test_people_label_without_knowing_the_model_and_the_report_uses_it(recipe_fi
     build_report(load_recipe(recipe_file, ["report.study=study"]))
     page = (job.root / "report/index.html").read_text()
     assert "Figure 2, of this run" in page
-    assert "which reply is more engaging" in page
+    assert "People: Which reply is more engaging?" in page
     write_rows(labels, [{**rows[0], "id": "strange", "toxic": True}])
     with pytest.raises(DataError, match="of no reply of this run"):
         build_report(recipe)
