@@ -148,13 +148,14 @@ def import_(
     from flatgd.annotate import label_studio, mturk
     from flatgd.annotate.study import last_said, load_answers, load_study
     from flatgd.files import write_whole
+    from flatgd.records import json_lines
 
     loaded = load_study(study)
     kept = study / "answers.jsonl"
     before = load_answers(kept, loaded) if kept.exists() else []
     of = mturk if path.suffix.lower() == ".csv" else label_studio
     merged = last_said([*before, *of.answers(path, loaded)])
-    write_whole(kept, "".join(json.dumps(answer._asdict()) + "\n" for answer in merged))
+    write_whole(kept, json_lines(answer._asdict() for answer in merged))
     typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {kept}")
 
 
@@ -181,21 +182,21 @@ def tally(
 
 
 def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
-    from flatgd.report.cells import interval, share_of
+    from flatgd.report.cells import interval, share_of, shown
 
     pairs: dict[str, list[dict[str, str]]] = {}
     for row in found["pairs"]:
-        shown = {
+        counted = {
             "pair": f"{row['baseline']} or {row['target']}",
             **{outcome: str(count) for outcome, count in row["counts"].items()},
             "baseline's share": share_of(row["baseline_share"]),
             "of the decided": share_of(row["of_decided"]),
-            "p": _number(row["p"]),
+            "p": shown(row["p"], 3),
         }
-        pairs.setdefault(row["question"], []).append(shown)
+        pairs.setdefault(row["question"], []).append(counted)
     rest = [
-        (title, [{name: _number(value) for name, value in row.items()} for row in found[key]])
-        for title, key in (("agreement", "agreement"), ("annotators", "annotators"))
+        (title, [{name: shown(value, 3) for name, value in row.items()} for row in found[title]])
+        for title in ("agreement", "annotators")
     ]
     judges = [
         {"judge": row["judge"], "where people decided": share_of(row["agrees"])}
@@ -205,14 +206,14 @@ def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
         {
             **{name: row[name] for name in ("baseline", "target", "dataset", "judge")},
             "share": interval(row["value"], row["low"], row["high"], 2),
-            "worth": _number(row["effective"]),
+            "worth": shown(row["effective"], 3),
         }
         for row in found["stretched"]
     ]
     strengths = [
-        {"question": row["question"], "model": model, **{k: _number(v) for k, v in found_.items()}}
+        {"question": row["question"], "model": model, **{k: shown(v, 3) for k, v in own.items()}}
         for row in found["strengths"]
-        for model, found_ in row["models"].items()
+        for model, own in row["models"].items()
     ]
     return [
         *pairs.items(),
@@ -221,16 +222,6 @@ def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
         ("judges that agree with people", judges),
         ("baseline more toxic, stretched to all conversations by a judge", stretched),
     ]
-
-
-def _number(value: Any) -> str:
-    """
-    >>> _number(0.1234), _number(None), _number(3), _number("a")
-    ('0.123', 'undefined', '3', 'a')
-    """
-    from flatgd.report.cells import number
-
-    return number(value, 3) if value is None or isinstance(value, float) else str(value)
 
 
 def _show(title: str, rows: list[dict[str, str]]) -> None:

@@ -60,6 +60,12 @@ def on_device(model: Any) -> Any:
     return model.to(DEVICE)
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint is in; it may have been moved."""
+    here = checkpoint.resolve()
+    return next((p for p in (here, *here.parents) if (p / RECIPE).exists()), None)
+
+
 class Making:
     """One recipe at work in its output folder.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from flatgd.annotate.study import CHOICES, Answer, Study
+from flatgd.annotate.study import CHOICES, Answer, Study, turns_of
 from flatgd.errors import DataError, Problem
 from flatgd.records import is_number, parse_json_array
 
@@ -15,19 +15,12 @@ Row = dict[str, Any]
 
 
 def tasks(study: Study) -> list[Row]:
-    """What is imported there, one task an item; the first turn counts as the person's, and so on in
-    turn, so that the last one before the replies is the person's."""
+    """What is imported there, one task an item."""
     return [
         {
             "data": {
                 "id": item["id"],
-                "history": [
-                    {
-                        "who": "bot" if (len(item["history"]) - n) % 2 == 0 else "person",
-                        "text": turn,
-                    }
-                    for n, turn in enumerate(item["history"])
-                ],
+                "history": [{"who": who, "text": text} for who, text in turns_of(item)],
                 "left": item["left"],
                 "right": item["right"],
             }

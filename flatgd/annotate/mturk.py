@@ -6,16 +6,14 @@ with the page as HTMLQuestion. The CSV of results has a row an assignment: Worke
 AssignmentStatus, WorkTimeInSeconds, and Answer.NAME for every field of the form.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flatgd.annotate.pairs import NAMED
-from flatgd.annotate.study import CHOICES, Answer, Study, field_of
-from flatgd.errors import DataError, Problem
-from flatgd.records import parse_table, text_field
+from flatgd.annotate.study import CHOICES, Answer, Study, field_of, turns_of
+from flatgd.records import parse_rows, parse_table, text_field, write_jsonl
 
 Row = dict[str, Any]
 SCHEMA = (
@@ -61,7 +59,9 @@ def hits(study: Study) -> list[Row]:
             "Description": "Read a short conversation and compare two replies to it.",
             "Keywords": "chatbot, dialogue, compare, toxicity",
             "Question": _question(
-                template.render(item=item, study=study, named=NAMED, field_of=field_of)
+                template.render(
+                    item=item, turns=turns_of(item), study=study, named=NAMED, field_of=field_of
+                )
             ),
             "MaxAssignments": study.votes,
             "Reward": "0.15",
@@ -87,7 +87,7 @@ def _question(page: str) -> str:
 def write(study: Study, folder: Path) -> list[Path]:
     """The file to create HITs from, a line each."""
     path = folder / "mturk.jsonl"
-    path.write_text("".join(json.dumps(hit) + "\n" for hit in hits(study)))
+    write_jsonl(path, hits(study))
     return [path]
 
 
@@ -95,20 +95,12 @@ def answers(path: Path, study: Study) -> list[Answer]:
     """The answers of a result file; rejected assignments have none. Raises DataError for what is no
     such file, or of another study."""
     asked = {item["id"] for item in study.items}
-    found, problems = [], []
-    for line, row in parse_table(path):
-        if row.get("AssignmentStatus") == "Rejected":
-            continue
-        try:
-            found += _of_row(row, asked, study)
-        except ValueError as error:
-            problems.append(Problem(str(path), line, str(error)))
-    if problems:
-        raise DataError(problems)
-    return found
+    return parse_rows(path, parse_table(path), lambda row: _of_row(row, asked, study))
 
 
 def _of_row(row: dict[str, str], asked: set[str], study: Study) -> list[Answer]:
+    if row.get("AssignmentStatus") == "Rejected":
+        return []
     wanted = ["Answer.item", *(f"Answer.{field_of(name)}" for name in study.questions)]
     if missing := [name for name in wanted if name not in row]:
         raise ValueError(f"no column {missing[0]!r}; expected Mechanical Turk's CSV of results")

@@ -18,11 +18,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from flatgd.annotate.pairs import NAMED
-from flatgd.annotate.study import CHOICES, Study, field_of
+from flatgd.annotate.study import CHOICES, Study, field_of, turns_of
 from flatgd.annotate.tally import progress
 from flatgd.annotate.votes import Person, Votes
 from flatgd.errors import RecipeError
-from flatgd.report.cells import number
+from flatgd.report.cells import shown
 from flatgd.web.site import Site, is_secret
 
 COMPLETED = "https://app.prolific.com/submissions/complete?cc="
@@ -149,11 +149,7 @@ class StudyPage:
                 for person in self.votes.people()
             ],
             "agreement": [
-                {
-                    name: number(v, 2) if isinstance(v, float) or v is None else v
-                    for name, v in r.items()
-                }
-                for r in found["agreement"]
+                {name: shown(value, 2) for name, value in row.items()} for row in found["agreement"]
             ],
             "join": self.join_link if self.code else None,
         }
@@ -179,13 +175,14 @@ class StudyPage:
             who,
             "pair.html",
             item=self._items[item],
+            turns=turns_of(self._items[item]),
             questions=[(name, field_of(name), text) for name, text in self.study.questions.items()],
             choices=choices,
             named=NAMED,
             lost=lost,
             again=again,
             missed=missed,
-            has_last=not again and self.votes.last(who.token) is not None,
+            has_last=not again and self.votes.done(who.token) > 0,
         )
 
     def _page(self, who: Person, name: str, **values: Any) -> Response:
@@ -206,4 +203,4 @@ def _see(path: str) -> Response:
 
 def _quality(row: dict[str, Any]) -> dict[str, str]:
     names = ("median_seconds", "with_majority", "same_twice", "checks_passed")
-    return {name: number(row.get(name), 2) if row.get(name) is not None else "–" for name in names}
+    return {name: "–" if row.get(name) is None else shown(row[name], 2) for name in names}

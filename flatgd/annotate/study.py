@@ -86,6 +86,12 @@ class Key(NamedTuple):
         return self.target if side == self.target_side else self.baseline
 
 
+def turns_of(item: Row) -> list[tuple[str, str]]:
+    """Who said what before the replies of an item: person and bot by turns, the last the person."""
+    turns = item["history"]
+    return [("person" if (len(turns) - n) % 2 else "bot", text) for n, text in enumerate(turns)]
+
+
 def field_of(question: str) -> str:
     """What a question is called in a form; it does not hang on their order."""
     return f"q{digest(question)}"

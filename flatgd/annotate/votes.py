@@ -75,10 +75,9 @@ class Votes:
         folder: Path,
         study: Study,
         each: int | None = None,
-        hold: float = HOLD,
         clock: Callable[[], float] = time.time,
     ):
-        self.study, self.each, self.hold, self.clock = study, each, hold, clock
+        self.study, self.each, self.clock = study, each, clock
         keys = [key for key in study.keys if not key.same]
         self._items = [key.id for key in keys if key.counts]
         self._extras = {key.id: key.repeats for key in keys if not key.counts}
@@ -185,7 +184,7 @@ class Votes:
             return None
         order = self._order(token)
         item = max(open_to, key=lambda name: (self._votes[name], order[name]))
-        self._seats[token] = Seat(item, now, now + self.hold)
+        self._seats[token] = Seat(item, now, now + HOLD)
         return item
 
     def vote(self, token: str, item: str, choices: Mapping[str, str]) -> bool:
@@ -234,8 +233,8 @@ class Votes:
         extras = len(self._extras)
         if self.each is not None:
             left, extras = min(left, self.each - given), min(extras, self.each // APART)
-        left += max(0, extras - (done - given))
-        return Progress(done, left if self._open_to(token) or token in self._seats else 0)
+        is_more = left or self._open_to(token) or token in self._seats
+        return Progress(done, left + max(0, extras - (done - given)) if is_more else 0)
 
     def is_waiting(self, token: str) -> bool:
         """Whether items that a person might answer are only held by others, who may not."""

@@ -10,7 +10,7 @@ from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.judges import load_judge
 from flatgd.evaluation.speaker import Speaker
 from flatgd.families import family_of
-from flatgd.making import RECIPE, on_device
+from flatgd.making import RECIPE, on_device, run_of
 from flatgd.methods import METHODS, Director, ExpertGuide
 from flatgd.models import load_config, load_tokenizer
 from flatgd.recipe import Generate, Recipe
@@ -32,7 +32,7 @@ def load_talkers(checkpoints: Sequence[str]) -> Talkers:
     sampling; the first one's run gives the judge. Raises ModelError, RecipeError."""
     if runs := [name for name in checkpoints if (Path(name) / RECIPE).exists()]:
         raise RecipeError(f"{runs[0]} is a whole run; name a model in it, as methods/flatgd")
-    roots = [_root_of(Path(name)) for name in checkpoints]
+    roots = [run_of(Path(name)) if Path(name).is_dir() else None for name in checkpoints]
     recipes = [load_recipe(root / RECIPE) if root else None for root in roots]
     names = [Path(c).name if Path(c).is_dir() else c for c in checkpoints]
     shown = names if len(set(names)) == len(names) else list(checkpoints)
@@ -44,14 +44,6 @@ def load_talkers(checkpoints: Sequence[str]) -> Talkers:
     }
     judges = (_judge(root, recipe) for root, recipe in zip(roots, recipes, strict=True))
     return Talkers(speakers, next(filter(None, judges), None))
-
-
-def _root_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint is in; it may have been moved."""
-    if not checkpoint.is_dir():
-        return None
-    parents = [checkpoint.resolve(), *checkpoint.resolve().parents]
-    return next((p for p in parents if (p / RECIPE).exists()), None)
 
 
 def _speaker(checkpoint: str, recipe: Recipe | None) -> Speaks:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from typing import Any
+from collections.abc import Sequence
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from flatgd.chat.session import Session, SessionFile
+from flatgd.chat.session import Session, SessionFile, number_in
 from flatgd.errors import RecipeError
 from flatgd.web.site import Site, is_secret
 
@@ -49,17 +49,17 @@ class ChatPage:
                 try:
                     await run_in_threadpool(self._do, form)
                 except (ValueError, RecipeError) as error:
-                    return self._page(str(error), {})
+                    return self._page(str(error))
             judged = "?judge" if "judge" in form else ""
             return RedirectResponse(f"/chat/{self.token}{judged}#last", 303)
+        is_judged = "judge" in request.query_params
         async with self._turn:
-            scores: list[float] = []
-            if "judge" in request.query_params and self.session.turns:
-                try:
-                    scores = await run_in_threadpool(self.session.scores)
-                except ValueError as error:
-                    return self._page(str(error), {"judge": True})
-            return self._page("", {"judge": "judge" in request.query_params, "scores": scores})
+            if not is_judged or not self.session.turns:
+                return self._page(judge=is_judged)
+            try:
+                return self._page(judge=True, scores=await run_in_threadpool(self.session.scores))
+            except ValueError as error:
+                return self._page(str(error), judge=True)
 
     async def saved(self, request: Request) -> Response:
         """The session as a file."""
@@ -71,12 +71,12 @@ class ChatPage:
         if "reset" in form:
             self.session.reset()
         elif "pick" in form:
-            self.session.pick(_number(form["pick"]))
+            self.session.pick(number_in(form["pick"]))
         elif "toxic" in form or "safe" in form:
-            number = _number(form.get("toxic", form.get("safe", "")))
+            number = number_in(form.get("toxic", form.get("safe", "")))
             self.session.mark(number, "safe" in form)
         else:
-            self.session.samples = min(MOST, max(1, _number(form.get("samples", "1"))))
+            self.session.samples = min(MOST, max(1, number_in(form.get("samples", "1"))))
             self.session.say(form.get("say", ""))
         if self.file:
             self.file.write(self.session)
@@ -85,9 +85,8 @@ class ChatPage:
         if not is_secret(request.path_params["link"], self.token):
             raise HTTPException(404)
 
-    def _page(self, fault: str, shown: dict[str, Any]) -> Response:
+    def _page(self, fault: str = "", judge: bool = False, scores: Sequence[float] = ()) -> Response:
         session = self.session
-        values = {"judge": False, "scores": [], **shown}
         return self.site.page(
             "chat.html",
             link=self.token,
@@ -98,11 +97,6 @@ class ChatPage:
             has_judge=session.judge is not None,
             file=str(self.file.path) if self.file else "",
             fault=fault,
-            **values,
+            judge=judge,
+            scores=scores,
         )
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or len(text) > 6:
-        raise ValueError(f"expected a number, got {text!r}")
-    return int(text)

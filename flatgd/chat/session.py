@@ -174,3 +174,10 @@ def replies_of(
 def _talk(row: Dialogue) -> str:
     """The conversation, which is that of all models."""
     return row.conversation.removeprefix(f"{row.source}:")
+
+
+def number_in(text: str) -> int:
+    """What was typed where a number belongs. ValueError for anything else."""
+    if not text.isdecimal() or len(text) > 6:
+        raise ValueError(f"expected a number, got {text!r}")
+    return int(text)

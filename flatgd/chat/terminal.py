@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from flatgd.chat.session import Session, SessionFile
+from flatgd.chat.session import Session, SessionFile, number_in
 from flatgd.errors import RecipeError
 from flatgd.records import printable
 
@@ -97,17 +97,17 @@ class Terminal:
         return ""
 
     def _samples(self, number: str) -> str:
-        if not (samples := _number(number)):
+        if not (samples := number_in(number)):
             raise ValueError("at least one reply")
         self.session.samples = samples
         return f"{self.session.samples} of each model from now on"
 
     def _pick(self, number: str) -> str:
-        self.session.pick(_number(number))
+        self.session.pick(number_in(number))
         return f"goes on with {number}"
 
     def _mark(self, number: str, is_safe: bool) -> str:
-        self.session.mark(_number(number), is_safe)
+        self.session.mark(number_in(number), is_safe)
         return f"{number} is marked {'safe' if is_safe else 'toxic'}"
 
     def _reset(self, _: str) -> str:
@@ -122,9 +122,3 @@ class Terminal:
         file.write(self.session)
         self.file = file
         return f"{len(self.session.rows())} replies in {path}, and what is said from now on"
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"expected a number, got {text!r}")
-    return int(text)

@@ -51,13 +51,11 @@ def count(split: str, rows: Sequence[Dialogue]) -> Counts:
     speakers = Counter(row.speaker for row in rows)
     lines = [len(row.history) for row in rows] or [0]
     words = sorted(len(row.reply.split()) for row in rows) or [0]
+    labelled = [row for row in rows if row.is_safe is not None]
     first: dict[tuple[tuple[str, ...], str], bool | None] = {}
     other_label = sum(
-        first.setdefault((row.history, row.reply), row.is_safe) is (not row.is_safe)
-        for row in rows
-        if row.is_safe is not None
+        first.setdefault((row.history, row.reply), row.is_safe) != row.is_safe for row in labelled
     )
-    first |= {(row.history, row.reply): row.is_safe for row in rows if row.is_safe is None}
     return Counts(
         split,
         len(rows),
@@ -72,7 +70,7 @@ def count(split: str, rows: Sequence[Dialogue]) -> Counts:
         median(words),
         words[int(0.95 * (len(words) - 1))],
         sum(is_canned(row.reply) for row in rows),
-        len(rows) - len(first),
+        len(rows) - len({(row.history, row.reply) for row in rows}),
         other_label,
     )
 

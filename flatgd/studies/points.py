@@ -22,7 +22,7 @@ from flatgd.data.mixture import scorable
 from flatgd.errors import RecipeError
 from flatgd.files import write_whole
 from flatgd.flatness.curvature import loss_value
-from flatgd.making import RECIPE
+from flatgd.making import RECIPE, run_of
 from flatgd.methods import Method, SafetyLoss, Totals
 from flatgd.models import ADAPTER, reply_tokens
 from flatgd.progress import Display
@@ -61,8 +61,7 @@ def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
     """The recipe of the run that the checkpoints belong to, and their names in it."""
     roots = {}
     for folder in checkpoints:
-        parents = [folder.resolve(), *folder.resolve().parents]
-        root = next((p for p in parents if (p / RECIPE).exists()), None)
+        root = run_of(folder)
         is_model = any((folder / name).exists() for name in ("config.json", ADAPTER))
         if root is None or not is_model:
             raise RecipeError(
