@@ -7,17 +7,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test browser check format lint types coverage mutation locked lock clean
+.PHONY: help install demo test test-all test-latest test-oldest browser check format lint types coverage mutation lock clean
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(READY)  ## set everything up in .venv, no more
 
 demo: $(READY)  ## the main job on the shipped data, ends with a table and a report
 	$(BIN)/flatgd run recipes/demo.yaml
 
-test: $(READY) browser  ## all tests
+test: $(READY)  ## the tests, but for the slow ones
+	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
+
+test-all: $(READY) browser  ## all tests: model families, several processes and a browser too
 	$(BIN)/pytest -n auto --dist loadscope
 
 browser: $(READY)  ## Chromium for the tests of the pages, where it can be installed
@@ -43,27 +46,45 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# constrained: a range that admits a newer torch pulls gigabytes of CUDA
-$(READY): pyproject.toml constraints.txt
+# One set of versions for users and CI. torch comes first and by version alone, as its build differs
+# by platform; every other file is checked against its SHA-256 in the lock.
+$(READY): pyproject.toml requirements-torch.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit("flatgd needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
-	touch $(READY)
-
-# what CI stands on: every file of every dependency by its SHA-256. torch is the CPU's, which needs
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu where pip does not find it
-locked:  ## like install, with the very files of requirements.lock (Linux x86-64, Python 3.11)
-	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements-torch.txt
 	$(BIN)/pip install --quiet --require-hashes --no-deps --no-compile -r requirements.lock
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some packages hold newer syntax
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/pip check
 	touch $(READY)
 
-lock: $(READY)  ## write requirements.lock anew
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev -c constraints.txt --python-version 3.11 \
-		--generate-hashes --custom-compile-command "make lock" $(UV_ARGS) -o requirements.lock --quiet
+RESOLVE := $(BIN)/uv pip compile pyproject.toml --extra dev --constraint requirements-torch.txt --no-emit-package torch --quiet
+
+lock: $(READY)  ## write requirements.lock anew: Python 3.11 to 3.14 on Linux, macOS, Windows
+	$(RESOLVE) --universal --python-version 3.11 --upgrade --generate-hashes --custom-compile-command "make lock" -o requirements.lock
+	for python in 3.11 3.12 3.13 3.14; do \
+		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin x86_64-pc-windows-msvc; do \
+			$(BIN)/uv pip compile requirements.lock --quiet --no-deps --only-binary :all: \
+				--python-version $$python --python-platform $$platform -o /dev/null || exit 1; \
+		done; \
+	done
+
+# the ranges of pyproject.toml at their ends; torch stays as pinned
+test-latest: browser  ## the suite on the newest versions that pyproject.toml admits; warnings are listed
+	$(MAKE) .range RANGE=latest RESOLUTION=highest
+	.venv-latest/bin/pytest -n auto --dist loadscope -W default
+
+test-oldest: browser  ## the suite on the oldest versions that pyproject.toml admits
+	$(MAKE) .range RANGE=oldest RESOLUTION=lowest-direct
+	.venv-oldest/bin/pytest -n auto --dist loadscope -W default
+
+.range: $(READY)
+	$(PYTHON) -m venv .venv-$(RANGE)
+	$(RESOLVE) --resolution $(RESOLUTION) -o .venv-$(RANGE)/requirements.txt
+	.venv-$(RANGE)/bin/pip install --quiet -r requirements-torch.txt
+	.venv-$(RANGE)/bin/pip install --quiet --no-deps -r .venv-$(RANGE)/requirements.txt
+	.venv-$(RANGE)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	.venv-$(RANGE)/bin/pip check
 
 clean:  ## remove the environment and the runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-latest .venv-oldest runs

@@ -395,3 +395,5 @@ def main() -> None:
     except FlatGDError as error:
         typer.echo(f"flatgd: {error}", err=True)
         sys.exit(2)
+    finally:
+        processes.leave()

@@ -17,15 +17,22 @@ Shapes: R rows of a generation (prompts x replies), V vocabulary, N, B, T as in 
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flatgd.families import Batch
 from flatgd.models import output_head
 
+CACHE = next(  # transformers 5.24 renames this argument and field of every decoder's output
+    field.name
+    for field in fields(CausalLMOutputWithPast)
+    if field.name in ("cache", "past_key_values")
+)
 Shift = Callable[[Tensor], Tensor]  # token ids so far -> [R, V]
 
 
@@ -92,10 +99,9 @@ class Stream:
             self._restart(ids)
         new = ids if self.ids is None else ids[:, self.ids.shape[1] :]
         with torch.no_grad():
-            output = self.model(
-                **self._inputs(ids, new), past_key_values=self.cache, use_cache=True
-            )
-        self.cache = output.past_key_values
+            given = {CACHE: self.cache, **self._inputs(ids, new)}
+            output = self.model(**given, use_cache=True)
+        self.cache = output[CACHE]
         wanted = ids.shape[1] - self.begin + 1 if self.ids is None else 1
         log_q_RTV = output.logits[:, -wanted:].float().log_softmax(-1)
         if self.ids is None:  # the reply so far, each token under what stood before it

@@ -7,6 +7,7 @@ torch is imported only where there are several: reports read a run's folder with
 """
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -46,6 +47,18 @@ def meet() -> None:
 
         if not distributed.is_initialized():
             PartialState(cpu=are_on_cpu(), timeout=PATIENCE)
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one.
+
+    A group that is still open when Python exits can abort the process after its work is done.
+    """
+    if "torch" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def wait() -> None:

@@ -4,6 +4,7 @@ Needs Chromium (`make browser`); without it these tests are skipped, which pytes
 """
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from flatgd.chat.page import ChatPage
 from flatgd.chat.session import Session
 from flatgd.web.site import port_at
 
+pytestmark = pytest.mark.slow
+
+PATIENCE_MS = 60_000  # a busy machine may be slow; what fails still fails
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 
 
@@ -29,6 +33,7 @@ def browser() -> Iterator[Browser]:
     if (path := installed()) is None:
         pytest.skip("no Chromium: `make browser` installs it where it can")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)
         running = playwright.chromium.launch(executable_path=path, args=QUIET)
         yield running
         running.close()
@@ -36,7 +41,7 @@ def browser() -> Iterator[Browser]:
 
 def opened(browser: Browser, address: str, **how: Any) -> Page:
     context = browser.new_context(**how)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.goto(address)
     return page
@@ -68,7 +73,7 @@ def choose(page: Page, *labels: str) -> None:
 def test_a_study_by_three_people_with_the_keyboard_alone(browser: Browser, tmp_path: Path) -> None:
     study = small_study(5)
     keys = {key.id: key for key in study.keys}
-    with served_study(tmp_path, study) as site:
+    with served_study(tmp_path, study, clock=Clock()) as site:
         for name in ("ann", "bob", "cy"):
             page = begun(browser, site, name)
             while page.locator("#answer").count():
@@ -76,7 +81,7 @@ def test_a_study_by_three_people_with_the_keyboard_alone(browser: Browser, tmp_p
                 worse = "2" if keys[item].target_side == "left" else "1"
                 press(page, worse + ("34" if name != "cy" else "43"))
                 save(page)
-            assert "You have answered 5 pairs" in page.inner_text("main")
+            expect(page.locator("main")).to_contain_text("You have answered 5 pairs")
             page.context.close()
         found = tally(study, site.votes.answers())
     toxic, fluent, _ = found["pairs"]
@@ -104,7 +109,7 @@ def test_tab_and_arrows_alone_answer_too(browser: Browser, tmp_path: Path) -> No
             for control in page.get_by_role(role).all():  # type: ignore[arg-type]
                 assert control.evaluate("e => e.labels?.[0]?.innerText || e.innerText").strip()
         expect(page).to_have_title("Pair 2 of 2")
-        assert page.get_by_role("progressbar", name="1 answered, 1 to go").count() == 1
+        expect(page.get_by_role("progressbar", name="1 answered, 1 to go")).to_have_count(1)
         assert page.locator("html").get_attribute("lang") == "en"
 
 
@@ -115,7 +120,7 @@ def test_the_last_answer_is_gone_back_to_by_key(browser: Browser, tmp_path: Path
         save(page)
         with page.expect_navigation():
             page.keyboard.press("u")
-        assert page.get_by_role("heading", name="Your last answer").count() == 1
+        expect(page.get_by_role("heading", name="Your last answer")).to_have_count(1)
         assert [b.input_value() for b in page.locator(":checked[type=radio]").all()] == [
             *("left", "right", "both"),
         ]
@@ -126,12 +131,12 @@ def test_the_last_answer_is_gone_back_to_by_key(browser: Browser, tmp_path: Path
         page.get_by_role("checkbox").uncheck()  # keys off, also after a reload
         page.reload()
         page.keyboard.press("1")
-        assert page.locator(":checked[type=radio]").count() == 0
+        expect(page.locator(":checked[type=radio]")).to_have_count(0)
         page.get_by_role("checkbox").check()
         for _ in range(3):
             page.keyboard.down("1")  # held
         page.keyboard.up("1")
-        assert page.locator(":checked[type=radio]").count() == 1
+        expect(page.locator(":checked[type=radio]")).to_have_count(1)
         press(page, "2341")  # one more than there are questions
         values = [e.input_value() for e in page.locator(":checked[type=radio]").all()]
         assert values == ["left", "right", "both"]
@@ -156,6 +161,7 @@ def test_two_tabs_the_back_button_and_a_double_click_count_once(
         page = begun(browser, site, "ann")
         tab = page.context.new_page()
         tab.goto(page.url)
+        expect(page.locator(".reply")).to_have_count(2)
         assert tab.locator(".reply").all_inner_texts() == page.locator(".reply").all_inner_texts()
         choose(page, "A", "A", "A")
         page.get_by_role("button", name="Save").dblclick()
@@ -166,7 +172,8 @@ def test_two_tabs_the_back_button_and_a_double_click_count_once(
         assert [a.choice for a in site.votes.answers()] == ["right"] * 3
         page.go_back()
         choose(page, "Both", "Both", "Both")
-        page.get_by_role("button", name="Save").click()
+        with page.expect_navigation():
+            page.get_by_role("button", name="Save").click()
         expect(page).to_have_title(re.compile("Pair"))
         assert site.votes.counted()[0] == len(site.votes._answered[page.url.split("/a/")[1]])
         assert site.votes.counted()[0] <= 2
@@ -183,7 +190,7 @@ def test_an_expired_seat_is_told(browser: Browser, tmp_path: Path) -> None:
         assert site.votes.vote(bob, item, said)
         press(page, "111")
         save(page)
-        assert "had been given to somebody else" in page.get_by_role("status").inner_text()
+        expect(page.get_by_role("status")).to_contain_text("had been given to somebody else")
         assert page.locator("input[name=item]").input_value() != item
         assert site.votes.counted() == (1, 2)
 
@@ -253,16 +260,17 @@ def test_the_administrator_sees_answers_come_in(browser: Browser, tmp_path: Path
         admin.get_by_role("button", name="Make links").click()
         link = admin.get_by_role("row", name="ann").get_by_role("link").inner_text()
         page = opened(browser, link)
-        page.get_by_role("button").click()
+        with page.expect_navigation():
+            page.get_by_role("button").click()
         choose(page, "A", "A", "A")
         page.get_by_role("button", name="Save").click()
-        expect(admin).to_have_title("1 of 6 answers", timeout=10_000)
+        expect(admin).to_have_title("1 of 6 answers")
         admin.get_by_text("Remove somebody").click()
         admin.get_by_role("combobox").select_option("ann")
         admin.get_by_role("button", name="Remove").click()
         expect(admin).to_have_title("0 of 6 answers")
         page.reload()
-        assert "link was closed" in page.get_by_role("alert").inner_text()
+        expect(page.get_by_role("alert")).to_contain_text("link was closed")
 
 
 class Watched:
@@ -283,15 +291,18 @@ class Watched:
 
 
 def test_the_payloads_would_run_where_nothing_guards(browser: Browser) -> None:
-    page = browser.new_page()
-    ran = 0
-    for payload in (text for text in XSS if "iframe" not in text):  # they crash set_content
-        page.set_content(f"<p>{payload}</p>")
-        page.wait_for_timeout(20)
-        ran += bool(page.evaluate("window.ran || 0"))
-        page.goto("about:blank")
+    """More than half of them, each in a page of its own; the others need a click or an old browser."""
     assert len(XSS) >= 50
-    assert ran >= 25
+    pages = []
+    for payload in (text for text in XSS if "iframe" not in text):  # they crash set_content
+        page = browser.new_page()
+        page.set_content(f"<p>{payload}</p>")
+        pages.append(page)
+    ran: set[int] = set()
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while len(ran) < 25 and time.monotonic() < deadline:
+        ran |= {n for n, page in enumerate(pages) if page.evaluate("window.ran || 0")}
+    assert len(ran) >= 25
 
 
 def test_no_hostile_text_runs(browser: Browser, tmp_path: Path) -> None:
@@ -347,17 +358,19 @@ def test_a_chat_on_the_page(browser: Browser, tmp_path: Path) -> None:
         page.get_by_label("Ask the judge").check()
         for payload in (*XSS[:8], "hello"):
             page.get_by_label("Say").fill(payload)
-            page.get_by_role("button", name="Send").click()
+            with page.expect_navigation():
+                page.get_by_role("button", name="Send").click()
             watched.look()
-        assert page.get_by_text("P(toxic) 0.25").count() == 6
+        expect(page.get_by_text("P(toxic) 0.25")).to_have_count(6)
         page.get_by_role("button", name="Mark toxic").nth(4).click()
-        assert page.get_by_text("marked toxic").count() == 1
-        page.get_by_role("button", name="Go on with this").first.click()
+        expect(page.get_by_text("marked toxic")).to_have_count(1)
+        with page.expect_navigation():
+            page.get_by_role("button", name="Go on with this").first.click()
         assert session.turns[-1].chosen == 1
         with page.expect_download() as download:
             page.get_by_role("link", name="Save as JSONL").click()
         download.value.save_as(tmp_path / "session.jsonl")
         assert len((tmp_path / "session.jsonl").read_text().splitlines()) == 9 * 6
         page.get_by_role("button", name="New conversation").click()
-        assert page.locator(".talk").count() == 0
+        expect(page.locator(".talk")).to_have_count(0)
         assert watched.ran == 0

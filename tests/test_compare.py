@@ -31,6 +31,8 @@ from flatgd.stages import Stages
 from flatgd.studies.points import open_run
 from flatgd.training import FlatGDConfig, FlatGDTrainer
 
+pytestmark = pytest.mark.slow
+
 SYSTEMS = {
     **{name: {} for name in METHODS},
     "click": {"sampled_from": "clean"},

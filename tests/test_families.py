@@ -30,6 +30,8 @@ from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
 from flatgd.run import Run
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("backbone", "clean_expert", "toxic_expert", "clean", "safety_loss", "flatgd")
 
 

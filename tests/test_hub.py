@@ -24,6 +24,8 @@ from flatgd.hub import Parcel
 from flatgd.models import load_config
 from flatgd.recipe_file import load_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

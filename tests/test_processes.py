@@ -15,13 +15,15 @@ from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flatgd import FlatGDConfig, FlatGDTrainer
+from flatgd import FlatGDConfig, FlatGDTrainer, processes
 from flatgd.check import training_config
 from flatgd.errors import RecipeError
 from flatgd.families import IGNORE
 from flatgd.recipe_file import load_recipe
 from flatgd.training.mixin import FlatnessMixin
 from flatgd.training.train import gathered_weights
+
+pytestmark = pytest.mark.slow
 
 MODELS = {"blenderbot": tiny_blenderbot, "llama": tiny_llama}
 FSDP2 = {
@@ -205,5 +207,8 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(
 if __name__ == "__main__":
     shard_on_cpu()
     words = sys.argv[1:]
-    for case in zip(words[::3], words[1::3], words[2::3], strict=True):
-        work(Path(case[2]), 4, *case[:2])
+    try:
+        for case in zip(words[::3], words[1::3], words[2::3], strict=True):
+            work(Path(case[2]), 4, *case[:2])
+    finally:
+        processes.leave()

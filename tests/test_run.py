@@ -146,6 +146,7 @@ def command(recipe_file: Path, output: str) -> list[str]:
     return [*base, *SLOW, "--set", "train.save_strategy=steps", "--set", "train.save_steps=3"]
 
 
+@pytest.mark.slow
 def test_killed_inside_a_method_it_goes_on_to_the_same_end(recipe_file: Path) -> None:
     """kill -9 once checkpoints of flatgd are there; the second run starts from one of them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -157,7 +158,7 @@ def test_killed_inside_a_method_it_goes_on_to_the_same_end(recipe_file: Path) ->
         env=environment,
     )
     partial = recipe_file.parent / "killed/methods/flatgd.partial"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # no hurry on a busy machine
     while not list(partial.glob("checkpoint-*/trainer_state.json")):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline

@@ -48,6 +48,7 @@ def test_checkpointing_changes_nothing_but_memory(tmp_path: Path, flatness_metho
     assert largest_difference(*weights) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flatness_method", ["finite_difference", "fast"])
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_walk_the_same_way(
