@@ -31,8 +31,8 @@ from benchmarks.table import Target, conclude, machine, options
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer
 from flatgd.adapters import with_adapter
 from flatgd.cost import peak_memory
+from flatgd.dialogue import Dialogue, before
 from flatgd.memory import of_method
-from flatgd.records import Dialogue
 
 VOCABULARY, HISTORY, REPLY = 8000, 96, 48
 SHAPES: dict[str, Any] = {
@@ -97,7 +97,7 @@ def measure(case: str, folder: Path) -> dict[str, float]:
     guess = of_method(config, FlatGD, shape_config, shape_config, 1, "ddp")
     fixed = (guess.weights + guess.gradients + guess.optimizer) / 2**20
     many = " ".join(["a"] * 200)
-    rows = [Dialogue((many,), many, n % 2 == 0, "rows", str(n)) for n in range(32)]
+    rows = [Dialogue(before([many]), many, n % 2 == 0, "rows", str(n)) for n in range(32)]
     kind = AutoModelForSeq2SeqLM if shape_config.is_encoder_decoder else AutoModelForCausalLM
     with peak_memory() as peak:
         policy = kind.from_config(shape_config)

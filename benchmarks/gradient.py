@@ -20,6 +20,7 @@ from transformers import PrinterCallback
 from benchmarks.table import DEMO
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.diasafety import load_diasafety
+from flatgd.dialogue import Dialogue
 from flatgd.families import Batch, family_of, split_batch
 from flatgd.flatness import (
     Objective,
@@ -32,7 +33,6 @@ from flatgd.flatness import (
 from flatgd.flatness.penalty import norm
 from flatgd.methods.base import Totals
 from flatgd.models import reply_tokens
-from flatgd.records import Dialogue
 
 ROWS, STEPS = 8, 5
 RHOS = (1e-3, 5e-4, 3e-4, 1e-4)

@@ -22,8 +22,8 @@ from transformers import PrinterCallback
 from benchmarks.table import DEMO, Target, Timed, conclude, interleaved, machine, options
 from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.diasafety import load_diasafety
+from flatgd.dialogue import Dialogue
 from flatgd.methods import FlatGD, SafetyLoss
-from flatgd.records import Dialogue
 from flatgd.training.mixin import MEASURED_EVERY
 
 ROWS, SAFE, BATCHES = 32, 19, 4

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatgd.data.jsonl import load_jsonl
+    from flatgd.dialogue import Dialogue
     from flatgd.methods import Clean, FlatGD, SafetyLoss
     from flatgd.models import load_model, load_tokenizer
-    from flatgd.records import Dialogue
     from flatgd.training import FlatGDConfig, FlatGDTrainer, FlatnessMixin
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Clean": "flatgd.methods",
-    "Dialogue": "flatgd.records",
+    "Dialogue": "flatgd.dialogue",
     "FlatGD": "flatgd.methods",
     "FlatGDConfig": "flatgd.training",
     "FlatGDTrainer": "flatgd.training",

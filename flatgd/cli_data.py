@@ -124,13 +124,12 @@ def show(
     mask = Mask(rows)
     names = {True: "safe", False: "toxic", None: "no label"}
     for row in draw(rows, count, seed, label):
-        lines = (*row.history, row.reply) if unmask else mask.shown(row)
+        lines = (*row.texts, row.reply) if unmask else mask.shown(row)
         typer.echo(f"{names[row.is_safe]} reply of a {row.speaker}, {printable(row.conversation)}")
         if row.system:
             typer.echo(f"  system  {printable(row.system)}")
-        for place, line in enumerate(lines):
-            other = (len(lines) - 1 - place) % 2
-            speaker = row.speaker if not other else "human" if row.speaker == "bot" else "bot"
+        who = ["human" if turn.role == "user" else "bot" for turn in row.history]
+        for speaker, line in zip([*who, row.speaker], lines, strict=True):
             typer.echo(f"  {speaker:<6}  {printable(line)}")
         typer.echo("")
     if not unmask:

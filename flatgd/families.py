@@ -18,8 +18,8 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
-from flatgd.records import Dialogue
 
 IGNORE = -100
 Batch = dict[str, Tensor]

@@ -24,6 +24,7 @@ from flatgd.adapters import load, load_together
 from flatgd.check import check
 from flatgd.data.mixture import Sets
 from flatgd.decoding import Guide
+from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError
 from flatgd.evaluation.judge import judge_report, pairs_of
 from flatgd.evaluation.judges import load_judge, make_judge
@@ -37,7 +38,7 @@ from flatgd.plan import Plan
 from flatgd.progress import Display
 from flatgd.recipe import EXPERTS, JudgeSettings, Recipe, place_of
 from flatgd.recipe_file import as_text
-from flatgd.records import Dialogue, write_jsonl
+from flatgd.records import write_jsonl
 from flatgd.report.trained import PRESET, SETTINGS
 from flatgd.stages import Stages, key_of
 from flatgd.training.train import steps_of, train

@@ -10,10 +10,11 @@ from pathlib import Path
 from flatgd.check import training_config
 from flatgd.data.mixture import Sets, answerable, to_answer
 from flatgd.data.sampled import contrasting_pairs, judged_replies
+from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.recipe import EXPERTS, Recipe, place_of
-from flatgd.records import Dialogue, read_jsonl
+from flatgd.records import read_jsonl
 from flatgd.stages import key_of
 from flatgd.training import FlatGDConfig
 from flatgd.training.train import steps_of

@@ -92,6 +92,8 @@ class Source(Section):
     """jsonl: the labels that mean toxic; without it, a label is true (safe) or false (toxic)."""
     label: Literal["safe", "toxic", "none"] | None = None
     """jsonl: the label of rows that carry none."""
+    roles: dict[str, Literal["user", "assistant", "system"]] = {}
+    """jsonl: what role names of your own mean, as {customer: user}; any case."""
     label_by: Literal["question", "statement", "refusal", "topic_change", "evasive"] | None = None
     """Another attribute than safety: replies of this kind count as safe, others as toxic, by the
     patterns of flatgd/behaviour.py and whatever the data's own labels."""
@@ -103,7 +105,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Source":
-        given = {"columns", "toxic_values", "label"} & self.model_fields_set
+        given = {"columns", "toxic_values", "label", "roles"} & self.model_fields_set
         if given and self.format != "jsonl":
             raise ValueError(f"{sorted(given)[0]} is for format jsonl, not {self.format}")
         if wrong := [name for name in self.columns if name not in KEYS]:

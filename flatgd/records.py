@@ -1,4 +1,4 @@
-"""The one record that flows through the project, and how files of records are read and written."""
+"""How files of records are read and written."""
 
 import csv
 import gzip
@@ -6,54 +6,32 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from flatgd.errors import DataError, Problem
 
-Speaker = Literal["human", "bot"]
 Record = TypeVar("Record")
 
 
-@dataclass(frozen=True, slots=True)
-class Dialogue:
-    """A history and one reply to it.
-
-    `history` is oldest line first. `is_safe` is the human label of the reply, None where there is
-    none. `conversation` names what rows belong together: a split never cuts through one. `system`
-    is the system message of a chat, "" where there is none.
-    """
-
-    history: tuple[str, ...]
-    reply: str
-    is_safe: bool | None
-    source: str
-    conversation: str
-    speaker: Speaker = "bot"
-    system: str = ""
-
-    @property
-    def exchange(self) -> tuple[str, str]:
-        """The last line and the reply in lower case: what two sets must not share."""
-        return (self.history[-1] if self.history else "").lower(), self.reply.lower()
+def checked_text(text: str) -> str:
+    """The text as it is; ValueError where no encoding can write it."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("half of a surrogate pair, which no encoding can write")
+    return text
 
 
 def clean_text(text: str) -> str:
-    """White space folded to single spaces, ends stripped: two spaces are left to separate turns.
-
-    ValueError for text that is none.
+    """White space folded to single spaces, ends stripped. ValueError as in `checked_text`.
 
     >>> clean_text("  a\\t b  ")
     'a b'
     """
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("half of a surrogate pair, which no encoding can write")
-    return " ".join(text.split())
+    return " ".join(checked_text(text).split())
 
 
 _left_out: ContextVar[list[Problem] | None] = ContextVar("left_out", default=None)
@@ -194,16 +172,21 @@ def parse_rows(
     return records
 
 
-def text_field(row: dict[str, Any], key: str) -> str:
-    """A required, non-empty string of a row, white space folded; ValueError says what came."""
+def text_field(row: Mapping[str, Any], key: str) -> str:
+    """A required string of a row, as written and not blank; ValueError says what came."""
     if key not in row:
         raise ValueError(f"no {key!r}; the keys are {', '.join(map(repr, row)) or 'none'}")
     value = row[key]
     if not isinstance(value, str):
         raise ValueError(f"{key!r} must be text, got {type(value).__name__}")
-    if not (value := clean_text(value)):
+    if not value.strip():
         raise ValueError(f"{key!r} is empty")
-    return value
+    return checked_text(value)
+
+
+def word_field(row: Mapping[str, Any], key: str) -> str:
+    """A required label, id or name of a row: `text_field` with its white space folded."""
+    return clean_text(text_field(row, key))
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from flatgd import processes
 from flatgd.cost import peak_memory
 from flatgd.data.browse import Mask
 from flatgd.data.mixture import ordinary, scorable
+from flatgd.dialogue import Dialogue, before
 from flatgd.evaluation.judge import Judge
 from flatgd.evaluation.judges import load_judge
 from flatgd.evaluation.score import generation_row, given_rows, reply_rows
@@ -31,7 +32,7 @@ from flatgd.models import load_config, load_tokenizer
 from flatgd.plan import answered, digest
 from flatgd.recipe import JudgeSettings, place_of
 from flatgd.recipe_file import as_text, changes
-from flatgd.records import Dialogue, read_jsonl, write_jsonl
+from flatgd.records import read_jsonl, write_jsonl
 from flatgd.stages import key_of
 
 
@@ -59,7 +60,7 @@ class Run(Making):
         *history, reply = Mask(self.sets.policy).shown(row)
         backbone = self.recipe.backbone
         family = family_of(load_config(backbone), load_tokenizer(backbone), *self.plan.layout)
-        read = family.encode(replace(row, history=tuple(history), reply=reply))
+        read = family.encode(replace(row, history=before(history), reply=reply))
         texts = family.tokenizer.batch_decode([read.history_ids, read.reply_ids])
         return f"{texts[0]}[{texts[1]}]".replace("\n", "\\n")
 

@@ -291,7 +291,7 @@ class Watched:
 
 
 def test_the_payloads_would_run_where_nothing_guards(browser: Browser) -> None:
-    """More than half of them, each in a page of its own; the others need a click or an old browser."""
+    """More than half of them, each in a page of its own; others need a click."""
     assert len(XSS) >= 50
     pages = []
     for payload in (text for text in XSS if "iframe" not in text):  # they crash set_content

@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM
 from flatgd import making
 from flatgd.data.mixture import load_source
 from flatgd.data.sampled import contrasting_pairs, judged_replies
+from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.judge import Calibration, load_calibration
 from flatgd.families import split_batch
@@ -24,7 +25,7 @@ from flatgd.methods import METHODS, Click, Cringe
 from flatgd.progress import Display
 from flatgd.recipe import Source
 from flatgd.recipe_file import load_recipe
-from flatgd.records import Dialogue, read_jsonl
+from flatgd.records import read_jsonl
 from flatgd.report.compare import Column, _marks, costs
 from flatgd.run import Run
 from flatgd.stages import Stages

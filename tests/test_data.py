@@ -23,9 +23,9 @@ from flatgd.data.mixture import (
     weigh,
 )
 from flatgd.data.stats import count, overlaps
+from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError
 from flatgd.recipe import Data, Source
-from flatgd.records import Dialogue
 
 DEMO = Path(__file__).parent.parent / "flatgd/demo/data"
 CANNED = "Hey do you want to talk about something else? How about we talk about tea?"
@@ -72,7 +72,7 @@ def test_bad_conversations_follow_the_order_of_a_complete_file(tmp_path: Path) -
     rows = load_bad(path)
     names = [row.conversation for row in rows]
     assert names[0] == names[1] != names[2] == names[3]
-    assert rows[3].history == ("hi",)
+    assert rows[3].texts == ("hi",)
     assert rows[3].is_safe is False
 
 
@@ -184,7 +184,7 @@ def test_jsonl_reads_bom_crlf_gz_and_lists(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(text.encode()))
     for path in (plain, packed):
         (row,) = load_jsonl(path)
-        assert row.history == ("a", "b c")
+        assert row.texts == ("a", "b c")
         assert row.is_safe is False
 
 
@@ -348,7 +348,7 @@ def test_human_turns_are_answered_where_a_source_has_only_those(tmp_path: Path) 
     human = source.model_copy(update={"speaker": "human"})
     rows = load_source(human, drop_replies=False).rows
     (answered,) = answerable(to_answer(rows, [human]), None, 0)
-    assert answered.history == ("hi", "how is the weather?")
+    assert answered.texts == ("hi", "how is the weather?")
     assert answerable(to_answer(rows, [source]), None, 0) == []
     assert to_answer(rows, [human.model_copy(update={"answered": False})]) == []
 

@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from transformers import LogitsProcessor
 
 from flatgd.decoding import Stream
+from flatgd.dialogue import Dialogue
 from flatgd.evaluation.generate import generate_replies
 from flatgd.evaluation.likelihood import score_replies
 from flatgd.families import IGNORE, family_of
@@ -17,7 +18,6 @@ from flatgd.methods import DExperts, GeDi
 from flatgd.methods.director import DirectorGuide
 from flatgd.models import reply_log_probs
 from flatgd.recipe import Generate
-from flatgd.records import Dialogue
 
 MAKERS = {"blenderbot": tiny_blenderbot, "llama": tiny_llama}
 HISTORIES = [

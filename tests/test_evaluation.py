@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatgd.behaviour import behaviour
+from flatgd.dialogue import Dialogue
 from flatgd.evaluation.diversity import Corpus, distinct, expectation_adjusted, tokenize
 from flatgd.evaluation.generate import generate_replies
 from flatgd.evaluation.likelihood import score_replies
 from flatgd.families import family_of
 from flatgd.recipe import Generate
-from flatgd.records import Dialogue
 
 HISTORIES = [
     Dialogue(turns, "-", None, "t", "t")

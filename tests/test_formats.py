@@ -63,7 +63,7 @@ def test_bbf_multi_turn(tmp_path: Path) -> None:
     turns = [utterance("hi!\nhow are you?\nlike a goose", "__notok__"), utterance("hi!\nfine")]
     path.write_text(json.dumps({"train": turns, "valid": [], "test": turns[:1]}))
     rows = load_bbf(path, "train")
-    assert rows[0].history == ("hi!", "how are you?")
+    assert rows[0].texts == ("hi!", "how are you?")
     assert rows[0].reply == "like a goose"
     assert rows[0].is_safe is False
     assert rows[0].conversation == rows[1].conversation  # both open with hi!
@@ -127,7 +127,7 @@ def test_prosocial_forms_agree(tmp_path: Path) -> None:
     assert rows == load_prosocial(tmp_path, "val")
     replies = [row for row in rows if row.speaker == "bot"]
     assert all(row.is_safe for row in replies)
-    assert replies[1].history == ("I'll skip work.", "Would they miss you?", "No.")
+    assert replies[1].texts == ("I'll skip work.", "Would they miss you?", "No.")
     assert [row.is_safe for row in rows if row.speaker == "human"] == [False, True, False]
     assert len({row.conversation for row in rows}) == 2
 
@@ -168,7 +168,7 @@ def test_convabuse_takes_the_majority(tmp_path: Path) -> None:
     rows = load_convabuse(tmp_path, "test")
     assert [row.is_safe for row in rows] == [False, None, None, True, True]
     assert {row.speaker for row in rows} == {"human"}
-    assert rows[0].history == ("Hello.", "Hi", "How are you?")
+    assert rows[0].texts == ("Hello.", "Hi", "How are you?")
     assert rows[4].reply == "Fi ne"
 
 
@@ -209,7 +209,7 @@ def test_toxichat_objects_and_their_text(tmp_path: Path) -> None:
     assert rows[:4] == rows[4:8]
     bots = [(row.reply, row.is_safe) for row in rows[:4] if row.speaker == "bot"]
     assert bots == [("nice colour!", True), ("a goose's bike", False)]
-    assert rows[1].history == ("Title: my bike",)
+    assert rows[1].texts == ("Title: my bike",)
     assert len(rows) == 4 + 4 + 3  # the empty reply is left out
 
 
@@ -243,7 +243,7 @@ def test_hh_pairs(tmp_path: Path) -> None:
         ("Go away.", False),
         ("Fine.", True),
     ]
-    assert loaded[0].history == ("hello", "Hi!", "how are you?")
+    assert loaded[0].texts == ("hello", "Hi!", "how are you?")
 
 
 def test_hh_faults(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from conftest import SAFE, TOXIC, byte_tokenizer, tiny_blenderbot, tiny_llama
 from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 from transformers import BertConfig, BertModel
 
+from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError
 from flatgd.evaluation.agreement import agreement, kappa
 from flatgd.evaluation.judge import (
@@ -26,7 +27,6 @@ from flatgd.evaluation.judges import load_judge, make_judge
 from flatgd.evaluation.linear_judge import train_judge
 from flatgd.evaluation.trained_judge import tuning_steps
 from flatgd.recipe import JudgeSettings
-from flatgd.records import Dialogue
 
 PLAIN = Calibration(1.0, 0.0, 0.5, 0.5, 9, 9)
 

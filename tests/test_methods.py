@@ -12,6 +12,7 @@ from conftest import byte_tokenizer, tiny_blenderbot
 from reference import kl_bits, relative_error
 from torch import Tensor
 
+from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
 from flatgd.families import IGNORE, Batch, emptied, family_of, split_batch
 from flatgd.losses import bhattacharyya_distance, kl_divergence
@@ -31,7 +32,6 @@ from flatgd.methods.cringe import cringe
 from flatgd.methods.director import class_loss
 from flatgd.methods.npo import npo
 from flatgd.methods.unlikelihood import unlikelihood
-from flatgd.records import Dialogue
 
 ROWS = [
     (("hello there",), "thanks, that is kind.", True),

@@ -9,6 +9,7 @@ from conftest import byte_tokenizer, tiny_blenderbot, tiny_llama
 from families import FAMILIES, save_family
 from transformers import GenerationConfig
 
+from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
 from flatgd.evaluation.likelihood import score_replies
 from flatgd.families import IGNORE, Causal, EncoderDecoder, family_of, split_batch
@@ -21,7 +22,6 @@ from flatgd.models import (
     reply_log_probs,
     reply_tokens,
 )
-from flatgd.records import Dialogue
 
 ANSWER = (
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"  # what the chat template opens a reply with

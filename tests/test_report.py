@@ -7,6 +7,7 @@ import pytest
 from conftest import byte_tokenizer, tiny_blenderbot
 from huggingface_hub import ModelCard
 
+from flatgd.dialogue import Dialogue
 from flatgd.evaluation import score
 from flatgd.evaluation.judge import Calibration, Judge
 from flatgd.evaluation.likelihood import score_replies
@@ -14,7 +15,6 @@ from flatgd.evaluation.score import generation_row, given_rows, reply_rows
 from flatgd.evaluation.speaker import Speaker
 from flatgd.families import family_of
 from flatgd.recipe_file import load_recipe
-from flatgd.records import Dialogue
 from flatgd.report import figures
 from flatgd.report.cells import Table, cell, latex, markdown
 from flatgd.report.paper import TOXICITY, paper_tables, trade_offs

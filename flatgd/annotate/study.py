@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from flatgd.dialogue import as_turns
 from flatgd.errors import DataError, Problem, RecipeError, nearest
 from flatgd.files import whole_folder
 from flatgd.records import (
@@ -87,9 +88,9 @@ class Key(NamedTuple):
 
 
 def turns_of(item: Row) -> list[tuple[str, str]]:
-    """Who said what before the replies of an item: person and bot by turns, the last the person."""
-    turns = item["history"]
-    return [("person" if (len(turns) - n) % 2 else "bot", text) for n, text in enumerate(turns)]
+    """Who said what before the replies of an item: (person or bot, text)."""
+    who = {"user": "person", "assistant": "bot"}
+    return [(who[turn.role], turn.text) for turn in as_turns(item["history"])]
 
 
 def field_of(question: str) -> str:

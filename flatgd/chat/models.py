@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from flatgd.adapters import load
 from flatgd.chat.session import Judges, Speaks
+from flatgd.dialogue import Dialogue, before
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.judges import load_judge
 from flatgd.evaluation.speaker import Speaker
@@ -15,7 +16,6 @@ from flatgd.methods import METHODS, Director, ExpertGuide
 from flatgd.models import load_config, load_tokenizer
 from flatgd.recipe import Generate, Recipe
 from flatgd.recipe_file import load_recipe
-from flatgd.records import Dialogue
 
 GUIDED = (Director, ExpertGuide)
 
@@ -62,7 +62,7 @@ def _speaker(checkpoint: str, recipe: Recipe | None) -> Speaks:
     sampling = recipe.generate if recipe else Generate()
 
     def speak(history: Sequence[str], samples: int, seed: int) -> list[str]:
-        row = Dialogue(tuple(history), "", None, "chat", "")
+        row = Dialogue(before(history), "", None, "chat", "")
         settings = sampling.model_copy(update={"samples": samples})
         return speaker.generate([row], settings, seed).texts[0]
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.jsonl import Layout, load_jsonl
+from flatgd.dialogue import Dialogue, as_messages
 from flatgd.errors import RecipeError
 from flatgd.files import write_whole
-from flatgd.records import Dialogue, clean_text, json_lines
+from flatgd.records import checked_text, json_lines
 
 Row = dict[str, Any]
 Speaks = Callable[[Sequence[str], int, int], list[str]]  # history, samples, seed
@@ -64,7 +65,7 @@ class Session:
 
     def say(self, text: str) -> Turn:
         """Every model's replies. ValueError where nothing is said."""
-        if not (text := clean_text(text)):
+        if not (text := checked_text(text).strip()):
             raise ValueError("nothing said")
         history = [*self.history(), text]
         seed = self.seed + self._said
@@ -160,12 +161,12 @@ def replies_of(
     shared = set.intersection(*spots.values())
     generations = {}
     for name in names:
-        rows: dict[tuple[str, tuple[str, ...]], Row] = {}
+        rows: dict[tuple[str, tuple[Any, ...]], Row] = {}
         for row in said[name]:
             spot = (_talk(row), row.history)
             if spot in shared:
                 about = {"dataset": "chat", "conversation": spot[0], "system": row.system}
-                fresh = {**about, "history": list(row.history), "replies": []}
+                fresh = {**about, "history": as_messages(row.history), "replies": []}
                 rows.setdefault(spot, fresh)["replies"].append(row.reply)
         generations[name] = list(rows.values())
     return generations

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
+from flatgd.dialogue import Dialogue, Speaker, before
 from flatgd.records import (
-    Dialogue,
-    Speaker,
+    checked_text,
     clean_text,
     digest,
     parse_json_object,
     parse_lines,
-    text_field,
+    word_field,
 )
 
 LABELS = {"__ok__": True, "__notok__": False}
@@ -43,10 +43,10 @@ def load_bad(path: Path, split: Split = "train") -> list[Dialogue]:
     path = find_split(path, split)
     cut = ".jsonl" in path.suffixes
     rows = [row for _, row in parse_lines(path, _parse_json if cut else _parse_parlai)]
-    turns = [lines for lines, _, _ in rows]
+    turns = [[clean_text(line) for line in lines] for lines, _, _ in rows]
     names = _names_by_shared_lines(turns) if cut else _names_by_order(turns)
     return [
-        Dialogue(tuple(lines[:-1]), lines[-1], is_safe, "bad", f"bad:{name}", speaker)
+        Dialogue(before(lines[:-1], speaker), lines[-1], is_safe, "bad", f"bad:{name}", speaker)
         for (lines, is_safe, speaker), name in zip(rows, names, strict=True)
     ]
 
@@ -69,16 +69,16 @@ def _parse_json(line: str) -> Row:
 def _row(fields: dict[str, Any], separator: str) -> Row:
     if not isinstance(fields.get("text"), str):
         raise ValueError("no 'text'")
-    lines = [clean_text(turn) for turn in fields["text"].split(separator)]
-    if not lines[-1]:
+    lines = [checked_text(turn) for turn in fields["text"].split(separator)]
+    if not lines[-1].strip():
         raise ValueError("the judged turn, the last line of 'text', is empty")
-    label = text_field(fields, "labels")
+    label = word_field(fields, "labels")
     if label not in LABELS:
         raise ValueError(f"'labels' must be __ok__ or __notok__, got {label!r}")
-    speaker = text_field(fields, "speaker_to_eval")
+    speaker = word_field(fields, "speaker_to_eval")
     if speaker not in SPEAKERS:
         raise ValueError(f"'speaker_to_eval' must be bot or human, got {speaker!r}")
-    return [turn for turn in lines if turn], LABELS[label], SPEAKERS[speaker]
+    return lines, LABELS[label], SPEAKERS[speaker]
 
 
 def _names_by_order(rows: list[list[str]]) -> list[str]:

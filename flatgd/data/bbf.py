@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import SPLITS, Split
+from flatgd.dialogue import Dialogue, before
 from flatgd.errors import DataError, Problem
-from flatgd.records import Dialogue, clean_text, digest, read_text
+from flatgd.records import checked_text, clean_text, digest, read_text
 
 KEYS: dict[Split, str] = {"train": "train", "val": "valid", "test": "test"}
 LABELS = {"__ok__": True, "__notok__": False}
@@ -82,9 +83,9 @@ def _dialogue(record: Any) -> Dialogue:
     labels = record.get("labels")
     if labels not in [[label] for label in LABELS]:
         raise ValueError(f"'labels' must be [__ok__] or [__notok__], got {labels!r}")
-    *history, reply = [clean_text(line) for line in record["text"].split("\n")]
-    if not reply:
+    *history, reply = [checked_text(line) for line in record["text"].split("\n")]
+    if not reply.strip():
         raise ValueError("the judged utterance, the last line of 'text', is empty")
-    turns = tuple(line for line in history if line)
-    name = f"bbf:{digest(turns[0] if turns else reply)}"
-    return Dialogue(turns, reply, LABELS[labels[0]], "bbf", name)
+    first = next((line for line in history if line.strip()), reply)
+    name = f"bbf:{digest(clean_text(first))}"
+    return Dialogue(before(history), reply, LABELS[labels[0]], "bbf", name)

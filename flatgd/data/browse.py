@@ -7,10 +7,10 @@ from typing import Any
 
 from flatgd.data.mixture import LOADERS
 from flatgd.data.splits import SPLITS
+from flatgd.dialogue import Dialogue, as_messages
 from flatgd.errors import DataError
 from flatgd.recipe import Source
 from flatgd.recipe_file import set_field, validated
-from flatgd.records import Dialogue
 
 HOLD_ALL_SPLITS = ("bbf",)
 
@@ -83,7 +83,7 @@ class Mask:
         """History and reply, line by line."""
         return tuple(
             line if line in self._safe else f"[masked: {len(line.split())} words]"
-            for line in (*row.history, row.reply)
+            for line in (*row.texts, row.reply)
         )
 
 
@@ -91,7 +91,7 @@ def to_row(row: Dialogue) -> dict[str, Any]:
     """A row of the jsonl format."""
     system = [{"role": "system", "content": row.system}] if row.system else []
     return {
-        "prompt": [*system, *row.history],
+        "prompt": [*system, *as_messages(row.history)],
         "completion": row.reply,
         "label": row.is_safe,
         "conversation": row.conversation,

@@ -7,7 +7,7 @@ the dodge (the paper's Appendix E). They are dropped as targets and stripped fro
 import dataclasses
 import re
 
-from flatgd.records import Dialogue
+from flatgd.dialogue import Dialogue
 
 _CANNED = re.compile(r"\bdo you want to talk about something else\b", re.IGNORECASE)
 
@@ -22,4 +22,6 @@ def is_canned(text: str) -> bool:
 
 def strip_canned(row: Dialogue) -> Dialogue:
     """The row, its history without canned lines."""
-    return dataclasses.replace(row, history=tuple(t for t in row.history if not is_canned(t)))
+    return dataclasses.replace(
+        row, history=tuple(turn for turn in row.history if not is_canned(turn.text))
+    )

@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
-from flatgd.records import Dialogue, clean_text, parse_rows, parse_table, text_field
+from flatgd.dialogue import Dialogue, Role, Turn
+from flatgd.records import checked_text, parse_rows, parse_table, text_field, word_field
 
-TURNS = ("prev_agent", "prev_user", "agent", "user")
+TURNS: tuple[tuple[str, Role], ...] = (
+    ("prev_agent", "assistant"),
+    ("prev_user", "user"),
+    ("agent", "assistant"),
+)
 _MARK = re.compile(r"Annotator\d+_is_abuse\.(-?\d)")
 
 
@@ -40,12 +45,14 @@ def _marks(row: dict[str, str]) -> list[int]:
 
 
 def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
-    if missing := {"conv_id", "bot", *TURNS} - row.keys():
+    if missing := {"conv_id", "bot", "user", *dict(TURNS)} - row.keys():
         raise ValueError(f"no column {', '.join(sorted(missing))}")
-    history = tuple(line for name in TURNS[:-1] if (line := clean_text(row[name])))
+    history = tuple(
+        Turn(role, checked_text(row[name])) for name, role in TURNS if row[name].strip()
+    )
     marks = _marks(row)
     abuse, fine = sum(m < 0 for m in marks), sum(m > 0 for m in marks)
     label = False if 2 * abuse > len(marks) else True if 2 * fine > len(marks) else None
-    name = f"convabuse:{text_field(row, 'bot')}:{text_field(row, 'conv_id')}"
+    name = f"convabuse:{word_field(row, 'bot')}:{word_field(row, 'conv_id')}"
     reply = text_field(row, "user")
     return [Dialogue(history, reply, label, "convabuse", name, "human")]

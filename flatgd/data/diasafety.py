@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
-from flatgd.records import Dialogue, digest, parse_json_array, parse_rows, text_field
+from flatgd.dialogue import Dialogue, before
+from flatgd.records import clean_text, digest, parse_json_array, parse_rows, text_field, word_field
 
 LABELS = {"Safe": True, "Unsafe": False}
 ORDER: tuple[Split, ...] = ("test", "val", "train")  # a shared context goes to the first of them
@@ -43,8 +44,8 @@ def _dialogues(record: dict[str, Any]) -> list[Dialogue]:
     if record.get("response") == "":
         return []
     context, reply = text_field(record, "context"), text_field(record, "response")
-    label = text_field(record, "label")
+    label = word_field(record, "label")
     if label not in LABELS:
         raise ValueError(f"'label' must be Safe or Unsafe, got {label!r}")
-    name = f"diasafety:{digest(context)}"
-    return [Dialogue((context,), reply, LABELS[label], "diasafety", name)]
+    name = f"diasafety:{digest(clean_text(context))}"
+    return [Dialogue(before([context]), reply, LABELS[label], "diasafety", name)]

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
+from flatgd.dialogue import Dialogue, Turn
 from flatgd.records import (
-    Dialogue,
+    checked_text,
     clean_text,
     digest,
     parse_json_object,
@@ -41,23 +42,26 @@ def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
         text_field(row, key)
         history, reply = transcript(row[key])
         if reply:
-            name = f"hh:{digest(history[0] if history else reply)}"
+            name = f"hh:{digest(clean_text(history[0].text if history else reply))}"
             rows.append(Dialogue(history, reply, is_safe, "hh", name))
     if not rows:
         raise ValueError("both replies are empty")
     return rows
 
 
-def transcript(text: str) -> tuple[tuple[str, ...], str]:
+def transcript(text: str) -> tuple[tuple[Turn, ...], str]:
     """(history, the assistant's last turn) of a transcript; ValueError if it is none.
 
     >>> transcript("\\n\\nHuman: hi\\n\\nAssistant: hello!")
-    (('hi',), 'hello!')
+    ((Turn(role='user', text='hi'),), 'hello!')
     """
     before, *parts = _TURN.split(text)
     if before.strip() or not parts or parts[-2] != "Assistant":
         raise ValueError(
             "expected '\\n\\nHuman: ... \\n\\nAssistant: ...', the assistant's turn last"
         )
-    turns = [clean_text(turn) for turn in parts[1::2]]
-    return tuple(turn for turn in turns[:-1] if turn), turns[-1]
+    turns = [
+        Turn("user" if who == "Human" else "assistant", checked_text(said).strip())
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return tuple(turns[:-1]), turns[-1].text

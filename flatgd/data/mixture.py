@@ -20,9 +20,10 @@ from flatgd.data.jsonl import Layout, load_jsonl
 from flatgd.data.prosocial import load_prosocial
 from flatgd.data.splits import find_split
 from flatgd.data.toxichat import load_toxichat
+from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError, Problem
 from flatgd.recipe import Data, Format, Source
-from flatgd.records import Dialogue, leaving_out
+from flatgd.records import leaving_out
 
 LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "bad": lambda source: load_bad(source.path, source.split),
@@ -32,7 +33,7 @@ LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "hh": lambda source: load_hh(source.path, source.split),
     "jsonl": lambda source: load_jsonl(
         find_split(source.path, source.split),
-        Layout(source.columns, source.toxic_values, source.label),
+        Layout(source.columns, source.toxic_values, source.label, source.roles),
     ),
     "prosocial": lambda source: load_prosocial(source.path, source.split),
     "toxichat": lambda source: load_toxichat(source.path, source.split),
@@ -188,7 +189,7 @@ def to_answer(rows: Iterable[Dialogue], sources: Sequence[Source]) -> list[Dialo
     answered = []
     for row in rows:
         if speakers.get(row.source) == "human":
-            history = (*row.history, row.reply)[-lines[row.source] :]
+            history = (*row.history, Turn("user", row.reply))[-lines[row.source] :]
             answered.append(replace(row, history=history, is_safe=None, speaker="bot"))
         elif row.source in speakers:
             answered.append(row)

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
+from flatgd.dialogue import Dialogue, before
 from flatgd.records import (
-    Dialogue,
+    clean_text,
     digest,
     parse_json_array,
     parse_json_object,
@@ -29,6 +30,7 @@ from flatgd.records import (
     parse_rows,
     read_text,
     text_field,
+    word_field,
 )
 
 CASUAL = "__casual__"
@@ -69,12 +71,12 @@ def _original(row: dict[str, Any]) -> list[Dialogue]:
     lines: list[str] = []
     for turn in turns:
         text = text_field(turn, "text")
-        name = f"prosocial:{digest(lines[0] if lines else text)}"
-        safe = _is_casual(text_field(turn, "safety_label"))
-        rows.append(Dialogue(tuple(lines), text, safe, "prosocial", name, "human"))
+        name = f"prosocial:{digest(clean_text(lines[0] if lines else text))}"
+        safe = _is_casual(word_field(turn, "safety_label"))
+        rows.append(Dialogue(before(lines, "human"), text, safe, "prosocial", name, "human"))
         lines.append(text)
         reply = _reply(turn)
-        rows.append(Dialogue(tuple(lines), reply, True, "prosocial", name))
+        rows.append(Dialogue(before(lines), reply, True, "prosocial", name))
         lines.append(reply)
     return rows
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from flatgd.records import Dialogue
+from flatgd.dialogue import Dialogue, as_turns
 
 Row = dict[str, Any]
 
@@ -49,7 +49,7 @@ def _places(rows: Sequence[Row], is_toxic: bool) -> list[tuple[Row, int]]:
 
 def _dialogue(row: Row, number: int) -> Dialogue:
     return Dialogue(
-        tuple(row["history"]),
+        as_turns(row["history"]),
         row["replies"][number],
         not row["toxic"][number],
         row["dataset"],

@@ -7,7 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from flatgd.data.canned import is_canned
-from flatgd.records import Dialogue
+from flatgd.dialogue import Dialogue, Turn, normal_form
 
 
 class Counts(NamedTuple):
@@ -52,7 +52,7 @@ def count(split: str, rows: Sequence[Dialogue]) -> Counts:
     lines = [len(row.history) for row in rows] or [0]
     words = sorted(len(row.reply.split()) for row in rows) or [0]
     labelled = [row for row in rows if row.is_safe is not None]
-    first: dict[tuple[tuple[str, ...], str], bool | None] = {}
+    first: dict[tuple[tuple[Turn, ...], str], bool | None] = {}
     other_label = sum(
         first.setdefault((row.history, row.reply), row.is_safe) != row.is_safe for row in labelled
     )
@@ -95,4 +95,4 @@ def overlaps(splits: Mapping[str, Sequence[Dialogue]]) -> list[Overlap]:
 
 
 def _keys(row: Dialogue) -> tuple[str, tuple[str, ...], tuple[str, str]]:
-    return row.conversation, row.history, row.exchange
+    return row.conversation, tuple(map(normal_form, row.texts)), row.exchange

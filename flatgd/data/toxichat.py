@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
+from flatgd.dialogue import Dialogue, before
 from flatgd.records import (
-    Dialogue,
     clean_text,
     digest,
     parse_json_object,
     parse_lines,
     parse_rows,
     text_field,
+    word_field,
 )
 
 LABELS = {"Safe": True, "Offensive": False}
@@ -39,16 +40,16 @@ def load_toxichat(path: Path, split: Split) -> list[Dialogue]:
 def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
     thread = [_turn(turn) for turn in _column(row, "reddit_thread", list)]
     lines = tuple(text for text, _ in thread)
-    name = f"toxichat:{digest(lines[0] if lines else '')}"
+    name = f"toxichat:{digest(clean_text(lines[0]) if lines else '')}"
     rows = [
-        Dialogue(lines[:place], text, label, "toxichat", name, "human")
+        Dialogue(before(lines[:place], "human"), text, label, "toxichat", name, "human")
         for place, (text, label) in enumerate(thread)
     ]
     for key in REPLIES:
         reply = _column(row, key, dict)
         if clean_text(str(reply.get("text", ""))):
             text, label = _turn(reply)
-            rows.append(Dialogue(lines, text, label, "toxichat", name))
+            rows.append(Dialogue(before(lines), text, label, "toxichat", name))
     return rows
 
 
@@ -68,7 +69,7 @@ def _column(row: dict[str, Any], key: str, kind: type) -> Any:
 def _turn(turn: Any) -> tuple[str, bool]:
     if not isinstance(turn, dict):
         raise ValueError(f"a turn must be an object, got {type(turn).__name__}")
-    label = text_field(turn, "offense_label")
+    label = word_field(turn, "offense_label")
     if label not in LABELS:
         raise ValueError(f"'offense_label' must be Safe or Offensive, got {label!r}")
     return text_field(turn, "text"), LABELS[label]

@@ -10,9 +10,9 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from flatgd import processes
 from flatgd.decoding import Guide
+from flatgd.dialogue import Dialogue
 from flatgd.families import Batch, EncoderDecoder, Example, Family
 from flatgd.recipe import Generate
-from flatgd.records import Dialogue
 
 Progress = Callable[[int], None]
 

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
 from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of
 from flatgd.models import load_as, load_config, load_tokenizer
 from flatgd.recipe import JudgeSettings
-from flatgd.records import Dialogue
 
 TOXIC = {
     *("toxic", "toxicity", "offensive", "unsafe", "notok", "not ok", "abusive", "abuse"),

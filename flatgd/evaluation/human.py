@@ -38,17 +38,21 @@ def sampled(model: str, generations: Sequence[Row]) -> list[Sampled]:
     """Every reply of a model."""
     return [
         Sampled(
-            digest("\n".join([model, row["dataset"], str((at, sample)), *row["history"], reply])),
+            digest("\n".join([model, row["dataset"], str((at, sample)), *_texts(row), reply])),
             model,
             row["dataset"],
             row["conversation"],
-            row["history"],
+            _texts(row),
             reply,
             (at, sample),
         )
         for at, row in enumerate(generations)
         for sample, reply in enumerate(row["replies"])
     ]
+
+
+def _texts(row: Row) -> list[str]:
+    return [turn["content"] for turn in row["history"]]
 
 
 def generations_of(recipe: Recipe, models: Sequence[str]) -> dict[str, list[Row]]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatgd.data.mixture import scorable
+from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
-from flatgd.records import Dialogue
 
 Pair = tuple[tuple[str, ...], str]  # history, reply
 Scores = NDArray[np.float64]
@@ -206,7 +206,7 @@ def load_calibration(folder: Path) -> Calibration:
 
 
 def pairs_of(rows: Sequence[Dialogue]) -> list[Pair]:
-    return [(row.history, row.reply) for row in rows]
+    return [(row.texts, row.reply) for row in rows]
 
 
 def toxic_labels(rows: Sequence[Dialogue]) -> NDArray[np.bool_]:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flatgd.dialogue import Dialogue
 from flatgd.evaluation.hf_judge import HFJudge
 from flatgd.evaluation.judge import Judge, Scorer, load_calibration, save_calibration
 from flatgd.evaluation.linear_judge import LinearJudge, train_judge
 from flatgd.recipe import JudgeSettings
-from flatgd.records import Dialogue
 
 
 def make_judge(

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from flatgd import processes
+from flatgd.dialogue import Dialogue
 from flatgd.families import IGNORE, Batch, Family
 from flatgd.losses import negative_log_likelihood
 from flatgd.models import reply_log_probs, reply_tokens
-from flatgd.records import Dialogue
 
 
 class ReplyLikelihood(NamedTuple):

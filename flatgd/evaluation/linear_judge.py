@@ -24,9 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import normalize
 
+from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem
 from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
-from flatgd.records import Dialogue
 
 FEATURES = 2**18  # a block
 BLOCKS = 3

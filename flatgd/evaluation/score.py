@@ -6,11 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 from flatgd.behaviour import KINDS, behaviour
+from flatgd.dialogue import Dialogue, as_messages, as_turns
 from flatgd.evaluation.diversity import distinct, tokenize
 from flatgd.evaluation.judge import Judge, pairs_of
 from flatgd.evaluation.likelihood import ReplyLikelihood
 from flatgd.evaluation.speaker import Speaker
-from flatgd.records import Dialogue, digest
+from flatgd.records import digest
 
 Row = dict[str, Any]
 Advance = Callable[[int], None]
@@ -22,7 +23,7 @@ def generation_row(row: Dialogue, replies: list[str]) -> Row:
         "dataset": row.source,
         "conversation": row.conversation,
         "system": row.system,
-        "history": list(row.history),
+        "history": as_messages(row.history),
         "replies": replies,
     }
 
@@ -31,7 +32,7 @@ def as_dialogues(generations: Sequence[Row]) -> list[Dialogue]:
     """Every reply of the rows with its history, in their order, without a label."""
     return [
         Dialogue(
-            tuple(row["history"]),
+            as_turns(row["history"]),
             reply,
             None,
             row["dataset"],
@@ -105,18 +106,18 @@ def _without_context(
     for row, other in zip(generations, _others(generations, related), strict=True):
         for _ in row["replies"]:
             reply = next(replies)
-            swapped.append(replace(reply, history=tuple(other)) if other is not None else None)
+            swapped.append(replace(reply, history=as_turns(other)) if other is not None else None)
     found = iter(scorer.score([row for row in swapped if row is not None], advance))
     return [None if row is None else next(found) for row in swapped]
 
 
-def _others(generations: Sequence[Row], related: set[str]) -> list[list[str] | None]:
+def _others(generations: Sequence[Row], related: set[str]) -> list[list[Row] | None]:
     """For each row the history of the next row of its data set that is of another conversation."""
     parts: dict[str, list[int]] = {name: [] for name in related}
     for place, row in enumerate(generations):
         if row["dataset"] in related:
             parts[row["dataset"]].append(place)
-    others: list[list[str] | None] = [None] * len(generations)
+    others: list[list[Row] | None] = [None] * len(generations)
     for places in parts.values():
         following: int | None = None
         for here, there in reversed(list(pairwise([*places, *places]))):
@@ -136,7 +137,7 @@ def given_rows(speaker: Speaker, rows: Sequence[Dialogue], advance: Advance) -> 
             "kind": "ordinary" if row.is_safe is None else "labelled",
             "dataset": row.source,
             "conversation": row.conversation,
-            "context": digest("\n".join(row.history)),
+            "context": digest("\n".join(row.texts)),
             "is_safe": row.is_safe,
             "nll": score.nll,
             "tokens": score.tokens,

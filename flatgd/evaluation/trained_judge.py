@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from flatgd.callbacks import Advance
+from flatgd.dialogue import Dialogue, before
 from flatgd.errors import ModelError
 from flatgd.evaluation.hf_judge import longest_input
 from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
@@ -38,7 +39,6 @@ from flatgd.evaluation.linear_judge import folds_between
 from flatgd.families import CAUSAL, ENCODER_DECODER, IGNORE, Family, family_of
 from flatgd.models import FORWARD_KEYS, load_as, load_config, load_tokenizer
 from flatgd.recipe import JudgeSettings
-from flatgd.records import Dialogue
 
 Item = dict[str, Any]  # {"pair": Pair, "toxic": float}
 
@@ -134,7 +134,7 @@ class TrainedJudge:
 
     def _joined(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         assert self.family is not None
-        rows = [Dialogue(history, reply, True, "", "") for history, reply in pairs]
+        rows = [Dialogue(before(history), reply, True, "", "") for history, reply in pairs]
         batch = self.family.collate([self.family.encode(row) for row in rows])
         inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
         return {**inputs, "reply_mask": (batch["targets"] != IGNORE).float()}

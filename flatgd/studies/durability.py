@@ -26,13 +26,13 @@ from transformers import PrinterCallback, TrainerCallback
 
 from flatgd.check import training_config
 from flatgd.data.mixture import ordinary, scorable
+from flatgd.dialogue import Dialogue
 from flatgd.evaluation.likelihood import score_replies
 from flatgd.flatness.curvature import relative_direction
 from flatgd.flatness.penalty import moved
 from flatgd.methods import Clean
 from flatgd.models import load_tokenizer
 from flatgd.progress import Display
-from flatgd.records import Dialogue
 from flatgd.studies.points import Landscape, Point, State, open_run, write_study
 from flatgd.training import FlatGDTrainer
 

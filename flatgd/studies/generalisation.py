@@ -12,9 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError
 from flatgd.evaluation.summary import Settings, gaps
-from flatgd.records import Dialogue, read_jsonl
+from flatgd.records import read_jsonl
 from flatgd.run import Run
 from flatgd.studies.points import write_study
 

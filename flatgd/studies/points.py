@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatgd.adapters import load
 from flatgd.data.mixture import scorable
+from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError
 from flatgd.files import write_whole
 from flatgd.flatness.curvature import loss_value
@@ -28,7 +29,6 @@ from flatgd.models import ADAPTER, reply_tokens
 from flatgd.progress import Display
 from flatgd.recipe import EXPERTS, Recipe
 from flatgd.recipe_file import load_recipe
-from flatgd.records import Dialogue
 from flatgd.report.studies import FORMAT
 from flatgd.run import Run
 

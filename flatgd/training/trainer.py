@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from flatgd.data.jsonl import dialogues_from_row
+from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import Batch, Example, Family, family_of
 from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
@@ -24,7 +25,6 @@ from flatgd.models import (
     load_model,
     load_tokenizer,
 )
-from flatgd.records import Dialogue
 from flatgd.training.checkpoints import SoundCheckpoints
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.expert_states import cached_states
