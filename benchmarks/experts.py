@@ -16,7 +16,7 @@ from benchmarks.step import step_of
 from benchmarks.table import DEMO, Target, conclude, interleaved, machine, options
 from flatgd import FlatGD, FlatGDConfig, load_model
 from flatgd.adapters import load_together, save, with_adapter
-from flatgd.families import Batch
+from flatgd.encoding import Batch
 from flatgd.methods import SafetyLoss
 
 RANK = 4

@@ -21,7 +21,8 @@ from benchmarks.table import DEMO
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.diasafety import load_diasafety
 from flatgd.dialogue import Dialogue
-from flatgd.families import Batch, family_of, split_batch
+from flatgd.encoding import Batch
+from flatgd.families import family_of
 from flatgd.flatness import (
     Objective,
     PenaltySettings,
@@ -33,6 +34,7 @@ from flatgd.flatness import (
 from flatgd.flatness.penalty import norm
 from flatgd.methods.base import Totals
 from flatgd.models import reply_tokens
+from flatgd.training.micro_batches import split_batch
 
 ROWS, STEPS = 8, 5
 RHOS = (1e-3, 5e-4, 3e-4, 1e-4)

@@ -18,9 +18,10 @@ from flatgd.data.mixture import (
     scorable,
     to_answer,
 )
+from flatgd.encoding import Family
 from flatgd.errors import FlatGDError, RecipeError, nearest
 from flatgd.evaluation.hf_judge import check_judge
-from flatgd.families import Family, family_of
+from flatgd.families import family_of
 from flatgd.memory import Memory, of_method
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
@@ -29,6 +30,7 @@ from flatgd.records import is_number
 from flatgd.training import FlatGDConfig
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
+OURS |= {"template_date", "chat_template_kwargs"}
 RESERVED = {"backbone", "reference", "experts", *EXPERTS}
 
 
@@ -57,6 +59,8 @@ def training_config(
             max_history_tokens=recipe.max_history_tokens,
             max_reply_tokens=recipe.max_reply_tokens,
             turn_separator=recipe.turn_separator,
+            template_date=str(recipe.template_date),
+            chat_template_kwargs=dict(recipe.chat_template_kwargs),
             **{"disable_tqdm": True, "use_cpu": processes.are_on_cpu(), **fields},
         )
     except (TypeError, ValueError) as error:
@@ -251,7 +255,7 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
                 _check_judge(judges[role])
                 continue
             config = load_config(name)
-            families[role] = family_of(config, load_tokenizer(name))
+            families[role] = family_of(config, load_tokenizer(name), *recipe.layout)
             faults += _length_faults(role, recipe, config)
         except FlatGDError as error:
             faults.append(f"{role}: {error}")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from flatgd.families import Batch
+from flatgd.encoding import Batch
 from flatgd.models import output_head
 
 CACHE = next(  # transformers 5.24 renames this argument and field of every decoder's output

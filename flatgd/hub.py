@@ -8,8 +8,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from flatgd.adapters import is_toxic_expert, load
+from flatgd.encoding import Family
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
-from flatgd.families import Causal, Family, family_of
+from flatgd.families import Causal, family_of
 from flatgd.files import whole_folder
 from flatgd.making import MODEL_FILES
 from flatgd.methods import METHODS
@@ -51,9 +52,8 @@ class Parcel:
         )
 
     def _card(self, recipe: Recipe, method: str, license_: str | None) -> str:
-        layout = (recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator)
         tokenizer = load_tokenizer(str(self.folder))
-        family = family_of(load_config(str(self.folder)), tokenizer, *layout)
+        family = family_of(load_config(str(self.folder)), tokenizer, *recipe.layout)
         tag = "text-generation" if isinstance(family, Causal) else "text2text-generation"
         does = METHODS[recipe.kind_of(method)].does
         code = usage(family, self.repo)

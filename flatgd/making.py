@@ -25,12 +25,13 @@ from flatgd.check import check
 from flatgd.data.mixture import Sets
 from flatgd.decoding import Guide
 from flatgd.dialogue import Dialogue
+from flatgd.encoding import Family
 from flatgd.errors import RecipeError
 from flatgd.evaluation.judge import judge_report, pairs_of
 from flatgd.evaluation.judges import load_judge, make_judge
 from flatgd.evaluation.score import as_dialogues, generation_row
 from flatgd.evaluation.speaker import Speaker
-from flatgd.families import Family, family_of
+from flatgd.families import family_of
 from flatgd.files import digest_of, locked
 from flatgd.methods import Director, ExpertGuide, Merge, Method
 from flatgd.models import load_config, load_tokenizer

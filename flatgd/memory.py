@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from flatgd.errors import ModelError
 from flatgd.losses.fused import tokens_at_once
 from flatgd.methods import Method
+from flatgd.training.config import CHECKPOINTING
 
 FLOAT = 4
 COPIES = {"plain": 1, "finite_difference": 4, "fast": 3, "exact": 4}
@@ -170,7 +171,7 @@ def _activations(
 ) -> tuple[int, int]:
     """(bytes that autograd keeps of the model's body, reply tokens) of one micro-batch."""
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
     model.train()
     weights = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}

@@ -27,8 +27,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from flatgd.encoding import IGNORE
 from flatgd.errors import ModelError
-from flatgd.families import IGNORE
 from flatgd.losses.divergence import LOG_ZERO
 from flatgd.losses.fused import Head, head_log_probs
 from flatgd.trust import Risk, how, is_allowed

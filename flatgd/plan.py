@@ -6,6 +6,7 @@ NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flatgd.check import training_config
 from flatgd.data.mixture import Sets, answerable, to_answer
@@ -154,11 +155,10 @@ class Plan:
         return key_of("in_loop", judge.model_dump(), model, digest(self.sets.policy))
 
     @property
-    def layout(self) -> tuple[int, int, str | None]:
+    def layout(self) -> tuple[Any, ...]:
         """How a dialogue becomes the models' input."""
-        recipe = self.recipe
-        return recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator
+        return self.recipe.layout
 
 
 def digest(rows: Iterable[Dialogue]) -> str:
-    return key_of([dataclasses.astuple(row) for row in rows])
+    return key_of([dataclasses.astuple(dataclasses.replace(row, where="")) for row in rows])

@@ -6,6 +6,7 @@ importing torch's world (see `check`).
 """
 
 import os
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -285,6 +286,10 @@ class Recipe(Section):
     """Tokens of a reply that are trained and scored."""
     turn_separator: str | None = None
     """Between turns, instead of the family's own and of a chat template; not for the scorer."""
+    template_date: date = date.fromisoformat("2025-01-01")
+    """The day that a chat template prints as today's, in training, generation and chat alike."""
+    chat_template_kwargs: dict[str, Any] = {"enable_thinking": False}
+    """Variables of the chat template, as {enable_thinking: false}."""
     experts: dict[str, Any] = {}
     """FlatGDConfig fields for the two experts, over those of `train`."""
     train: dict[str, Any] = {}
@@ -308,6 +313,17 @@ class Recipe(Section):
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"judges: two are called {twice[0]!r}; give each a name")
         return self
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """How a dialogue becomes the models' input: what `family_of` takes after the tokenizer."""
+        return (
+            self.max_history_tokens,
+            self.max_reply_tokens,
+            self.turn_separator,
+            str(self.template_date),
+            self.chat_template_kwargs,
+        )
 
     @property
     def models(self) -> list[str]:

@@ -216,7 +216,9 @@ class Run(Making):
     @cached_property
     def _scorer(self) -> Speaker:
         assert self.recipe.scorer is not None
-        return Speaker(*self._model(self.recipe.scorer, self.plan.layout[:2]))
+        return Speaker(
+            *self._model(self.recipe.scorer, (*self.plan.layout[:2], None, *self.plan.layout[3:]))
+        )
 
     def report(self) -> Path:
         """Tables, figures and page from the files of the run."""

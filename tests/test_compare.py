@@ -18,7 +18,6 @@ from flatgd.data.sampled import contrasting_pairs, judged_replies
 from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.judge import Calibration, load_calibration
-from flatgd.families import split_batch
 from flatgd.hub import Parcel
 from flatgd.making import IN_LOOP
 from flatgd.methods import METHODS, Click, Cringe
@@ -31,6 +30,7 @@ from flatgd.run import Run
 from flatgd.stages import Stages
 from flatgd.studies.points import open_run
 from flatgd.training import FlatGDConfig, FlatGDTrainer
+from flatgd.training.micro_batches import split_batch
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,10 @@ from transformers import LogitsProcessor
 
 from flatgd.decoding import Stream
 from flatgd.dialogue import Dialogue
+from flatgd.encoding import IGNORE
 from flatgd.evaluation.generate import generate_replies
 from flatgd.evaluation.likelihood import score_replies
-from flatgd.families import IGNORE, family_of
+from flatgd.families import family_of
 from flatgd.methods import DExperts, GeDi
 from flatgd.methods.director import DirectorGuide
 from flatgd.models import reply_log_probs

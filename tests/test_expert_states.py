@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from flatgd import FlatGDConfig, FlatGDTrainer, processes
 from flatgd.data.jsonl import dialogues_from_row
-from flatgd.families import Example, Family, family_of
+from flatgd.encoding import Example, Family
+from flatgd.families import family_of
 from flatgd.models import reply_states
 from flatgd.training import expert_states
 from flatgd.training.expert_states import cached_states, fault_of, states_key

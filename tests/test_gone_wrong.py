@@ -14,6 +14,7 @@ from training import DESCENT, largest_difference, trained, trainer
 from flatgd.errors import InUseError, MemoryLimitError, NonFiniteError
 from flatgd.files import locked
 from flatgd.methods import FlatGD
+from flatgd.training.config import CHECKPOINTING
 from flatgd.training.watch import FEWEST, Watch
 
 
@@ -88,7 +89,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
 def test_no_room_for_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Small, "rows", 0)
     subject = trainer(tmp_path, kind=Small)
-    with pytest.raises(MemoryLimitError, match="1 row at a time; try activation_checkpointing"):
+    with pytest.raises(MemoryLimitError, match=f"1 row at a time; try {CHECKPOINTING}"):
         subject.train()
 
 

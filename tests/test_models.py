@@ -10,9 +10,10 @@ from families import FAMILIES, save_family
 from transformers import GenerationConfig
 
 from flatgd.dialogue import Dialogue
+from flatgd.encoding import IGNORE
 from flatgd.errors import ModelError
 from flatgd.evaluation.likelihood import score_replies
-from flatgd.families import IGNORE, Causal, EncoderDecoder, family_of, split_batch
+from flatgd.families import Causal, EncoderDecoder, family_of
 from flatgd.models import (
     check_token_map,
     in_vocabulary,
@@ -22,6 +23,7 @@ from flatgd.models import (
     reply_log_probs,
     reply_tokens,
 )
+from flatgd.training.micro_batches import split_batch
 
 ANSWER = (
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"  # what the chat template opens a reply with
@@ -122,7 +124,7 @@ def test_chat_template_is_used_where_there_is_one() -> None:
     family = family_of(tiny_llama().config, tokenizer)
     for turns, wanted in (
         (("a", "b", "c"), "[user]a[assistant]b[user]c[assistant]"),
-        (("b", "c"), "[user]c[assistant]"),
+        (("b", "c"), "[assistant]b[user]c[assistant]"),
         ((), "[user][assistant]"),
     ):
         assert tokenizer.decode(family.history(turns)[0]).strip() == wanted
@@ -173,8 +175,16 @@ def test_no_model_and_other_family(tmp_path: Path) -> None:
         ("gpt2", "Hi\nhello!\n", "|fine.<|endoftext|>"),
         ("llama", "<s> Hi\nhello!\n", "| fine.</s>"),
         ("mistral", "<s> Hi\nhello!\n", "| fine.</s>"),
-        ("qwen2", "<|im_start|>user\nhello!<|im_end|>\n" + ANSWER, "|fine.<|im_end|>"),
-        ("qwen3", "<|im_start|>user\nhello!<|im_end|>\n" + ANSWER, "|fine.<|im_end|>"),
+        (
+            "qwen2",
+            "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\nhello!<|im_end|>\n" + ANSWER,
+            "|fine.<|im_end|>",
+        ),
+        (
+            "qwen3",
+            "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\nhello!<|im_end|>\n" + ANSWER,
+            "|fine.<|im_end|>",
+        ),
     ],
 )
 def test_what_each_family_reads_and_says(
@@ -242,7 +252,8 @@ def test_a_chat_is_cut_by_whole_turns_and_keeps_its_system_message(tmp_path: Pat
     family = family_of(load_config(str(folder)), tokenizer, len(whole) - 1)
     ids, cut = family.history(turns, "be brief")
     assert "be brief" in tokenizer.decode(ids)
-    assert "old" not in tokenizer.decode(ids)
+    assert "old question" not in tokenizer.decode(ids)
+    assert "old answer" in tokenizer.decode(ids)
     assert cut == len(whole) - len(ids)
 
 

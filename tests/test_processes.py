@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flatgd import FlatGDConfig, FlatGDTrainer, processes
 from flatgd.check import training_config
+from flatgd.encoding import IGNORE
 from flatgd.errors import RecipeError
-from flatgd.families import IGNORE
 from flatgd.recipe_file import load_recipe
 from flatgd.training.mixin import FlatnessMixin
 from flatgd.training.train import gathered_weights

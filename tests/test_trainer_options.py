@@ -11,8 +11,9 @@ from training import DESCENT, ROWS, config, largest_difference, trained, trainer
 from transformers import DataCollatorForSeq2Seq, Trainer
 
 from flatgd import FlatnessMixin
+from flatgd.encoding import IGNORE
 from flatgd.errors import UnsupportedError
-from flatgd.families import IGNORE
+from flatgd.training.config import CHECKPOINTING
 
 
 def test_rho_follows_the_precision(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_checkpointing_changes_nothing_but_memory(tmp_path: Path, flatness_metho
             tmp_path / place,
             model=tiny_blenderbot(dropout=0.2),
             flatness_method=flatness_method,
-            activation_checkpointing=checkpointing,
+            **{CHECKPOINTING: checkpointing},
             **DESCENT,
         )
         subject.train()

@@ -14,8 +14,9 @@ from training import DESCENT, ROWS, config, experts, largest_difference, trained
 from transformers import Trainer
 
 from flatgd import Clean, FlatGD, FlatGDTrainer, SafetyLoss
+from flatgd.encoding import IGNORE
 from flatgd.errors import NonFiniteError
-from flatgd.families import IGNORE, family_of
+from flatgd.families import family_of
 from flatgd.training.mixin import MEAN, _seed
 
 

@@ -52,11 +52,7 @@ def _speaker(checkpoint: str, recipe: Recipe | None) -> Speaks:
         raise UnsupportedError(
             f"{name} speaks with other models beside it, which chat does not load; leave it out"
         )
-    layout = (
-        (recipe.max_history_tokens, recipe.max_reply_tokens, recipe.turn_separator)
-        if recipe
-        else ()
-    )
+    layout = recipe.layout if recipe else ()
     family = family_of(load_config(checkpoint), load_tokenizer(checkpoint), *layout)
     speaker = Speaker(on_device(load(checkpoint)), family)
     sampling = recipe.generate if recipe else Generate()

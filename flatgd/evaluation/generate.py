@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from flatgd import processes
 from flatgd.decoding import Guide
 from flatgd.dialogue import Dialogue
-from flatgd.families import Batch, EncoderDecoder, Example, Family
+from flatgd.encoding import Batch, Family
+from flatgd.families import EncoderDecoder, declared_stops
 from flatgd.recipe import Generate
 
 Progress = Callable[[int], None]
@@ -39,17 +40,16 @@ def generate_replies(
 
     Histories of like length are answered together; each such batch draws from its own seed, so the
     outcome depends on the seed, the histories and the batch size alone. Several processes share
-    the batches out. The checkpoint's own
-    generation settings are set aside but for its token ids.
+    the batches out. A reply stops at every end that the checkpoint declares and at the end that was
+    learnt; the checkpoint's other generation settings are set aside.
     """
-    encoded = [
-        Example(family.history(row.history, row.system)[0], [], True, 0) for row in dialogues
-    ]
+    encoded = family.encode_histories(dialogues)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
     replies: dict[int, list[str]] = {}
-    config = _generation_config(family, settings, guide is not None)
+    stops = declared_stops(model, family)
+    config = _generation_config(family, settings, guide is not None, stops)
     tokens, seconds = 0, 0.0
-    model.generation_config = GenerationConfig(**_token_ids(family))
+    model.generation_config = GenerationConfig(**_token_ids(family, stops))
     model.eval()
     starts = range(0, len(order), settings.batch_size)
     for start in starts[processes.rank() :: processes.count()]:
@@ -67,11 +67,10 @@ def generate_replies(
             )
             seconds += time.perf_counter() - begun
         begin = prompt.get("decoder_input_ids", prompt["input_ids"]).shape[1]
-        tokens += _tokens(output[:, begin:], family.end)
-        texts = family.tokenizer.batch_decode(output[:, begin:], skip_special_tokens=True)
+        tokens += _tokens(output[:, begin:], stops)
+        texts = [family.said(ids, stops) for ids in output[:, begin:].tolist()]
         for place, row in enumerate(rows):
-            answers = texts[place * settings.samples : (place + 1) * settings.samples]
-            replies[row] = [" ".join(text.split()) for text in answers]
+            replies[row] = texts[place * settings.samples : (place + 1) * settings.samples]
         progress(len(rows) * processes.count())
     parts = processes.gathered((replies, tokens, seconds))
     merged = {row: texts for part, _, _ in parts for row, texts in part.items()}
@@ -91,13 +90,16 @@ def _processors(
     return LogitsProcessorList([processor])
 
 
-def _tokens(said: Tensor, end: int) -> int:
+def _tokens(said: Tensor, stops: list[int]) -> int:
     """How many tokens were said, each reply's closing one included."""
-    ended = (said == end).cumsum(1) - (said == end).long()
+    is_end = torch.isin(said, torch.tensor(stops, device=said.device))
+    ended = is_end.cumsum(1) - is_end.long()
     return int((ended == 0).sum())
 
 
-def _generation_config(family: Family, settings: Generate, is_guided: bool) -> GenerationConfig:
+def _generation_config(
+    family: Family, settings: Generate, is_guided: bool, stops: list[int]
+) -> GenerationConfig:
     """A guide takes temperature and nucleus on itself."""
     return GenerationConfig(
         do_sample=True,
@@ -108,12 +110,12 @@ def _generation_config(family: Family, settings: Generate, is_guided: bool) -> G
         min_new_tokens=settings.min_new_tokens,
         max_new_tokens=settings.max_new_tokens,
         num_return_sequences=settings.samples,
-        **_token_ids(family),
+        **_token_ids(family, stops),
     )
 
 
-def _token_ids(family: Family) -> dict[str, int]:
-    ids = {"eos_token_id": family.end, "pad_token_id": family.pad}
+def _token_ids(family: Family, stops: list[int]) -> dict[str, Any]:
+    ids: dict[str, Any] = {"eos_token_id": stops, "pad_token_id": family.pad}
     if isinstance(family, EncoderDecoder):
         ids["decoder_start_token_id"] = family.start[0]
     return ids

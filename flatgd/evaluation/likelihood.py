@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flatgd import processes
 from flatgd.dialogue import Dialogue
-from flatgd.families import IGNORE, Batch, Family
+from flatgd.encoding import IGNORE, Batch, Family
 from flatgd.losses import negative_log_likelihood
 from flatgd.models import reply_log_probs, reply_tokens
 
@@ -33,7 +33,7 @@ def score_replies(
 
     `log_probs`: the distribution at each token, the model's own or a guide's.
     """
-    encoded = [family.encode(dialogue) for dialogue in dialogues]
+    encoded = family.encode_all(dialogues)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
     device = next(model.parameters()).device
     results: dict[int, ReplyLikelihood] = {}

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from flatgd.decoding import Guide
 from flatgd.dialogue import Dialogue
+from flatgd.encoding import Family
 from flatgd.evaluation.generate import Replies, generate_replies
 from flatgd.evaluation.likelihood import ReplyLikelihood, score_replies
-from flatgd.families import Family
 from flatgd.models import reply_log_probs
 from flatgd.recipe import Generate
 

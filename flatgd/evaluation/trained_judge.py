@@ -32,11 +32,12 @@ from transformers import (
 
 from flatgd.callbacks import Advance
 from flatgd.dialogue import Dialogue, before
+from flatgd.encoding import IGNORE, Family
 from flatgd.errors import ModelError
 from flatgd.evaluation.hf_judge import longest_input
 from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
 from flatgd.evaluation.linear_judge import folds_between
-from flatgd.families import CAUSAL, ENCODER_DECODER, IGNORE, Family, family_of
+from flatgd.families import family_of, speaks
 from flatgd.models import FORWARD_KEYS, load_as, load_config, load_tokenizer
 from flatgd.recipe import JudgeSettings
 
@@ -82,7 +83,7 @@ class TrainedJudge:
         tokenizer = load_tokenizer(settings.model)
         config = load_config(settings.model)
         family = None
-        if config.model_type in ENCODER_DECODER or config.model_type in CAUSAL:
+        if speaks(config):
             room = longest_input(settings, config, tokenizer)
             family = family_of(config, tokenizer, room - room // 2, room // 2)
         classifier = _Classifier(load_as(AutoModel, settings.model))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, distributed, nn
 
-from flatgd.families import Batch
+from flatgd.encoding import Batch
 from flatgd.flatness import Mix, Terms
 from flatgd.losses import negative_log_likelihood
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from flatgd.families import Batch
+from flatgd.encoding import Batch
 from flatgd.losses import negative_log_likelihood
 from flatgd.methods.base import Method, Scored, Totals, scored
 from flatgd.models import reply_log_probs, reply_tokens

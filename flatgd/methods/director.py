@@ -22,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import LogitsProcessor
 
 from flatgd.decoding import Guide, GuideProcessor, HeadInput
-from flatgd.families import IGNORE, Batch
+from flatgd.encoding import IGNORE, Batch
 from flatgd.methods.base import Method, Scored, Totals, likelihood_of_safe, scored
 from flatgd.models import head_weight, reply_log_probs, reply_tokens
 

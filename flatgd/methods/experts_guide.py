@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from flatgd.decoding import Guide, GuideProcessor, Stream
-from flatgd.families import IGNORE, Batch
+from flatgd.encoding import IGNORE, Batch
 from flatgd.methods.base import EXPERTS, System
 from flatgd.models import head_weight, in_vocabulary, reply_log_probs
 

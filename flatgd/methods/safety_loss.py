@@ -17,7 +17,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from flatgd.families import IGNORE, Batch
+from flatgd.encoding import IGNORE, Batch
 from flatgd.flatness import Mix, Terms
 from flatgd.losses import bhattacharyya_distance, js_divergence, kl_divergence
 from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs

@@ -22,6 +22,13 @@ OF_TRAINER |= {"max_grad_norm", "seed", "data_seed", "bf16"}
 OF_NO_EFFECT = {"micro_batch_size", "expert_cache", "fused_head", "snapshots"}
 
 
+CHECKPOINTING = next(  # transformers 5.23 renames this option
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in {option.name for option in fields(TrainingArguments)}
+)
+
+
 @dataclass
 class FlatGDConfig(TrainingArguments):
     """TrainingArguments and the fields below. Defaults are the paper's (Table 5) where it has any.
@@ -115,6 +122,14 @@ class FlatGDConfig(TrainingArguments):
     turn_separator: str | None = field(
         default=None,
         metadata=_doc("between turns, instead of the family's own and of a chat template"),
+    )
+    template_date: str = field(
+        default="2025-01-01",
+        metadata=_doc("the day that a chat template prints as today's, YYYY-MM-DD"),
+    )
+    chat_template_kwargs: dict[str, Any] = field(
+        default_factory=lambda: {"enable_thinking": False},
+        metadata=_doc("variables of the chat template"),
     )
 
     learning_rate: float = field(default=5e-6, metadata=_doc("Table 5: 5e-6, for 400M parameters"))
@@ -211,14 +226,14 @@ class FlatGDConfig(TrainingArguments):
             yield f"torch.compile has no second derivative; {mend}"
         if self.fsdp or self.fsdp_config:
             yield f"FSDP has no second derivative; {mend}"
-        kwargs = self.gradient_checkpointing_kwargs or self.activation_checkpointing_kwargs
+        kwargs = self.gradient_checkpointing_kwargs or getattr(self, f"{CHECKPOINTING}_kwargs")
         if self.is_checkpointed and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
             yield f"reentrant checkpointing cannot; set use_reentrant: false, or {mend}"
 
     @property
     def is_checkpointed(self) -> bool:
         """Whether activations are computed again in the backward pass; by either name."""
-        return bool(self.gradient_checkpointing or self.activation_checkpointing)
+        return bool(self.gradient_checkpointing or getattr(self, CHECKPOINTING))
 
     def trajectory(self) -> dict[str, Any]:
         """The settings that must be the same where a training goes on; its length need not."""

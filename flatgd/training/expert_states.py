@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from flatgd import processes
-from flatgd.families import Batch, Example
+from flatgd.encoding import Batch, Example
 from flatgd.files import contents, harm, whole, write_whole
 from flatgd.models import head_weight, reply_states
 

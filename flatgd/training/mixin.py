@@ -20,8 +20,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatgd.encoding import IGNORE, Batch
 from flatgd.errors import MemoryLimitError, NonFiniteError
-from flatgd.families import IGNORE, Batch, emptied, split_batch, take_rows
 from flatgd.flatness import (
     FlatGradient,
     Mix,
@@ -37,6 +37,8 @@ from flatgd.flatness import (
 )
 from flatgd.methods.base import Method, Totals
 from flatgd.models import unwrapped
+from flatgd.training.config import CHECKPOINTING
+from flatgd.training.micro_batches import emptied, split_batch, take_rows
 from flatgd.training.own_loss import OwnLoss, with_targets
 from flatgd.training.reduction import largest, reduction_for
 
@@ -334,7 +336,7 @@ def _no_room(step: int, size: int) -> str:
     rows = "1 row" if size == 1 else f"{size} rows"
     smaller = "" if size == 1 else f"set micro_batch_size: {_half(size)}, or "
     return (
-        f"step {step}: out of memory with {rows} at a time; {smaller}try activation_checkpointing: "
+        f"step {step}: out of memory with {rows} at a time; {smaller}try {CHECKPOINTING}: "
         "true, lora_rank: 16, expert_cache: states, or a shorter max_history_tokens"
     )
 

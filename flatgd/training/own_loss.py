@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatgd.encoding import IGNORE, Batch
 from flatgd.errors import UnsupportedError
-from flatgd.families import IGNORE, Batch
 from flatgd.flatness import Terms
 from flatgd.methods.base import Method, Scored, Totals
 

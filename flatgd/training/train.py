@@ -87,6 +87,7 @@ def train(
     told = (
         f"{trainer.state.global_step} steps on {len(rows):,} replies"
         + (f", {cut:,} of them cut to length" if cut else "")
+        + "".join(f", {count:,} with {note}" for note, count in trainer.notes().items())
         + (f", from checkpoint {checkpoint.name}" if checkpoint else "")
     )
     return told, _cost(log, trainer.state.global_step, peak.megabytes)

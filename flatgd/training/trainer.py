@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from flatgd.chat_template import counted
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.dialogue import Dialogue
+from flatgd.encoding import Batch, Example, Family
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
-from flatgd.families import Batch, Example, Family, family_of
+from flatgd.families import family_of
 from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
 from flatgd.models import (
     check_token_map,
@@ -74,11 +76,13 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             args.max_history_tokens,
             args.max_reply_tokens,
             args.turn_separator,
+            args.template_date,
+            args.chat_template_kwargs,
         )
         groups, numbers = _groups(train_dataset), count()
+        encoded = iter(family.encode_all(list(chain.from_iterable(groups))))
         self.examples = [
-            tuple(family.encode(row)._replace(row=next(numbers)) for row in group)
-            for group in groups
+            tuple(next(encoded)._replace(row=next(numbers)) for _ in group) for group in groups
         ]
         self._conversations = [row.conversation for group in groups for row in group]
         has_pairs = any(len(group) > 1 for group in self.examples)
@@ -146,6 +150,10 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
     def truncated(self) -> int:
         """How many training rows lost tokens of their history or reply."""
         return sum(example.cut_tokens > 0 for group in self.examples for example in group)
+
+    def notes(self) -> dict[str, int]:
+        """How many training rows each rule of the layout changed."""
+        return counted([example.notes for group in self.examples for example in group])
 
 
 def _experts(

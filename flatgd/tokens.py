@@ -1,0 +1,126 @@
+"""Text to token ids, such that what people write never becomes a special token.
+
+A text that holds "</s>" or "<|im_end|>" would otherwise be read as the end of a turn, or forge one.
+`mark` wraps such strings before a template or separator joins them to the model's own; `ids` turns
+what is wrapped into ordinary tokens, and the rest as the tokenizer does.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from flatgd.errors import ModelError
+
+# noncharacters of Unicode: no text that is meant for exchange holds them
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+
+
+class TextEncoder:
+    """A tokenizer's ids for texts. `vocabulary` is the number of rows of the model's embedding.
+
+    `control` are the strings that only the model's own layout may use: every special token, and
+    what else the tokenizer adds and its chat template writes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int):
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+        template = tokenizer.chat_template or ""
+        written = template if isinstance(template, str) else "".join(template.values())
+        added: dict[int, Any] = tokenizer.added_tokens_decoder
+        self.control = {token for token in tokenizer.all_special_tokens if token} | {
+            token.content
+            for token in added.values()
+            if token.special or (token.content.strip() and token.content in written)
+        }
+        self.control_ids = {self.id_of(token) for token in self.control}
+        longest_first = sorted(self.control, key=len, reverse=True)
+        names = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        self._names = re.compile(names)
+        self._marked = re.compile(f"{OPEN}({names}){CLOSE}")
+        self.is_larger = len(tokenizer) > vocabulary
+
+    def id_of(self, token: str) -> int:
+        found: Any = self.tokenizer.convert_tokens_to_ids(token)
+        return int(found)
+
+    def mark(self, text: str) -> str:
+        """The text with its control strings wrapped."""
+        return self._names.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", text)
+
+    def unmarked(self, text: str) -> str:
+        return self._marked.sub(r"\1", text)
+
+    def first_control(self, text: str) -> re.Match[str] | None:
+        """The first control string that the layout itself writes."""
+        return self._names.search(self._marked.sub(lambda found: " " * len(found[0]), text))
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, which may hold marks; no token is added. Raises ModelError for an
+        id beyond the embedding."""
+        if not texts:
+            return []
+        whole = [n for n, text in enumerate(texts) if OPEN not in text]
+        encoded: list[list[int]] = [[] for _ in texts]
+        if whole:
+            # verbose=False: that a text is longer than the model's window is ours to count and cut
+            found = self.tokenizer(
+                [texts[n] for n in whole],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+            for n, row in zip(whole, found, strict=True):
+                encoded[n] = row
+        for n in set(range(len(texts))).difference(whole):
+            encoded[n] = self._ids_of_marked(texts[n])
+        if self.is_larger:
+            for row in encoded:
+                self.check(row)
+        return encoded
+
+    def plain_ids(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is a control token."""
+        if not self._names.search(text):
+            return self.ids([text])[0]
+        ids = self._without_added_tokens(text)
+        if self.control_ids.isdisjoint(ids) or len(text) < 2:
+            return ids
+        # the model's own vocabulary holds the string: break it
+        found = self._names.search(text)
+        cut = found.start() + 1 if found else 1
+        return [*self.plain_ids(text[:cut]), *self.plain_ids(text[cut:])]
+
+    def check(self, ids: Iterable[int]) -> None:
+        """Raise ModelError for an id that the embedding does not have."""
+        for number in ids:
+            if number >= self.vocabulary:
+                token = self.tokenizer.convert_ids_to_tokens(int(number))
+                raise ModelError(
+                    f"the tokenizer gives {token!r} the id {number}, but the model's embedding has "
+                    f"{self.vocabulary} rows; call model.resize_token_embeddings("
+                    f"{len(self.tokenizer)}) and save the model, or use the tokenizer that "
+                    "belongs to it"
+                )
+
+    def _ids_of_marked(self, text: str) -> list[int]:
+        """Pieces between marks as the tokenizer reads them, marked strings as ordinary tokens."""
+        ids: list[int] = []
+        for place, piece in enumerate(self._marked.split(text)):
+            if piece:
+                ids += self.plain_ids(piece) if place % 2 else self.ids([piece])[0]
+        return ids
+
+    def _without_added_tokens(self, text: str) -> list[int]:
+        core = getattr(self.tokenizer, "backend_tokenizer", None)
+        if core is None:
+            own = {"add_special_tokens": False, "split_special_tokens": True}
+            return list(self.tokenizer.encode(text, **own))
+        if core.normalizer is not None:
+            text = core.normalizer.normalize_str(text)
+        pieces = [text]
+        if core.pre_tokenizer is not None:
+            pieces = [piece for piece, _ in core.pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for piece in pieces for token in core.model.tokenize(piece)]

@@ -1,0 +1,63 @@
+"""A collated batch in parts: micro-batches, some of its rows, rows that count for nothing.
+
+B rows, T reply positions, as in families.py.
+"""
+
+import torch
+from torch import Tensor
+
+from flatgd.encoding import IGNORE, Batch
+
+
+def split_batch(batch: Batch, size: int | None, by_label: bool = False) -> list[Batch]:
+    """A collated batch as micro-batches of at most `size` rows, each cut to its longest row.
+
+    Rows are sorted by label and length first: less padding, and a micro-batch of toxic rows alone
+    has no likelihood term to differentiate; `by_label`: all micro-batches are of one label. Every
+    mean is over the whole batch, so order is free. Rows with one number in `pair` [B] (-1: none)
+    stay side by side, toxic before safe.
+    """
+    lengths = batch["attention_mask"].sum(1)
+    rank = batch["is_safe"].long() * (int(lengths.max()) + 1) + lengths
+    size = size or len(rank)
+    if "pair" not in batch:
+        rows = torch.argsort(rank, stable=True)
+        toxic = int((~batch["is_safe"]).sum())
+        groups = [rows[:toxic], rows[toxic:]] if by_label else [rows]
+        return [take_rows(batch, part) for group in groups for part in _even_parts(group, size)]
+    pair = batch["pair"]
+    singles, paired = (pair < 0).nonzero()[:, 0], (pair >= 0).nonzero()[:, 0]
+    singles = singles[torch.argsort(rank[singles], stable=True)]
+    paired = paired[torch.argsort(2 * pair[paired] + batch["is_safe"][paired])]  # toxic, safe
+    parts = [*singles.split(size), *paired.split(max(2, size // 2 * 2))]
+    return [take_rows(batch, rows) for rows in parts if len(rows)]
+
+
+def _even_parts(rows: Tensor, size: int) -> list[Tensor]:
+    """As few parts of at most `size` as can be, of one length or one less."""
+    return list(rows.tensor_split(-(-len(rows) // size))) if len(rows) else []
+
+
+def emptied(batch: Batch, rows: Tensor) -> Batch:
+    """The batch with `rows` [B], a mask, of no reply tokens: no sum sees them."""
+    nothing = {"targets": IGNORE, "is_safe": True, "row": -1, "pair": -1}
+    changed = {key: batch[key].clone() for key in nothing if key in batch}
+    for key, value in changed.items():
+        value[rows] = nothing[key]
+    return {**batch, **changed}
+
+
+def take_rows(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows of a collated batch, cut to the longest of them where the batch is ours."""
+    part = {key: value[rows] for key, value in batch.items()}
+    if "labels" in part:
+        return part
+    width = int(part["attention_mask"].sum(1).max())
+    reply_widths = [1, *((part["targets"] != IGNORE).any(0).nonzero()[:, 0] + 1).tolist()]
+    reply_width = reply_widths[-1] if "decoder_input_ids" in part else width
+    for key in ("input_ids", "attention_mask"):
+        part[key] = part[key][:, :width]
+    for key in ("targets", "decoder_input_ids"):
+        if key in part:
+            part[key] = part[key][:, :reply_width]
+    return part
