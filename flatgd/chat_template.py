@@ -41,12 +41,14 @@ STRFTIME = (
 
 
 class Reply(NamedTuple):
-    """What a template writes around a reply, as marked text. `end_id` ends it."""
+    """What a template writes around a reply, as marked text. `end_id` ends it; `is_trimmed` is
+    whether the template strips its white space."""
 
     lead: str
     end: str
     end_id: int
     tail: str
+    is_trimmed: bool
 
 
 class Rendered(NamedTuple):
@@ -101,14 +103,18 @@ class ChatTemplate:
         lead, end, tail = self.reply.lead, self.reply.end, self.reply.tail
         after = text[len(prompt) :] if text is not None and text.startswith(prompt) else None
         if after is None or not (after.startswith(lead) and after.endswith(tail)):
-            return lead + reply.strip() + end, (OTHERWISE,)
+            written = reply.strip() if self.reply.is_trimmed else reply
+            return lead + written + end, (OTHERWISE,)
         written = after[len(lead) : len(after) - len(tail)]
         return lead + written + end, (CHANGED,) if written.strip() != reply.strip() else ()
 
     def _probe(self) -> Reply:
         opening = [{"role": "user", "content": "a"}]
         prompt = self._render(opening, True)
-        whole = self._render([*opening, {"role": "assistant", "content": PROBE}], False)
+        whole, padded = (
+            self._render([*opening, {"role": "assistant", "content": text}], False)
+            for text in (PROBE, f" {PROBE} ")
+        )
         if PROBE not in whole:
             raise ModelError(
                 'the chat template does not show what the assistant says; turn_separator: "\\n" '
@@ -119,7 +125,7 @@ class ChatTemplate:
         found = self.encoder.first_control(tail)
         end = tail[: found.end()] if found else str(self.tokenizer.eos_token)
         token = found[0] if found else str(self.tokenizer.eos_token)
-        return Reply(lead, end, self.encoder.id_of(token), tail)
+        return Reply(lead, end, self.encoder.id_of(token), tail, whole == padded)
 
     def _messages(self, system: str, turns: Sequence[Turn]) -> Messages:
         said = [Turn(turn.role, self.encoder.mark(turn.text)) for turn in turns]

@@ -27,6 +27,7 @@ IGNORE = -100
 Batch = dict[str, Tensor]
 CHUNK = 1024  # rows tokenized at once
 EMPTY = "empty turns left out"
+APART = "reply whose first token is not merged with the prompt"
 NOTHING_FITS = (
     "max_history_tokens is {room}, but the system message and what stands around the turns take "
     "{least} tokens; raise max_history_tokens or shorten the system message"

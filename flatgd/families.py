@@ -16,7 +16,17 @@ from transformers.models.auto.modeling_auto import (
 
 from flatgd.chat_template import ChatTemplate
 from flatgd.dialogue import Dialogue, Turn
-from flatgd.encoding import IGNORE, NOTHING_FITS, Batch, Example, Family, Prompt, about, padded
+from flatgd.encoding import (
+    APART,
+    IGNORE,
+    NOTHING_FITS,
+    Batch,
+    Example,
+    Family,
+    Prompt,
+    about,
+    padded,
+)
 from flatgd.errors import DataError, ModelError, Problem
 from flatgd.records import clean_text
 
@@ -138,7 +148,7 @@ class Causal(Family):
         for row, ids, (text, messages, notes) in zip(rows, encoded, rendered, strict=True):
             if len(ids) <= self.max_history_tokens:
                 found.append(Prompt(ids, 0, text, messages, notes))
-            elif (shorter := self._shortened(row)) is not None:
+            elif (shorter := self._shortened(row, ids[:1])) is not None:
                 found.append(shorter._replace(cut=len(ids) - len(shorter.ids)))
             else:
                 least = len(self._one(row.system, ())[0])
@@ -152,12 +162,13 @@ class Causal(Family):
         ((text, messages, notes),) = self.template.prompts([(system, turns)])
         return Prompt(self.text.ids([text])[0], 0, text, messages, notes)
 
-    def _shortened(self, row: Dialogue) -> Prompt | None:
+    def _shortened(self, row: Dialogue, opening: list[int]) -> Prompt | None:
         """Without whole oldest turns; where the newest alone is too long, without the beginning of
-        its text. None where nothing of it fits."""
+        its text. It begins with the id `opening`, as a template may write the BOS before users'
+        turns alone. None where nothing fits."""
         for first in range(1, len(row.history)):
             prompt = self._one(row.system, row.history[first:])
-            if len(prompt.ids) <= self.max_history_tokens:
+            if len(prompt.ids) <= self.max_history_tokens and prompt.ids[:1] == opening:
                 return prompt
         role, text = row.history[-1] if row.history else ("user", "")
         low, high, best = 1, len(text) - 1, None
@@ -181,11 +192,13 @@ class Causal(Family):
             prompts, rendered, self.text.ids([row.whole for row in rendered]), strict=True
         ):
             begin = len(prompt.ids)
-            if whole[:begin] == prompt.ids:
-                target = whole[begin:]
-            else:  # the tokenizer would merge the prompt's last letters with the reply's first
+            target, notes = whole[begin:], row.notes[len(prompt.notes) :]
+            if whole[:begin] != prompt.ids:
+                # the tokenizer merges the prompt's last letters with the reply's first, which
+                # inference never does: there the prompt stands already
                 target = self.text.ids([row.whole[len(row.prompt) :]])[0]
-            found.append((target, row.notes[len(prompt.notes) :]))
+                notes = (*notes, APART)
+            found.append((target, notes))
         return found
 
     def collate(self, examples: Sequence[Example]) -> Batch:

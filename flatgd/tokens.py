@@ -61,7 +61,7 @@ class TextEncoder:
         id beyond the embedding."""
         if not texts:
             return []
-        whole = [n for n, text in enumerate(texts) if OPEN not in text]
+        whole = [n for n, text in enumerate(texts) if OPEN not in text and CLOSE not in text]
         encoded: list[list[int]] = [[] for _ in texts]
         if whole:
             # verbose=False: that a text is longer than the model's window is ours to count and cut
@@ -109,6 +109,8 @@ class TextEncoder:
         """Pieces between marks as the tokenizer reads them, marked strings as ordinary tokens."""
         ids: list[int] = []
         for place, piece in enumerate(self._marked.split(text)):
+            # a template may have cut through a mark
+            piece = piece.replace(OPEN, "").replace(CLOSE, "")
             if piece:
                 ids += self.plain_ids(piece) if place % 2 else self.ids([piece])[0]
         return ids
