@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flatgd import processes
+from flatgd.data.browse import Mask
 from flatgd.data.mixture import (
     Sets,
     answerable,
@@ -18,7 +19,8 @@ from flatgd.data.mixture import (
     scorable,
     to_answer,
 )
-from flatgd.encoding import Family
+from flatgd.dialogue import Dialogue
+from flatgd.encoding import Example, Family
 from flatgd.errors import FlatGDError, RecipeError, nearest
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import family_of
@@ -65,6 +67,17 @@ def training_config(
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: {error}") from None
+
+
+def training_example(recipe: Recipe, policy: Sequence[Dialogue]) -> tuple[Family, Example]:
+    """A safe policy row as the backbone reads it; lines that the data do not label safe are
+    masked."""
+    row = next(row for row in policy if row.is_safe)
+    *texts, reply = Mask(policy).shown(row)
+    history = tuple(turn._replace(text=text) for turn, text in zip(row.history, texts, strict=True))
+    name = recipe.backbone
+    family = family_of(load_config(name), load_tokenizer(name), *recipe.layout)
+    return family, family.encode(replace(row, history=history, reply=reply))
 
 
 def _share_of_batch(fields: dict[str, Any], number: int) -> int:

@@ -260,21 +260,22 @@ def check(
     loaded = load_recipe(recipe, set_)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-    from flatgd.check import check as check_recipe
-    from flatgd.check import check_offline, memory_of
+    from flatgd import check as checking
 
     if offline:
-        for line in (skipped := check_offline(loaded)):
+        for line in (skipped := checking.check_offline(loaded)):
             typer.echo(f"not checked       {line}")
         typer.echo(f"{recipe}: nothing wrong found" + (" in the rest" if skipped else ""))
         return
     from flatgd.disk import free, predicted
 
-    sets = check_recipe(loaded)
+    sets = checking.check(loaded)
     for label, text in sets.described():
         typer.echo(f"{label:<18}{text}")
+    family, example = checking.training_example(loaded, sets.policy)
+    typer.echo(family.spelled(example))
     typer.echo(f"{'disk':<18}{predicted(loaded, sets)}; {free(loaded.output)} free")
-    for name, memory in memory_of(loaded, processes_, strategy).items():
+    for name, memory in checking.memory_of(loaded, processes_, strategy).items():
         typer.echo(f"{'memory: ' + name:<26}{memory}")
     typer.echo(f"{recipe}: nothing wrong found")
 

@@ -122,6 +122,14 @@ class Family:
         (prompt,) = self.prompts([Dialogue(as_turns(turns), "", None, "", "", system=system)])
         return prompt.ids, prompt.cut
 
+    def spelled(self, example: Example) -> str:
+        """Every token of an example with its id, prompt and target told apart."""
+        lines = []
+        for name, ids in (("prompt", example.history_ids), ("target", example.reply_ids)):
+            tokens = (f"{self.tokenizer.decode([number])!r} {number}" for number in ids)
+            lines.append(f"{name}, {len(ids)} tokens: {' | '.join(tokens)}")
+        return "\n".join(lines)
+
     def collate(self, examples: Sequence[Example]) -> Batch:
         raise NotImplementedError
 

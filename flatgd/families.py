@@ -291,6 +291,14 @@ def _check_kind(config: Any) -> None:
     )
 
 
+def declare_stops(model: Any, family: Family) -> None:
+    """Write the end that is learnt into the checkpoint's generation settings, for whoever loads it
+    elsewhere."""
+    if getattr(model, "generation_config", None) is not None:
+        stops = declared_stops(model, family)
+        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+
+
 def declared_stops(model: Any, family: Family) -> list[int]:
     """Every id that ends a reply: what was learnt, and what checkpoint and tokenizer declare."""
     found = {family.end, int(family.tokenizer.eos_token_id)}

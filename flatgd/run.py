@@ -12,23 +12,20 @@ NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from flatgd import processes
+from flatgd.check import training_example
 from flatgd.cost import peak_memory
-from flatgd.data.browse import Mask
 from flatgd.data.mixture import ordinary, scorable
-from flatgd.dialogue import Dialogue, before
+from flatgd.dialogue import Dialogue
 from flatgd.evaluation.judge import Judge
 from flatgd.evaluation.judges import load_judge
 from flatgd.evaluation.score import generation_row, given_rows, reply_rows
 from flatgd.evaluation.speaker import Speaker
-from flatgd.families import family_of
 from flatgd.files import write_whole
 from flatgd.making import RECIPE, Done, Making, Row
-from flatgd.models import load_config, load_tokenizer
 from flatgd.plan import answered, digest
 from flatgd.recipe import JudgeSettings, place_of
 from flatgd.recipe_file import as_text, changes
@@ -46,7 +43,7 @@ class Run(Making):
         if processes.is_first():
             if self.sets.rejected:
                 write_jsonl(self.root / "rejected.jsonl", (p._asdict() for p in self.sets.rejected))
-            self.display.line("learnt: in [ ]", self.example())
+            self.display.line("training example, target in [ ]", self.example())
             self._tell_changes()
         self.scores()
         for seed in range(self.recipe.seed + 1, self.recipe.seed + self.recipe.seeds):
@@ -55,12 +52,8 @@ class Run(Making):
         return self.report()
 
     def example(self) -> str:
-        """A policy row as the backbone reads it, what is learnt of it in brackets."""
-        row = next(row for row in self.sets.policy if row.is_safe)
-        *history, reply = Mask(self.sets.policy).shown(row)
-        backbone = self.recipe.backbone
-        family = family_of(load_config(backbone), load_tokenizer(backbone), *self.plan.layout)
-        read = family.encode(replace(row, history=before(history), reply=reply))
+        """A training example as the backbone reads it, its target in brackets."""
+        family, read = training_example(self.recipe, self.sets.policy)
         texts = family.tokenizer.batch_decode([read.history_ids, read.reply_ids])
         return f"{texts[0]}[{texts[1]}]".replace("\n", "\\n")
 

@@ -3,11 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from conftest import byte_tokenizer
+from shapes import GEMMA
 from tokenizers import pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
     BartTokenizer,
@@ -175,6 +179,22 @@ def qwen3() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **DECODER)), tokenizer
 
 
+def decoder_only(kind: str, **fields: Any) -> Callable:
+    """Any other decoder-only model: told by its config alone, with Gemma 3's chat template."""
+
+    def build() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        tokenizer = chatml_tokenizer()
+        tokenizer.chat_template = GEMMA.replace("|start|", "|im_start|").replace(
+            "|end|", "|im_end|"
+        )
+        tokenizer.bos_token = "<|endoftext|>"
+        ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2}
+        config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **ids, **DECODER, **fields)
+        return AutoModelForCausalLM.from_config(config), tokenizer
+
+    return build
+
+
 FAMILIES: dict[str, Callable] = {
     "blenderbot": blenderbot,
     "blenderbot-small": blenderbot_small,
@@ -185,6 +205,11 @@ FAMILIES: dict[str, Callable] = {
     "mistral": mistral,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "gemma3_text": decoder_only("gemma3_text", sliding_window=16),
+    "gemma2": decoder_only("gemma2", sliding_window=16),
+    "phi3": decoder_only("phi3"),
+    "olmo2": decoder_only("olmo2"),
+    "granite": decoder_only("granite"),
 }
 
 

@@ -115,7 +115,7 @@ def test_rows_that_cannot_be_read_are_left_out_if_asked(recipe_file: Path) -> No
     told = CliRunner().invoke(app, ["run", str(recipe_file), "--skip-bad"])
     assert told.exit_code == 0, told.output
     assert "2 of rows that cannot be read (rejected.jsonl)" in told.output
-    assert re.search(r"learnt: in .*\[masked.*\[ .*</s>\]", told.output)
+    assert re.search(r"training example, target in .*\[masked.*\[ .*</s>\]", told.output)
     rejected = list(read_jsonl(recipe_file.parent / "run/rejected.jsonl"))
     assert [(Path(row["path"]).name, row["line"]) for row in rejected] == [
         ("policy.jsonl", 2),

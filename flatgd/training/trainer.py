@@ -18,7 +18,7 @@ from flatgd.data.jsonl import dialogues_from_row
 from flatgd.dialogue import Dialogue
 from flatgd.encoding import Batch, Example, Family
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
-from flatgd.families import family_of
+from flatgd.families import declare_stops, family_of
 from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
 from flatgd.models import (
     check_token_map,
@@ -79,6 +79,7 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             args.template_date,
             args.chat_template_kwargs,
         )
+        declare_stops(model, family)
         groups, numbers = _groups(train_dataset), count()
         encoded = iter(family.encode_all(list(chain.from_iterable(groups))))
         self.examples = [
