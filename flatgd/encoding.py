@@ -114,7 +114,7 @@ class Family:
         self, prompts: Sequence[Prompt], replies: Sequence[str]
     ) -> list[tuple[list[int], tuple[str, ...]]]:
         """(ids of each reply with its end, notes)."""
-        return [([*self.text.plain_ids(reply), self.end], ()) for reply in replies]
+        return [([*ids, self.end], ()) for ids in self.text.plain(replies)]
 
     def history(self, turns: Sequence[Any], system: str = "") -> tuple[list[int], int]:
         """(token ids of the newest end, how many older tokens were cut) of turns, or of strings

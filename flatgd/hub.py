@@ -150,20 +150,27 @@ def usage(family: Family, name: str) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         f'model = {auto}.from_pretrained("{name}")',
         'history = ["Hi!", "Hello, how are you?", "Fine. What do you like to do?"]',
-        *(_chat_lines() if isinstance(family, Causal) and family.chat else _plain_lines(family)),
-        "reply = model.generate(**inputs, do_sample=True, top_p=0.9, max_new_tokens=32)",
+        *(
+            _chat_lines(family)
+            if isinstance(family, Causal) and family.chat
+            else _plain_lines(family)
+        ),
+        "reply = model.generate(",
+        f"    **inputs, do_sample=True, top_p=0.9, max_new_tokens=32, eos_token_id={family.end}",
+        ")",
         f"print(tokenizer.decode(reply[0]{_begin(family)}, skip_special_tokens=True))",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _chat_lines() -> list[str]:
+def _chat_lines(family: Causal) -> list[str]:
+    kwargs = "".join(f"    {name}={value!r},\n" for name, value in family.template_kwargs.items())
     return [
         'roles = ("user", "assistant")',
         'messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(history)]',
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True,',
-        "    enable_thinking=False,",
+        *kwargs.splitlines(),
         ")",
     ]
 

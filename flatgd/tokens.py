@@ -81,17 +81,23 @@ class TextEncoder:
                 self.check(row)
         return encoded
 
-    def plain_ids(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is a control token."""
-        if not self._names.search(text):
-            return self.ids([text])[0]
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts in which nothing is a control token."""
+        forged = {n for n, text in enumerate(texts) if self._names.search(text)}
+        ids = self.ids(["" if n in forged else text for n, text in enumerate(texts)])
+        for n in forged:
+            ids[n] = self._broken(texts[n])
+        return ids
+
+    def _broken(self, text: str) -> list[int]:
+        """A text with control strings in it, as ordinary tokens."""
         ids = self._without_added_tokens(text)
         if self.control_ids.isdisjoint(ids) or len(text) < 2:
             return ids
         # the model's own vocabulary holds the string: break it
         found = self._names.search(text)
         cut = found.start() + 1 if found else 1
-        return [*self.plain_ids(text[:cut]), *self.plain_ids(text[cut:])]
+        return [number for part in self.plain([text[:cut], text[cut:]]) for number in part]
 
     def check(self, ids: Iterable[int]) -> None:
         """Raise ModelError for an id that the embedding does not have."""
@@ -112,7 +118,7 @@ class TextEncoder:
             # a template may have cut through a mark
             piece = piece.replace(OPEN, "").replace(CLOSE, "")
             if piece:
-                ids += self.plain_ids(piece) if place % 2 else self.ids([piece])[0]
+                ids += self._broken(piece) if place % 2 else self.ids([piece])[0]
         return ids
 
     def _without_added_tokens(self, text: str) -> list[int]:
