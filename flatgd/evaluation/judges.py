@@ -1,6 +1,6 @@
 """The reporting judges of a recipe: made once, loaded where replies are scored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flatgd.evaluation.hf_judge import HFJudge
@@ -34,6 +34,8 @@ def make_judge(
         about = f"linear, trained on {len(rows):,} labelled replies"
     judge.scorer.save(folder)
     save_calibration(judge, folder)
+    if judge.calibration.is_flat:
+        about += "; its score does not rise with toxicity there: P(toxic) is alike for all replies"
     return judge, about
 
 
@@ -50,3 +52,9 @@ def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
     else:
         scorer = LinearJudge.load(folder)
     return Judge(scorer, calibration)
+
+
+def cuts_taken(judges: Mapping[str, Judge]) -> str:
+    """Of the inputs since this was last asked, how many were too long for which judge."""
+    taken = {name: judge.scorer.cuts.taken() for name, judge in judges.items()}
+    return "".join(f"; judge {name}: {told}" for name, told in taken.items() if told)
