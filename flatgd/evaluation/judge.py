@@ -120,9 +120,11 @@ def calibrate(
     model = LogisticRegression(C=1e6, max_iter=1000)
     model.fit(_logit(scores[chosen])[:, None], labels[chosen])
     found, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
-    for part in [chosen] if found > 0 else [chosen, np.ones(len(rows), dtype=bool)]:
-        own = [row for row, is_in in zip(rows, part, strict=True) if is_in]
-        _refuse_upside_down(scores[part], own, mend)
+    for part in (chosen, np.ones(len(rows), dtype=bool)):  # all, where bots' rows leave it open
+        if _refuse_upside_down(
+            scores[part], [rows[n] for n in np.flatnonzero(part).tolist()], mend
+        ):
+            break
     slope = max(FLATTEST, found)
     chances = _sigmoid(slope * _logit(scores) + intercept)
     safe = chances[chosen & ~labels]
@@ -136,9 +138,10 @@ def calibrate(
     )
 
 
-def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], mend: str) -> None:
+def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], mend: str) -> bool:
     """Raise ModelError where toxic rows score below safe ones beyond chance: by the one-sided
-    Mann-Whitney test on the means of each conversation's toxic and safe rows."""
+    Mann-Whitney test on the means of each conversation's toxic and safe rows. Returns whether they
+    score above at 5 %."""
     from scipy.stats import mannwhitneyu
 
     labels = toxic_labels(rows)
@@ -150,7 +153,7 @@ def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], mend: str) -> 
         for wanted in (True, False)
     )
     if mannwhitneyu(toxic, safe, alternative="less").pvalue >= CHANCE:
-        return
+        return bool(mannwhitneyu(toxic, safe, alternative="greater").pvalue < 0.05)
     auc = float(_auc(labels, scores, np.ones((1, len(rows))))[0])
     raise ModelError(
         "the judge is upside down: its score must rise with toxicity (AUC above .5), but on "
