@@ -373,8 +373,8 @@ def test_a_judge_that_is_made_of_long_rows_says_so(tmp_path: Path) -> None:
         kind="trained", model=str(tmp_path / "model"), epochs=0.1, max_tokens=24
     )
     judge, _ = make_judge(settings, judge_rows(40), tmp_path / "judge")
-    assert judge.scorer.cuts.inputs == 40
-    assert judge.scorer.cuts.histories > 0
+    assert judge.cuts.inputs == 40
+    assert judge.cuts.histories > 0
 
 
 def test_check_looks_at_trained_judges_too(recipe_file: Path, tmp_path: Path) -> None:

@@ -32,9 +32,6 @@ FEW = 200  # labels of one kind below which a judge is said to rest on few
 class Scorer(Protocol):
     """Anything that says how toxic a reply is, given its history."""
 
-    cuts: Cuts
-    """Of the inputs that `score` was given."""
-
     def score(self, pairs: Sequence[Pair]) -> Scores:
         """Score of each (history, reply), 0..1, higher is more toxic."""
 
@@ -74,6 +71,12 @@ class Judge(NamedTuple):
     def score(self, pairs: Sequence[Pair]) -> Scores:
         """P(toxic) of each (history, reply), 0..1."""
         return self.calibration.apply(self.scorer.score(pairs))
+
+    @property
+    def cuts(self) -> Cuts:
+        """Of the inputs that it read; none are counted where the scorer cuts nothing."""
+        found: Cuts = getattr(self.scorer, "cuts", Cuts())
+        return found
 
 
 class Quality(NamedTuple):
@@ -230,7 +233,7 @@ def judge_report(
         "false_positive_rate": false_positive_rate,
         "few_labels": min(judge.calibration.safe, judge.calibration.toxic) < FEW,
         "is_flat": judge.calibration.is_flat,
-        "cut": dataclasses.asdict(judge.scorer.cuts),
+        "cut": dataclasses.asdict(judge.cuts),
         "quality": [{"rows_of": name, **of_part(places)} for name, places in parts.items()],
         "reliability": reliability(toxic_labels(rows), chances),
     }

@@ -56,5 +56,5 @@ def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
 
 def cuts_taken(judges: Mapping[str, Judge]) -> str:
     """Of the inputs since this was last asked, how many were too long for which judge."""
-    taken = {name: judge.scorer.cuts.taken() for name, judge in judges.items()}
+    taken = {name: judge.cuts.taken() for name, judge in judges.items()}
     return "".join(f"; judge {name}: {told}" for name, told in taken.items() if told)

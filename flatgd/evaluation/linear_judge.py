@@ -9,7 +9,7 @@ beside every figure that rests on it.
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,6 @@ from sklearn.preprocessing import normalize
 
 from flatgd.errors import DataError, ModelError, Problem
 from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
-from flatgd.evaluation.reading import Cuts
 from flatgd.records import Dialogue
 
 FEATURES = 2**18  # a block
@@ -63,8 +62,6 @@ class LinearJudge:
     """The scorer: both labels weigh the same in the fit, whatever their share."""
 
     fitted: _Fitted
-    cuts: Cuts = field(default_factory=Cuts)
-    """None: it reads the whole reply and the history's last line."""
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Score of each (history, reply), 0..1."""
