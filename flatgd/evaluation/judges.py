@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flatgd.evaluation.hf_judge import HFJudge
 from flatgd.evaluation.judge import Judge, Scorer, load_calibration, save_calibration
@@ -54,7 +55,9 @@ def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
     return Judge(scorer, calibration)
 
 
-def cuts_taken(judges: Mapping[str, Judge]) -> str:
-    """Of the inputs since this was last asked, how many were too long for which judge."""
-    taken = {name: judge.cuts.taken() for name, judge in judges.items()}
+def cuts_taken(judges: Mapping[str, Any]) -> str:
+    """Of the inputs since this was last asked, how many were too long for which judge. A judge of
+    another make need not count them."""
+    counted = {n: judge.cuts for n, judge in judges.items() if hasattr(judge, "cuts")}
+    taken = {name: cuts.taken() for name, cuts in counted.items()}
     return "".join(f"; judge {name}: {told}" for name, told in taken.items() if told)
