@@ -23,6 +23,7 @@ from flatgd.dialogue import Dialogue
 from flatgd.encoding import Example, Family
 from flatgd.errors import FlatGDError, RecipeError, nearest
 from flatgd.evaluation.hf_judge import check_judge
+from flatgd.evaluation.trained_judge import check_trained_judge
 from flatgd.families import family_of
 from flatgd.memory import Memory, of_method
 from flatgd.methods import METHODS, Clean, Merge, Method, System
@@ -281,8 +282,7 @@ def _check_judge(settings: JudgeSettings) -> None:
     if settings.kind == "hf":
         check_judge(settings)
     else:
-        load_config(str(settings.model))
-        load_tokenizer(str(settings.model))
+        check_trained_judge(settings)
 
 
 def _expert_faults(backbone: Family, expert: Family) -> list[str]:

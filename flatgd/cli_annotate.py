@@ -1,6 +1,7 @@
 """`flatgd annotate`: people compare two models' replies."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -144,19 +145,24 @@ def import_(
         ),
     ],
 ) -> None:
-    """Add answers to answers.jsonl; who answered before is taken at the last word."""
+    """Add answers to answers.jsonl; who answered before is taken at the last word. What else is in
+    the file is counted."""
     from flatgd.annotate import label_studio, mturk
     from flatgd.annotate.study import last_said, load_answers, load_study
     from flatgd.files import write_whole
-    from flatgd.records import json_lines
+    from flatgd.records import json_lines, printable
 
     loaded = load_study(study)
     kept = study / "answers.jsonl"
     before = load_answers(kept, loaded) if kept.exists() else []
     of = mturk if path.suffix.lower() == ".csv" else label_studio
-    merged = last_said([*before, *of.answers(path, loaded)])
+    left_out: Counter[str] = Counter()
+    merged = last_said([*before, *of.answers(path, loaded, left_out)])
     write_whole(kept, json_lines(answer._asdict() for answer in merged))
     typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {kept}")
+    for what, count in left_out.items():
+        if count:
+            typer.echo(f"left out: {count:,} {printable(what)}")
 
 
 @app.command(epilog="Example: flatgd annotate tally study")

@@ -28,7 +28,7 @@ from flatgd.dialogue import Dialogue
 from flatgd.encoding import Family
 from flatgd.errors import RecipeError
 from flatgd.evaluation.judge import judge_report, pairs_of
-from flatgd.evaluation.judges import load_judge, make_judge
+from flatgd.evaluation.judges import cuts_taken, load_judge, make_judge
 from flatgd.evaluation.score import as_dialogues, generation_row
 from flatgd.evaluation.speaker import Speaker
 from flatgd.families import family_of
@@ -191,18 +191,20 @@ class Making:
             with self.display.bar(f"{name}: sample", len(histories)) as advance:
                 replies = speaker.generate(histories, generate, self.recipe.seed, advance).texts
             rows = [generation_row(row, said) for row, said in zip(histories, replies, strict=True)]
-            marked = self._marked(rows, speaker)
+            marked, cut = self._marked(rows, speaker)
             if processes.is_first():
                 write_jsonl(path, marked)
             toxic = sum(sum(row["toxic"]) for row in marked)
             told = f"{len(rows):,} histories x {settings.samples} replies, {toxic:,} judged toxic"
+            told += cut
             return Done(told, {"seconds": time.perf_counter() - begun})
 
         on = [IN_LOOP, *self._made(name)]
         self._produce(self.plan.sample_place(name), self.plan.sample_key(name), build, on, True)
 
-    def _marked(self, rows: list[Row], speaker: Speaker) -> list[Row]:
-        """The rows with what the in-loop judge and the speaker say of each reply."""
+    def _marked(self, rows: list[Row], speaker: Speaker) -> tuple[list[Row], str]:
+        """The rows with what the in-loop judge and the speaker say of each reply; and what the
+        judge cut."""
         judge = load_judge(self.recipe.sample.judge, self.root / IN_LOOP)
         flat = as_dialogues(rows)
         chances = iter(judge.score(pairs_of(flat)).tolist())
@@ -212,7 +214,7 @@ class Making:
             row["chances"] = [round(next(chances), 6) for _ in row["replies"]]
             row["toxic"] = [chance > mark for chance in row["chances"]]
             row["nll"] = [next(nll) for _ in row["replies"]]
-        return rows
+        return rows, cuts_taken({self.recipe.sample.judge.label: judge})
 
     # Models at work
 
@@ -252,7 +254,7 @@ class Making:
                 report = judge_report(judge, about, test, settings.false_positive_rate)
                 report = {"name": settings.label, **report}
                 (folder / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
-            return Done(about, cost)
+            return Done(about + cuts_taken({settings.label: judge}), cost)
 
         return build
 

@@ -172,7 +172,7 @@ class Generate(Section):
 
 OF_KIND = {
     ("hf", "trained"): {"model", "separator", "history_lines", "max_tokens", "batch_size"},
-    ("hf",): {"toxic_label", "activation", "template", "human", "bot"},
+    ("hf",): {"toxic_label", "activation", "negate", "template", "human", "bot"},
     ("trained",): {"epochs", "learning_rate", "train_batch_size"},
 }
 
@@ -193,6 +193,8 @@ class JudgeSettings(Section):
     """hf: the label (or its number) that means toxic; none = found among the model's labels."""
     activation: Literal["softmax", "sigmoid"] | None = None
     """hf: none = what the model's config says."""
+    negate: bool = False
+    """hf: 1 - score is taken; for a model whose score falls with toxicity, as a reward model's."""
     template: str = "{reply}"
     """hf: its input; {history} and {reply} are filled in."""
     separator: str = "\n"
@@ -204,7 +206,8 @@ class JudgeSettings(Section):
     history_lines: int = Field(3, ge=0)
     """hf, trained: how many lines of the history are read."""
     max_tokens: int = Field(512, ge=8)
-    """hf, trained: longer inputs lose their beginning."""
+    """hf, trained: longer inputs lose their oldest text, the history first, then the beginning of
+    the reply; how many do is shown. Never more than the model's positions."""
     batch_size: int = Field(64, ge=1)
     """hf, trained: replies judged at once."""
     epochs: float = Field(3.0, gt=0)

@@ -16,12 +16,13 @@ from functools import cached_property
 from pathlib import Path
 
 from flatgd import processes
+from flatgd.behaviour import PATTERNS
 from flatgd.check import training_example
 from flatgd.cost import peak_memory
 from flatgd.data.mixture import ordinary, scorable
 from flatgd.dialogue import Dialogue
 from flatgd.evaluation.judge import Judge
-from flatgd.evaluation.judges import load_judge
+from flatgd.evaluation.judges import cuts_taken, load_judge
 from flatgd.evaluation.score import generation_row, given_rows, reply_rows
 from flatgd.evaluation.speaker import Speaker
 from flatgd.files import write_whole
@@ -152,7 +153,8 @@ class Run(Making):
                 rows = self._reply_rows("generated", generations, step) + rows
             if processes.is_first():
                 write_jsonl(path, rows)
-            return Done(f"{replies:,} replies judged, {len(given):,} given replies scored")
+            told = f"{replies:,} replies judged, {len(given):,} given replies scored"
+            return Done(told + cuts_taken(self._judges))
 
         key = key_of(self.plan.key(name), self._generation_key, self._scoring_key)
         judges = [f"judges/{settings.label}" for settings in self.recipe.judges]
@@ -171,7 +173,7 @@ class Run(Making):
                 scored = self._reply_rows("reference", rows, advance)
             if processes.is_first():
                 write_jsonl(path, scored)
-            return Done(f"{len(rows):,} human replies")
+            return Done(f"{len(rows):,} human replies" + cuts_taken(self._judges))
 
         key = key_of("reference", digest(self.histories), self._scoring_key)
         self._produce("scores/reference.jsonl", key, build, together=True)
@@ -180,7 +182,8 @@ class Run(Making):
     def _scoring_key(self) -> str:
         scorer = self.recipe.scorer and self._key_of_model(self.recipe.scorer)
         judges = [self._judge_key(settings) for settings in self.recipe.judges]
-        return key_of("score", judges, scorer, self.plan.layout, digest(self.sets.test))
+        scorers = judges, scorer, PATTERNS
+        return key_of("score", *scorers, self.plan.layout, digest(self.sets.test))
 
     def _reply_rows(
         self, kind: str, generations: Sequence[Row], advance: Callable[[int], None]

@@ -593,3 +593,137 @@ def test_what_is_no_export_is_told(tmp_path: Path, broken: list, told: str) -> N
     path.write_text(json.dumps(exported(by_hand()[0], "maybe")))
     with pytest.raises(DataError, match="answered by 'maybe', which this study does not ask"):
         label_studio.answers(path, by_hand()[0])
+
+
+FURTHER = [
+    {"from_name": "comment", "type": "textarea", "value": {"text": ["not sure"]}},
+    {"from_name": "mood", "type": "rating", "value": {"rating": 4}},
+    {"from_name": "kind", "type": "taxonomy", "value": {"taxonomy": [["a", "b"]]}},
+    {"from_name": "age", "type": "number", "value": {"number": 3}},
+    {"from_name": "sure", "type": "choices", "value": {"choices": ["yes", "very"]}},
+    {"from_name": "better", "type": "choices", "value": {"choices": ["left"]}},
+    {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
+]
+
+
+@pytest.mark.parametrize("further", FURTHER)
+def test_a_further_control_is_counted_and_no_answer(tmp_path: Path, further: dict) -> None:
+    study, path = by_hand()[0], tmp_path / "export.json"
+    tasks = json.loads(json.dumps(exported(study, "left")))
+    plain = label_studio.answers(write_json(path, tasks), study)
+    for task in tasks:
+        task["annotations"][0]["result"].insert(1, further)
+    left_out: Counter[str] = Counter()
+    assert label_studio.answers(write_json(path, tasks), study, left_out) == plain
+    name = further.get("from_name", "relation")
+    assert left_out == {f"answers of the control {name!r}, which is no question": len(tasks)}
+
+
+def write_json(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_what_is_left_out_of_an_export_is_told(tmp_path: Path) -> None:
+    """One person skipped, one sent an empty form, one answered twice; a draft was never sent."""
+    study = create(generations("ab"), "a", ["b"], count=4)
+    study.save(tmp_path / "study")
+    tasks = exported(study, "left")
+    (first, *_) = tasks
+    (whole,) = first["annotations"]
+    first["drafts"] = [{"result": []}]
+    newer = json.loads(json.dumps(exported(study, "right")[0]["annotations"][0]))
+    whole["updated_at"], newer["updated_at"] = "2026-01-01T10:00:00Z", "2026-01-01T11:00:00Z"
+    first["annotations"] = [
+        newer,
+        whole,
+        {**whole, "completed_by": 8, "was_cancelled": True, "result": []},
+        {**whole, "completed_by": 9, "result": []},
+    ]
+    path = write_json(tmp_path / "export.json", tasks)
+    words = ["annotate", "import", str(tmp_path / "study"), str(path)]
+    told = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert "12 new answers, 12 in" in told
+    assert "left out: 1 skipped tasks" in told
+    assert "left out: 1 drafts that were never submitted" in told
+    assert "left out: 1 answers to 'toxic', which annotations lack" in told
+    answers = load_answers(tmp_path / "study/answers.jsonl", study)
+    mine = {a.choice for a in answers if a.item == study.items[0]["id"]}
+    assert mine == {"right"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"from_name": "toxik"},
+            r":1: nobody answered 'toxic', but there are answers of 'toxik'; a control must",
+        ),
+        (
+            {"type": "rating", "value": {"rating": 3}},
+            r":1: 'toxic' is answered by a control of type 'rating'; a question needs Choices",
+        ),
+        (
+            {"value": {"choices": ["left", "right"]}},
+            r":1: 'toxic' answered by 'left' and 'right', which this study does not ask",
+        ),
+        ({"value": {"choices": []}}, r":1: 'toxic' answered by nothing"),
+        ({"value": {"choices": [["left"]]}}, r":1: 'toxic' answered by \['left'\]"),
+        ({"from_name": "fluent"}, r":1: 'fluent' is answered twice in one annotation"),
+    ],
+)
+def test_a_control_that_does_not_fit_its_question(tmp_path: Path, change: dict, told: str) -> None:
+    study = create(generations("ab"), "a", ["b"], count=4)
+    tasks = json.loads(json.dumps(exported(study, "left")))
+    for task in tasks:
+        (answer,) = (a for a in task["annotations"][0]["result"] if a["from_name"] == "toxic")
+        answer.update(change)
+    with pytest.raises(DataError, match=told):
+        label_studio.answers(write_json(tmp_path / "e.json", tasks), study)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ({"annotations": [{"result": []}]}, "without 'completed_by'"),
+        ({"annotations": [{"completed_by": {"id": " "}, "result": []}]}, "without 'completed_by'"),
+        ({"annotations": [{"completed_by": 7}]}, "an annotation without 'result'"),
+        ({"annotations": [{"completed_by": 7, "result": [3]}]}, "no JSON object: 3"),
+        ({"annotations": {}}, "expected 'data' and a list of 'annotations'"),
+        ({"data": {"id": ["i"]}, "annotations": []}, "no item of this study"),
+    ],
+)
+def test_a_task_that_is_broken(tmp_path: Path, task: dict, told: str) -> None:
+    study = by_hand()[0]
+    broken = [{**label_studio.tasks(study)[0], **task}]
+    with pytest.raises(DataError, match=told):
+        label_studio.answers(write_json(tmp_path / "e.json", broken), study)
+
+
+def test_other_exports_of_label_studio_are_told_what_to_do(tmp_path: Path) -> None:
+    """In JSON-MIN and CSV the task's number stands in place of the item's id."""
+    study = by_hand()[0]
+    row = {"id": 12, "left": "a", "toxic": "left", "annotator": 1, "annotation_id": 3}
+    path = write_json(tmp_path / "min.json", [row])
+    with pytest.raises(DataError, match=r"min.json:1: this is JSON-MIN.* export the project as"):
+        label_studio.answers(path, study)
+    table = tmp_path / "e.csv"
+    table.write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+    with pytest.raises(DataError, match=r"e.csv:2: this is Label Studio's CSV.* export the"):
+        mturk.answers(table, study)
+
+
+def test_further_fields_and_rejected_work_of_mechanical_turk_are_counted(tmp_path: Path) -> None:
+    study = create(generations("ab"), "a", ["b"], count=4)
+    left_out: Counter[str] = Counter()
+    path = result_file(tmp_path / "r.csv", study, **{"Answer.comment": "not sure"})
+    assert len(mturk.answers(path, study, left_out)) == 12
+    assert left_out == {"answers in 'Answer.comment', which is no question of the study": 4}
+    left_out.clear()
+    path = result_file(tmp_path / "r.csv", study, AssignmentStatus="Rejected")
+    assert mturk.answers(path, study, left_out) == []
+    assert left_out == {"rejected assignments": 4}
+    text = path.read_text().replace(field_of("toxic"), "q0")
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"\(the answers to 'toxic'\); expected Mechanical Turk's"):
+        mturk.answers(path, study)

@@ -1,4 +1,7 @@
-"""Generation, likelihood and diversity against their twins."""
+"""Generation, likelihood and diversity against their twins; what replies do."""
+
+from io import StringIO
+from pathlib import Path
 
 import pytest
 import reference
@@ -6,6 +9,8 @@ import torch
 from conftest import byte_tokenizer, tiny_blenderbot, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import HELD_OUT, TUNED_ON
+from rich.console import Console
 
 from flatgd.behaviour import behaviour
 from flatgd.dialogue import Dialogue
@@ -13,7 +18,10 @@ from flatgd.evaluation.diversity import Corpus, distinct, expectation_adjusted, 
 from flatgd.evaluation.generate import generate_replies
 from flatgd.evaluation.likelihood import score_replies
 from flatgd.families import family_of
+from flatgd.progress import Display
 from flatgd.recipe import Generate
+from flatgd.recipe_file import load_recipe
+from flatgd.run import Run
 
 HISTORIES = [
     Dialogue(turns, "-", None, "t", "t")
@@ -121,3 +129,29 @@ def test_expected_words_by_hand() -> None:
 )
 def test_behaviour_by_its_words(reply: str, wanted: set[str]) -> None:
     assert {name for name, holds in behaviour(reply).items() if holds} == wanted
+
+
+def test_refusals_are_told_from_hard_other_replies() -> None:
+    """By hand: those the patterns were tuned on, and those written afterwards."""
+    for replies, precision, recall in ((TUNED_ON, 1.0, 0.95), (HELD_OUT, 0.95, 0.85)):
+        found = sum(behaviour(reply)["refusal"] for reply in replies[True])
+        wrong = sum(behaviour(reply)["refusal"] for reply in replies[False])
+        assert found / len(replies[True]) >= recall
+        assert found / (found + wrong) >= precision
+
+
+@pytest.mark.parametrize("mark", ["'", "\u2019", "\u2018", "\u02bc", ""])
+def test_a_refusal_has_any_apostrophe(mark: str) -> None:
+    for reply in ("I'm sorry, but I can't help with that.", "I won't answer that."):
+        acts = behaviour(reply.replace("'", mark))
+        assert acts["refusal"]
+        assert acts["evasive"]
+
+
+def test_a_new_pattern_makes_scores_anew(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [Run(load_recipe(recipe_file), Display(Console(file=StringIO()))) for _ in range(2)]
+    before = jobs[0]._scoring_key
+    monkeypatch.setattr("flatgd.run.PATTERNS", ("other",))
+    assert jobs[1]._scoring_key != before

@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import SAFE, TOXIC, byte_tokenizer, tiny_blenderbot, tiny_llama
 from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError
 from flatgd.evaluation.agreement import agreement, kappa
+from flatgd.evaluation.hf_judge import HFJudge
 from flatgd.evaluation.judge import (
     Calibration,
     Judge,
@@ -24,8 +25,8 @@ from flatgd.evaluation.judge import (
     toxic_labels,
 )
 from flatgd.evaluation.judges import load_judge, make_judge
-from flatgd.evaluation.linear_judge import train_judge
-from flatgd.evaluation.trained_judge import tuning_steps
+from flatgd.evaluation.linear_judge import _Fitted, train_judge
+from flatgd.evaluation.trained_judge import TrainedJudge, tuning_steps
 from flatgd.recipe import JudgeSettings
 
 PLAIN = Calibration(1.0, 0.0, 0.5, 0.5, 9, 9)
@@ -235,3 +236,145 @@ def test_agreement_by_hand() -> None:
 
 def test_labels_of_rows() -> None:
     assert toxic_labels(judge_rows(8)).tolist() == [False] * 4 + [True] * 4
+
+
+# Which way the score points
+
+
+def spread(toxic: float, safe: float, each: int, seed: int, noise: float = 0.05) -> tuple:
+    """Scores around two means, one row a conversation, and their labelled rows."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(2 * each) % 2 == 0
+    scores = np.clip(np.where(labels, toxic, safe) + rng.normal(0, noise, 2 * each), 0.01, 0.99)
+    return scores, scored(scores.tolist(), labels.tolist())
+
+
+def is_refused(scores: np.ndarray, rows: list[Dialogue]) -> bool:
+    try:
+        calibrate(scores, rows, 0.02)
+    except ModelError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("toxic", "safe", "each", "noise", "refused"),
+    [
+        (0.1, 0.9, 200, 0.02, True),
+        (0.1, 0.9, 10, 0.02, True),
+        (0.45, 0.5, 200, 0.1, True),  # AUC about .36
+        (0.1, 0.9, 3, 0.02, False),  # 1 in 20 by chance
+        (0.45, 0.5, 10, 0.1, False),
+        (0.9, 0.1, 200, 0.02, False),
+        (0.51, 0.5, 200, 0.1, False),
+    ],
+)
+def test_a_score_that_falls_with_toxicity_is_refused(
+    toxic: float, safe: float, each: int, noise: float, refused: bool
+) -> None:
+    assert is_refused(*spread(toxic, safe, each, 0, noise)) is refused
+
+
+@pytest.mark.parametrize("each", [4, 20, 200])
+def test_a_score_that_knows_nothing_is_not_refused(each: int) -> None:
+    """At most 1 in 1,000 times; of 60 draws none is seen here."""
+    assert not any(is_refused(*spread(0.5, 0.5, each, seed, 0.1)) for seed in range(60))
+
+
+def test_rows_of_a_conversation_are_no_evidence_of_their_own() -> None:
+    """Eight conversations of 50 rows, one label each, whose scores differ by conversation alone:
+    what looks like 400 rows is eight."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        talk = np.repeat(np.arange(8), 50)
+        scores = np.clip(0.5 + rng.normal(0, 0.1, 8)[talk] + rng.normal(0, 0.01, 400), 0.01, 0.99)
+        rows = scored(scores.tolist(), (talk % 2 == 0).tolist(), [f"c{n}" for n in talk])
+        assert not is_refused(scores, rows)
+
+
+def test_the_direction_is_that_of_bots_rows_and_where_they_say_nothing_of_all() -> None:
+    scores, rows = spread(0.1, 0.9, 50, 0)
+    human = [dataclasses.replace(row, speaker="human", conversation="h" + row.conversation)
+             for row in rows]  # fmt: skip
+    good, bots = spread(0.9, 0.1, 50, 1)
+    assert not is_refused(np.concatenate([good, scores]), [*bots, *human])
+    few, silent = spread(0.5, 0.5, 4, 3, 1e-3)
+    assert is_refused(np.concatenate([few, scores]), [*silent, *human])
+
+
+def test_a_reward_far_from_zero_is_not_taken_for_noise() -> None:
+    """Sigmoids of rewards above 14 are all above the last score that a logit is taken of."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(100) % 2 == 0
+    rewards = np.where(labels, 16.0, 20.0) + rng.normal(0, 0.5, 100)
+    scores = 1 / (1 + np.exp(-rewards))
+    assert is_refused(scores, scored([0.0] * 100, labels.tolist()))
+
+
+def test_a_score_that_is_no_number_is_told() -> None:
+    scores, rows = spread(0.9, 0.1, 10, 0)
+    scores[3] = np.nan
+    with pytest.raises(ModelError, match="NaN for 1 of 20 replies"):
+        calibrate(scores, rows, 0.02)
+
+
+HF_MODEL = {"kind": "hf", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "mend"),
+    [
+        (JudgeSettings(), "look whether data.judge has safe and toxic the wrong way round"),
+        (JudgeSettings(kind="trained", model="m"), "or tune with a lower learning_rate"),
+        (JudgeSettings(**HF_MODEL), r"'toxic' is read as toxic; .* toxic_label \(ok, spam\), or"),
+        (JudgeSettings(**HF_MODEL, negate=True), "or take negate out"),
+        (JudgeSettings(**HF_MODEL, toxic_label="ok"), r"toxic_label \(toxic, spam\), or set"),
+    ],
+)
+def test_every_kind_of_judge_is_refused_with_its_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: JudgeSettings, mend: str
+) -> None:
+    folder = tmp_path / "model"
+    config = BertConfig(vocab_size=260, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config.id2label = {0: "ok", 1: "toxic", 2: "spam"}
+    BertForSequenceClassification(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    if settings.model:
+        settings = settings.model_copy(update={"model": str(folder), "epochs": 0.1})
+
+    def upside_down(_: object, pairs: list) -> np.ndarray:
+        toxic = [any(reply.startswith(text) for text in TOXIC) for _, reply in pairs]
+        return np.where(toxic, 0.2, 0.8) + np.linspace(0, 0.01, len(pairs))
+
+    for kind in (HFJudge, TrainedJudge):
+        monkeypatch.setattr(kind, "score", upside_down)
+    whole = _Fitted.predict
+    monkeypatch.setattr(_Fitted, "predict", lambda self, counts: 1 - whole(self, counts))
+    with pytest.raises(ModelError, match=f"upside down.*AUC 0.000.*{mend}"):
+        make_judge(settings, judge_rows(160), tmp_path / "judge")
+
+
+def test_a_reward_model_is_read_with_negate(tmp_path: Path) -> None:
+    """One output, which falls with toxicity: refused with the way out, which works."""
+    folder = tmp_path / "model"
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=260, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config.num_labels = 1
+    BertForSequenceClassification(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    plain = JudgeSettings(kind="hf", model=str(folder))
+    rows = judge_rows(160)
+    scores = HFJudge.load(plain).score(pairs_of(rows))
+    best = [dataclasses.replace(r, is_safe=bool(s > np.median(scores)))
+            for r, s in zip(rows, scores, strict=True)]  # fmt: skip
+    with pytest.raises(ModelError, match=r"a reward model's does; if so, set negate: true"):
+        make_judge(plain, best, tmp_path / "judge")
+    turned = plain.model_copy(update={"negate": True})
+    judge, _ = make_judge(turned, best, tmp_path / "judge")
+    assert quality(judge, best, 0.02).auc[0] == 1.0
+
+
+def test_a_flat_judge_is_told() -> None:
+    up, rows = spread(0.9, 0.1, 10, 0)
+    assert calibrate(np.full(20, 0.7), rows, 0.02).is_flat
+    assert not calibrate(up, rows, 0.02).is_flat

@@ -304,6 +304,8 @@ def test_what_is_found_is_said(recipe_file: Path) -> None:
     assert "shows at 8% of its size" in clear[2]
     few = findings([], recipe, [{**JUDGE, "few_labels": True, "toxic": 12}])
     assert "900 safe and 12 toxic ones: its figures may be chance" in few[-1]
+    flat = findings([], recipe, [{**JUDGE, "is_flat": True}])
+    assert "does not tell toxic from safe on the replies it was calibrated on" in flat[-1]
 
 
 def test_a_report_of_earlier_checkpoints_is_refused(recipe_file: Path) -> None:

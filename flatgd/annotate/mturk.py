@@ -6,6 +6,7 @@ with the page as HTMLQuestion. The CSV of results has a row an assignment: Worke
 AssignmentStatus, WorkTimeInSeconds, and Answer.NAME for every field of the form.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -91,28 +92,49 @@ def write(study: Study, folder: Path) -> list[Path]:
     return [path]
 
 
-def answers(path: Path, study: Study) -> list[Answer]:
-    """The answers of a result file; rejected assignments have none. Raises DataError for what is no
-    such file, or of another study."""
+def answers(path: Path, study: Study, left_out: Counter[str] | None = None) -> list[Answer]:
+    """The answers of a result file; what else is in it is counted in `left_out`. Raises DataError
+    for what is no such file, or of another study."""
+    counts: Counter[str] = Counter() if left_out is None else left_out
     asked = {item["id"] for item in study.items}
-    return parse_rows(path, parse_table(path), lambda row: _of_row(row, asked, study))
+    return parse_rows(path, parse_table(path), lambda row: _of_row(row, asked, study, counts))
 
 
-def _of_row(row: dict[str, str], asked: set[str], study: Study) -> list[Answer]:
+def _of_row(
+    row: dict[str, str], asked: set[str], study: Study, counts: Counter[str]
+) -> list[Answer]:
+    fields = {f"Answer.{field_of(name)}": name for name in study.questions}
+    if missing := [name for name in ("Answer.item", *fields) if name not in row]:
+        raise ValueError(_not_of_the_form(missing[0], row, fields.get(missing[0])))
     if row.get("AssignmentStatus") == "Rejected":
+        counts["rejected assignments"] += 1
         return []
-    wanted = ["Answer.item", *(f"Answer.{field_of(name)}" for name in study.questions)]
-    if missing := [name for name in wanted if name not in row]:
-        raise ValueError(f"no column {missing[0]!r}; expected Mechanical Turk's CSV of results")
+    for column in row:
+        if column.startswith("Answer.") and column not in {"Answer.item", *fields} and row[column]:
+            counts[f"answers in {column!r}, which is no question of the study"] += 1
     item, seconds = row["Answer.item"], row.get("WorkTimeInSeconds", "")
     who = text_field(row, "WorkerId")
     if item not in asked:
         raise ValueError(f"{item!r} is no item of this study")
     given = []
-    for question in study.questions:
-        choice = row[f"Answer.{field_of(question)}"]
+    for field, question in fields.items():
+        choice = row[field]
         if choice not in CHOICES:
             raise ValueError(f"{question!r} answered by {choice!r}, which is no choice")
         took = float(seconds) if seconds.isdigit() else None
         given.append(Answer(item, who, question, choice, took))
     return given
+
+
+def _not_of_the_form(column: str, row: dict[str, str], question: str | None) -> str:
+    """Why a table is no result file of this study."""
+    if "annotation_id" in row:
+        return (
+            "this is Label Studio's CSV, which puts the task's number in place of the item's id; "
+            "export the project as JSON"
+        )
+    of = f" (the answers to {question!r})" if question else ""
+    return (
+        f"no column {column!r}{of}; expected Mechanical Turk's CSV of results, with the fields of "
+        f"the form that `flatgd annotate export` writes; the columns are {', '.join(row)}"
+    )

@@ -5,6 +5,7 @@ found out about it on labelled rows that it was not trained on: how its scores b
 and from which one on a reply counts as toxic.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 from flatgd.data.mixture import scorable
 from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
+from flatgd.evaluation.reading import Cuts
 
 Pair = tuple[tuple[str, ...], str]  # history, reply
 Scores = NDArray[np.float64]
 RESAMPLES = 500
 BINS = 10
+FLATTEST = 1e-3  # the least slope of a calibration
+CHANCE = 0.001  # how often a judge that knows nothing is taken for one that is upside down
 FEW = 200  # labels of one kind below which a judge is said to rest on few
 
 
@@ -52,6 +56,11 @@ class Calibration(NamedTuple):
     def apply(self, scores: Scores) -> Scores:
         return _sigmoid(self.slope * _logit(scores) + self.intercept)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the scores did not rise with toxicity: P is nearly the same for every reply."""
+        return self.slope <= FLATTEST
+
 
 class Judge(NamedTuple):
     """A scorer with its calibration. A reply is marked toxic above `calibration.threshold`."""
@@ -62,6 +71,12 @@ class Judge(NamedTuple):
     def score(self, pairs: Sequence[Pair]) -> Scores:
         """P(toxic) of each (history, reply), 0..1."""
         return self.calibration.apply(self.scorer.score(pairs))
+
+    @property
+    def cuts(self) -> Cuts:
+        """Of the inputs that it read; none are counted where the scorer cuts nothing."""
+        found: Cuts = getattr(self.scorer, "cuts", Cuts())
+        return found
 
 
 class Quality(NamedTuple):
@@ -85,20 +100,35 @@ class Quality(NamedTuple):
     toxic: int
 
 
-def calibrate(scores: Scores, rows: Sequence[Dialogue], false_positive_rate: float) -> Calibration:
+LABELS = "look whether data.judge has safe and toxic the wrong way round"
+
+
+def calibrate(
+    scores: Scores, rows: Sequence[Dialogue], false_positive_rate: float, mend: str = LABELS
+) -> Calibration:
     """From scores of labelled rows the scorer was not trained on.
 
     Slope, intercept and threshold are those of bots' rows, which are what is judged in the end;
-    of all rows where bots have not both labels. F1's mark is that of all rows.
+    of all rows where bots have not both labels. F1's mark is that of all rows. Raises ModelError
+    for scores that fall with toxicity, with the `mend`, and for NaN.
     """
     from sklearn.linear_model import LogisticRegression
 
+    if not np.isfinite(scores).all():
+        wrong = int((~np.isfinite(scores)).sum())
+        raise ModelError(f"the judge's score is NaN for {wrong:,} of {len(scores):,} replies")
     labels = toxic_labels(rows)
     bots = np.array([row.speaker == "bot" for row in rows])
     chosen = bots if len(set(labels[bots])) == 2 else np.ones(len(rows), dtype=bool)
     model = LogisticRegression(C=1e6, max_iter=1000)
     model.fit(_logit(scores[chosen])[:, None], labels[chosen])
-    slope, intercept = max(1e-3, float(model.coef_[0, 0])), float(model.intercept_[0])
+    found, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+    for part in (chosen, np.ones(len(rows), dtype=bool)):  # all, where bots' rows leave it open
+        if _refuse_upside_down(
+            scores[part], [rows[n] for n in np.flatnonzero(part).tolist()], mend
+        ):
+            break
+    slope = max(FLATTEST, found)
     chances = _sigmoid(slope * _logit(scores) + intercept)
     safe = chances[chosen & ~labels]
     return Calibration(
@@ -108,6 +138,30 @@ def calibrate(scores: Scores, rows: Sequence[Dialogue], false_positive_rate: flo
         _best_f1(labels, chances),
         int((~labels).sum()),
         int(labels.sum()),
+    )
+
+
+def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], mend: str) -> bool:
+    """Raise ModelError where toxic rows score below safe ones beyond chance: by the one-sided
+    Mann-Whitney test on the means of each conversation's toxic and safe rows. Returns whether they
+    score above at 5 %."""
+    from scipy.stats import mannwhitneyu
+
+    labels = toxic_labels(rows)
+    parts: dict[tuple[bool, str], list[float]] = {}
+    for score, is_toxic, row in zip(scores.tolist(), labels.tolist(), rows, strict=True):
+        parts.setdefault((is_toxic, row.conversation), []).append(score)
+    toxic, safe = (
+        [float(np.mean(own)) for (is_toxic, _), own in parts.items() if is_toxic is wanted]
+        for wanted in (True, False)
+    )
+    if mannwhitneyu(toxic, safe, alternative="less").pvalue >= CHANCE:
+        return bool(mannwhitneyu(toxic, safe, alternative="greater").pvalue < 0.05)
+    auc = float(_auc(labels, scores, np.ones((1, len(rows))))[0])
+    raise ModelError(
+        "the judge is upside down: its score must rise with toxicity (AUC above .5), but on "
+        f"{len(rows):,} labelled replies ({int(labels.sum()):,} toxic) it falls (AUC {auc:.3f}, "
+        f"p < {CHANCE}); {mend}"
     )
 
 
@@ -178,6 +232,8 @@ def judge_report(
         **judge.calibration._asdict(),
         "false_positive_rate": false_positive_rate,
         "few_labels": min(judge.calibration.safe, judge.calibration.toxic) < FEW,
+        "is_flat": judge.calibration.is_flat,
+        "cut": dataclasses.asdict(judge.cuts),
         "quality": [{"rows_of": name, **of_part(places)} for name, places in parts.items()],
         "reliability": reliability(toxic_labels(rows), chances),
     }

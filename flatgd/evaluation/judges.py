@@ -1,7 +1,8 @@
 """The reporting judges of a recipe: made once, loaded where replies are scored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flatgd.dialogue import Dialogue
 from flatgd.evaluation.hf_judge import HFJudge
@@ -34,6 +35,8 @@ def make_judge(
         about = f"linear, trained on {len(rows):,} labelled replies"
     judge.scorer.save(folder)
     save_calibration(judge, folder)
+    if judge.calibration.is_flat:
+        about += "; its score does not rise with toxicity there: P(toxic) is alike for all replies"
     return judge, about
 
 
@@ -50,3 +53,11 @@ def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
     else:
         scorer = LinearJudge.load(folder)
     return Judge(scorer, calibration)
+
+
+def cuts_taken(judges: Mapping[str, Any]) -> str:
+    """Of the inputs since this was last asked, how many were too long for which judge. A judge of
+    another make need not count them."""
+    counted = {n: judge.cuts for n, judge in judges.items() if hasattr(judge, "cuts")}
+    taken = {name: cuts.taken() for name, cuts in counted.items()}
+    return "".join(f"; judge {name}: {told}" for name, told in taken.items() if told)

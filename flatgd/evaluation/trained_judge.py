@@ -7,11 +7,13 @@ states, their mean and their maximum side by side:
     encoder-decoder   the encoder reads the history, the decoder the reply
     causal            history and reply in one line
     encoder           both as a pair of texts
+
+An input of more than `max_tokens`, history and reply together, loses its oldest text.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModel,
     PreTrainedTokenizerBase,
@@ -32,15 +35,16 @@ from transformers import (
 
 from flatgd.callbacks import Advance
 from flatgd.dialogue import Dialogue, before
-from flatgd.encoding import IGNORE, Family
-from flatgd.errors import ModelError
-from flatgd.evaluation.hf_judge import longest_input
+from flatgd.encoding import IGNORE, Example, Family
+from flatgd.errors import DataError, ModelError
 from flatgd.evaluation.judge import Judge, Pair, calibrate, pairs_of, toxic_labels
 from flatgd.evaluation.linear_judge import folds_between
+from flatgd.evaluation.reading import Cuts, check_room, longest_input, oldest, without_oldest
 from flatgd.families import family_of, speaks
 from flatgd.models import FORWARD_KEYS, load_as, load_config, load_tokenizer
 from flatgd.recipe import JudgeSettings
 
+UNCUT = 10**9  # tokens; what is cut is seen here
 Item = dict[str, Any]  # {"pair": Pair, "toxic": float}
 
 
@@ -75,6 +79,11 @@ class TrainedJudge:
     classifier: _Classifier
     tokenizer: PreTrainedTokenizerBase
     family: Family | None  # None: an encoder, which reads pairs
+    room: int
+    """Tokens of an input."""
+    markers: int
+    """Those of an empty history, which are never cut."""
+    cuts: Cuts = field(default_factory=Cuts)
 
     @classmethod
     def untrained(cls, settings: JudgeSettings) -> "TrainedJudge":
@@ -82,13 +91,10 @@ class TrainedJudge:
         torch.manual_seed(0)  # of the dropout; the head starts at 0
         tokenizer = load_tokenizer(settings.model)
         config = load_config(settings.model)
-        family = None
-        if speaks(config):
-            room = longest_input(settings, config, tokenizer)
-            family = family_of(config, tokenizer, room - room // 2, room // 2)
+        family, room, markers = _reading(settings, config, tokenizer)
         classifier = _Classifier(load_as(AutoModel, settings.model))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(settings, classifier.to(device).eval(), tokenizer, family)
+        return cls(settings, classifier.to(device).eval(), tokenizer, family, room, markers)
 
     @classmethod
     def load(cls, settings: JudgeSettings, folder: Path) -> "TrainedJudge":
@@ -116,15 +122,17 @@ class TrainedJudge:
         self.classifier.eval()
         for start in range(0, len(order), self.settings.batch_size):
             places = order[start : start + self.settings.batch_size]
-            batch = self.collate([{"pair": pairs[place]} for place in places])
+            batch = self.collate([{"pair": pairs[place]} for place in places], self.cuts)
             with torch.no_grad():
                 logits = self.classifier(**{k: v.to(device) for k, v in batch.items()})["logits"]
             scores[places] = logits.double().sigmoid().cpu().numpy()
         return scores
 
-    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Item], cuts: Cuts | None = None) -> dict[str, Tensor]:
+        """A batch of some pairs, padded at the right and masked; what is cut is counted."""
         pairs = [self._shortened(item["pair"]) for item in items]
-        batch = self._joined(pairs) if self.family else self._as_texts(pairs)
+        encode: Callable[..., dict[str, Tensor]] = self._joined if self.family else self._as_texts
+        batch = encode(pairs, cuts or Cuts())
         if "toxic" in items[0]:
             batch["toxic"] = torch.tensor([item["toxic"] for item in items])
         return batch
@@ -133,28 +141,82 @@ class TrainedJudge:
         history, reply = pair
         return history[max(0, len(history) - self.settings.history_lines) :], reply
 
-    def _joined(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    def _joined(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
         assert self.family is not None
-        rows = [Dialogue(before(history), reply, True, "", "") for history, reply in pairs]
-        batch = self.family.collate([self.family.encode(row) for row in rows])
+        batch = self.family.collate([self._example(pair, cuts) for pair in pairs])
         inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
         return {**inputs, "reply_mask": (batch["targets"] != IGNORE).float()}
 
-    def _as_texts(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    def _example(self, pair: Pair, cuts: Cuts) -> Example:
+        """The history gets what the reply leaves of the room, its markers at the least."""
+        assert self.family is not None
+        whole = self.family.encode(Dialogue(before(pair[0]), pair[1], True, "", ""))
+        history, reply = whole.history_ids, whole.reply_ids
+        excess = len(history) + len(reply) - self.room
+        of_history, of_reply = oldest(history[self.markers :], reply[:-1], excess)
+        cuts.count(len(of_history) + whole.cut_tokens, len(of_reply))
+        if of_history:
+            narrow = replace(self.family, max_history_tokens=len(history) - len(of_history))
+            try:
+                history = narrow.history(pair[0])[0]
+            except DataError:  # no text of it fits
+                history = self.family.history(())[0]
+        return whole._replace(history_ids=history, reply_ids=reply[len(of_reply) :])
+
+    def _as_texts(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
         """An empty history leaves its place in the pair empty."""
-        encoded = self.tokenizer(
-            [self.settings.separator.join(history) for history, _ in pairs],
-            [reply or " " for _, reply in pairs],
-            padding=True,
-            truncation="longest_first",
-            max_length=longest_input(
-                self.settings, cast(Any, self.classifier.model).config, self.tokenizer
-            ),
-            return_tensors="pt",
+        rows = []
+        for history, reply in pairs:
+            pair = self.settings.separator.join(history), reply or " "
+            encoded = self.tokenizer(*pair, verbose=False)
+            parts = encoded.sequence_ids(0)
+            old, new = ([at for at, part in enumerate(parts) if part == n] for n in (0, 1))
+            mask = [int(part == 1) for part in parts]
+            row = {**encoded, "reply_mask": mask}
+            rows.append(without_oldest(row, old, new, self.room, cuts))
+        pad = cast(Any, self.classifier.model).config.get_text_config().pad_token_id or 0
+        batch = {
+            key: pad_sequence(
+                [torch.tensor(row[key]) for row in rows],
+                batch_first=True,
+                padding_value=pad if key == "input_ids" else 0,
+            )
+            for key in rows[0]
+        }
+        return {**batch, "reply_mask": batch["reply_mask"].float()}
+
+
+def check_trained_judge(settings: JudgeSettings) -> None:
+    """Raise ModelError when model, tokenizer or max_tokens do not fit; loads no weights."""
+    name = str(settings.model)
+    _reading(settings, load_config(name), load_tokenizer(name))
+
+
+def _reading(
+    settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Family | None, int, int]:
+    """How a judge from this model reads (None: as an encoder), how many tokens fit it, and how many
+    of them are always there."""
+    room = longest_input(settings, config, tokenizer)
+    if speaks(config):
+        family = family_of(config, tokenizer, UNCUT, UNCUT)
+        markers = max(1, len(family.history(())[0]))
+        check_room(markers + 2, room)  # and a reply of one token, closed
+        return family, room, markers
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "a trained judge from an encoder needs a fast tokenizer, which tells the tokens of "
+            f"the reply from those of the history; {type(tokenizer).__name__} is none; start from "
+            "another encoder"
         )
-        seconds = [encoded.sequence_ids(row) for row in range(len(pairs))]
-        mask = torch.tensor([[float(part == 1) for part in row] for row in seconds])
-        return {**encoded, "reply_mask": mask}
+    check_room(tokenizer.num_special_tokens_to_add(pair=True) + 1, room)
+    return None, room, 0
+
+
+MEND = (
+    "look whether data.judge has safe and toxic the wrong way round in part, or tune with a lower "
+    "learning_rate"
+)
 
 
 def tune_judge(
@@ -193,9 +255,11 @@ def tune_judge(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Advance(advance))
     trainer.train()
+    for start in range(0, len(items), settings.batch_size):
+        judge.collate(items[start : start + settings.batch_size], judge.cuts)  # to count
     scores = judge.score([pairs[i] for i in rest])
     held_out = [rows[i] for i in rest]
-    return Judge(judge, calibrate(scores, held_out, settings.false_positive_rate))
+    return Judge(judge, calibrate(scores, held_out, settings.false_positive_rate, MEND))
 
 
 def tuning_steps(rows: int, settings: JudgeSettings) -> int:

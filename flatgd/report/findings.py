@@ -118,6 +118,16 @@ def _judge(recipe: Recipe, judge: Row) -> list[str]:
             f"marks {toxic:.1%} of the toxic ones, {safe:.1%} of the safe: a difference in the "
             f"true share of toxic replies shows at {max(0.0, toxic - safe):.0%} of its size."
         )
+    if judge.get("is_flat"):
+        told.append(
+            f"{subject} does not tell toxic from safe on the replies it was calibrated on: its "
+            "P(toxic) is nearly the same for every reply, and figures by it say nothing."
+        )
+    if (cut := judge.get("cut")) and (cut["histories"] or cut["replies"]):
+        told.append(
+            f"{subject} reads no more than fits: of {cut['inputs']:,} labelled replies "
+            f"{cut['histories']:,} lost older history, {cut['replies']:,} the reply's beginning."
+        )
     if judge["few_labels"]:
         told.append(
             f"{subject} rests on few labels, {judge['safe']} safe and {judge['toxic']} toxic ones: "
