@@ -85,7 +85,7 @@ class FlatGDConfig(TrainingArguments):
         default=None,
         metadata=_doc(
             "length of the second pass's step in weight space; by default 3e-4 in float32, 1e-2 "
-            "under bf16"
+            "under bf16 or on a frozen base in half precision"
         ),
     )
     micro_batch_size: int | None = field(
@@ -225,8 +225,9 @@ class FlatGDConfig(TrainingArguments):
         ours = {f.name for f in fields(FlatGDConfig)} - {f.name for f in fields(TrainingArguments)}
         return {name: getattr(self, name) for name in sorted((ours - OF_NO_EFFECT) | OF_TRAINER)}
 
-    def penalty_settings(self) -> PenaltySettings | None:
-        """How the penalty is computed, None where it is off."""
+    def penalty_settings(self, in_half: bool = False) -> PenaltySettings | None:
+        """How the penalty is computed, None where it is off. `in_half`: whether a forward pass
+        rounds to half precision, also where `bf16` is not set."""
         share = self.penalty_share
         if self.flatness_weight is None and share is None:
             share = 0.3
@@ -237,10 +238,5 @@ class FlatGDConfig(TrainingArguments):
             share=share and share * self.penalty_every,
             squared=self.penalty_squared,
             difference=self.difference,
-            rho=self.rho or self._default_rho(),
+            rho=self.rho or (1e-2 if self.bf16 or in_half else 3e-4),
         )
-
-    def _default_rho(self) -> float:
-        if self.bf16 or torch.is_autocast_enabled("cpu"):
-            return 1e-2
-        return 3e-4

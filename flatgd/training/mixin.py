@@ -38,6 +38,7 @@ from flatgd.flatness import (
 from flatgd.methods.base import Method, Totals
 from flatgd.models import unwrapped
 from flatgd.training.own_loss import OwnLoss, with_targets
+from flatgd.training.precision import computes_in_half, raise_to_float32
 from flatgd.training.reduction import largest, reduction_for
 
 T = TypeVar("T")
@@ -54,6 +55,16 @@ class FlatnessMixin:
     args: Any
     accelerator: Any
     state: Any
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        raise_to_float32(self.model)  # type: ignore[attr-defined]
+
+    def call_model_init(self, *args: Any) -> Any:
+        """Trainer's, which makes the model anew in each training where `model_init` is given."""
+        model = super().call_model_init(*args)  # type: ignore[misc]
+        raise_to_float32(model)
+        return model
 
     @cached_property
     def method(self) -> Method:
@@ -130,13 +141,17 @@ class FlatnessMixin:
         rest = len(self.train_dataset) % (processes * items)  # type: ignore[attr-defined]
         return emptied(batch, item >= rest - self.args.process_index * items) if rest else batch
 
+    @cached_property
+    def _in_half(self) -> bool:
+        return computes_in_half(self.model, self.accelerator.mixed_precision)  # type: ignore[attr-defined]
+
     def _penalty_now(self) -> PenaltySettings | None:
         """The penalty of this step, None where it has none."""
         step = self.state.global_step
         warming_up = step < self.args.penalty_warmup * self.state.max_steps
         if not self.method.is_flat or warming_up or step % self.args.penalty_every:
             return None
-        settings: PenaltySettings | None = self.args.penalty_settings()
+        settings: PenaltySettings | None = self.args.penalty_settings(self._in_half)
         if settings and self.args.flatness_method == "fast" and step // self.args.penalty_every % 2:
             return replace(settings, rho=-settings.rho)  # what is off by O(rho) evens out
         return settings
