@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flatgd import processes
+from flatgd.adapters import with_adapter
 from flatgd.data.mixture import (
     Sets,
     answerable,
@@ -18,10 +19,10 @@ from flatgd.data.mixture import (
     scorable,
     to_answer,
 )
-from flatgd.errors import FlatGDError, RecipeError, nearest
+from flatgd.errors import FlatGDError, ModelError, RecipeError, nearest
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import Family, family_of
-from flatgd.memory import Memory, of_method
+from flatgd.memory import Memory, of_method, on_meta
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
 from flatgd.recipe import EXPERTS, JudgeSettings, Recipe, Source
@@ -89,7 +90,9 @@ def memory_of(recipe: Recipe, processes: int, strategy: str) -> dict[str, Memory
 
 def check(recipe: Recipe) -> Sets:
     """The recipe's data, when all is in order; else one error that names every fault."""
-    faults = _method_faults(recipe) + _model_faults(recipe, _models(recipe))
+    models = _models(recipe)
+    faults = _method_faults(recipe) + _model_faults(recipe, models)
+    faults += _adapter_faults(recipe, models)
     sets = None
     try:
         sets = load_sets(recipe.data, recipe.seed)
@@ -114,7 +117,7 @@ def check_offline(recipe: Recipe) -> list[str]:
         check(recipe)
         return []
     here = {r: name for r, name in models.items() if is_at_hand(name) or not is_hub_name(name)}
-    faults = _method_faults(recipe) + _model_faults(recipe, here)
+    faults = _method_faults(recipe) + _model_faults(recipe, here) + _adapter_faults(recipe, here)
     try:
         if absent:
             for source in _sources(recipe):
@@ -237,6 +240,31 @@ def _config_faults(recipe: Recipe, overrides: dict[str, Any], kind: type[System]
     except FlatGDError as error:
         return str(error).splitlines()
     return []
+
+
+def _adapter_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
+    """Adapters that their base has no layers for, or none of its own; tried without weights."""
+    faults: dict[str, str] = {}
+    for name, kind in _trained_parts(recipe).items():
+        overrides = recipe.experts if name == "experts" else recipe.overrides(name)
+        role = "expert_backbone" if name == "experts" and recipe.expert_backbone else "backbone"
+        try:
+            settings = training_config(recipe, overrides, recipe.output, kind)
+            config = load_config(models[role])
+        except (FlatGDError, KeyError):  # told elsewhere, or not at hand
+            continue
+        if settings.lora_rank:
+            try:
+                with_adapter(on_meta(config), settings)
+            except ModelError as error:
+                faults.setdefault(str(error), f"{name}: {error}")
+    return list(faults.values())
+
+
+def _trained_parts(recipe: Recipe) -> dict[str, type[Method]]:
+    """What a recipe trains, by name, with its kind."""
+    kinds = {n: METHODS.get(recipe.kind_of(n), System) for n in recipe.methods}
+    return {"experts": Clean} | {n: k for n, k in kinds.items() if issubclass(k, Method)}
 
 
 def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:

@@ -143,14 +143,17 @@ class Plan:
 
     def sample_key(self, name: str) -> str:
         generate = self.recipe.generate.model_dump(exclude={"histories", "samples"})
-        settings = [self.recipe.sample.model_dump(mode="json"), generate, self.recipe.seed]
+        sample = self.recipe.sample.model_dump(mode="json", exclude={"judge": {"model"}})
+        settings = [sample, generate, self.recipe.seed]
         return key_of("sample", self.key(name), self.in_loop_key(), settings, self.layout)
 
     def in_loop_key(self) -> str:
         """What the judge in the loop depends on."""
         judge = self.recipe.sample.judge
         model = judge.model and self._key_of_model(judge.model)
-        return key_of("in_loop", judge.model_dump(), model, digest(self.sets.policy))
+        return key_of(
+            "in_loop", judge.model_dump(exclude={"model"}), model, digest(self.sets.policy)
+        )
 
     @property
     def layout(self) -> tuple[int, int, str | None]:

@@ -46,11 +46,11 @@ LocalPath = Annotated[Path, BeforeValidator(_resolve)]
 
 
 def _resolve_model(value: Any, info: Any) -> Any:
-    """A folder if there is one, else the name of a model on the hub."""
+    """A folder, by its whole path, if there is one; else the name of a model on the hub."""
     if isinstance(value, str) and not value.startswith("demo:"):
         local = _resolve(value, info)
         is_path = value.startswith((".", "/", "~"))
-        return str(local.absolute() if is_path else local) if is_path or local.is_dir() else value
+        return os.path.abspath(local) if is_path or local.is_dir() else value
     return str(_resolve(value, info)) if isinstance(value, str) else value
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from flatgd.adapters import refuse_tied
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import Batch, Example, Family, family_of
@@ -63,6 +65,7 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
         if args.push_to_hub and getattr(model.config, "flatgd_role", None):
             raise UnsupportedError("a toxic expert is not published; set push_to_hub: false")
         _refuse_attention(model, args)
+        _refuse_untrainable(model)
         if method is None:
             experts = _experts(processing_class, clean_expert, toxic_expert)
             method = FlatGD.build(dict(zip(EXPERTS, experts, strict=True)), args, {})
@@ -191,6 +194,18 @@ def _collate(family: Family, has_pairs: bool, groups: Sequence[tuple[Example, ..
         ]
         batch["pair"] = torch.tensor(numbers)
     return batch
+
+
+def _refuse_untrainable(model: nn.Module) -> None:
+    """Something must be trained; an adapter must be one that can be loaded as it was trained."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        mend = "load it with PeftModel.from_pretrained(base, folder, is_trainable=True)"
+        raise UnsupportedError(
+            "the model has no trainable weights: none requires a gradient; "
+            + (mend if isinstance(model, PeftModel) else "set requires_grad on those to be trained")
+        )
+    if isinstance(model, PeftModel):
+        refuse_tied(model)
 
 
 def _refuse_attention(model: PreTrainedModel, args: FlatGDConfig) -> None:
