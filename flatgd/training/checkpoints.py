@@ -25,6 +25,8 @@ from flatgd import processes
 from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
 from flatgd.files import contents, flush, harm, write_whole
 from flatgd.flatness import is_finite
+from flatgd.training.fingerprint import LENGTH, TOLD, differences
+from flatgd.training.optimizers import switch
 from flatgd.training.stopping import Stop
 from flatgd.trust import REFUSED
 
@@ -75,7 +77,14 @@ class SoundCheckpoints:
     def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
         """Trainer's training, from a checkpoint that is known to be whole."""
         if checkpoint:
-            _refuse_changes(checkpoint, self.made_of())
+            refuse_partial(checkpoint, self.args.process_index, self.accelerator.num_processes)
+            compare(checkpoint, self.made_of())
+            if self.args.ignore_data_skip:
+                logger.warning(
+                    "%s: ignore_data_skip lets the rows start anew; the end is not that of a "
+                    "training that was not cut off",
+                    checkpoint,
+                )
         resumed = str(checkpoint) if checkpoint else None
         stop = Stop(self.accelerator)
         self.add_callback(stop)  # type: ignore[attr-defined]
@@ -91,6 +100,7 @@ class SoundCheckpoints:
             ) from None
         finally:
             self.remove_callback(stop)  # type: ignore[attr-defined]
+        switch(self.optimizer, "eval")  # type: ignore[attr-defined]
         if stop.received:
             raise StoppedError(
                 f"stopped after step {self.state.global_step}, at "
@@ -202,16 +212,35 @@ def _digest_of_record(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> None:
-    """Raises CheckpointError with what has changed since the checkpoint was saved."""
-    now = json.loads(json.dumps(now))
-    before = (_record(checkpoint) or {}).get("made_of", {})
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names:
-        told = "; ".join(f"{n} was {before.get(n)!r}, is {now.get(n)!r}" for n in names)
+def refuse_partial(checkpoint: Path, process: int, processes: int) -> None:
+    """Raises CheckpointError for a checkpoint that a training cannot go on exactly from."""
+    random = "rng_state.pth" if processes == 1 else f"rng_state_{process}.pth"
+    wanted = {"optimizer": "optimizer*", "schedule": "scheduler.pt", "random states": random}
+    missing = [what for what, pattern in wanted.items() if not any(checkpoint.glob(pattern))]
+    if missing:
         raise CheckpointError(
-            f"{checkpoint} is of another training: {told}. Put it back, or train into another "
+            f"{checkpoint} lacks {', '.join(missing)}, as save_only_model leaves them out or as "
+            "another number of processes wrote it; a training cannot go on exactly from it. Remove "
+            "it to train anew, or load its weights as the model of a new training in another "
+            "folder; save_only_model: false saves whole checkpoints"
+        )
+
+
+def compare(checkpoint: Path, now: Mapping[str, Any]) -> None:
+    """Raises CheckpointError with what has changed since the checkpoint was saved; changes that
+    leave it the same training are told."""
+    found = differences((_record(checkpoint) or {}).get("made_of", {}), now)
+    refused = "; ".join(f"{n}: {text}" for n, text in found.items() if n not in TOLD)
+    if refused:
+        raise CheckpointError(
+            f"{checkpoint} is of another training: {refused}. Put it back, or train into another "
             "folder"
+        )
+    for name, text in found.items():
+        what = "learning rate and warm-ups go by the new length" if name in LENGTH else "it goes on"
+        logger.warning(
+            "%s: %s %s; %s, and the end need not be that of a training that was not cut off",
+            *(checkpoint, name, text, what),
         )
 
 

@@ -1,7 +1,7 @@
 """FlatGDConfig: TrainingArguments with the paper's fields, and what cannot work refused by name."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -14,12 +14,6 @@ from flatgd.records import is_number
 
 def _doc(text: str) -> dict[str, str]:
     return {"help": text}
-
-
-# of Trainer's settings those that make the trajectory; of ours those that do not
-OF_TRAINER = {"learning_rate", "optim", "weight_decay", "lr_scheduler_type", "warmup_steps"}
-OF_TRAINER |= {"max_grad_norm", "seed", "data_seed", "bf16"}
-OF_NO_EFFECT = {"micro_batch_size", "expert_cache", "fused_head", "snapshots"}
 
 
 @dataclass
@@ -125,6 +119,9 @@ class FlatGDConfig(TrainingArguments):
     save_strategy: str = field(default="no", metadata=_doc("'steps' to resume inside a training"))
     report_to: Any = field(default="none", metadata=_doc("trackers, off unless asked for"))
     remove_unused_columns: bool = field(default=False, metadata=_doc("our batches are our own"))
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata=_doc("so that early stopping goes on counting where it was")
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata=_doc("NaN is never hidden"))
 
     def __post_init__(self) -> None:
@@ -219,11 +216,6 @@ class FlatGDConfig(TrainingArguments):
     def is_checkpointed(self) -> bool:
         """Whether activations are computed again in the backward pass; by either name."""
         return bool(self.gradient_checkpointing or self.activation_checkpointing)
-
-    def trajectory(self) -> dict[str, Any]:
-        """The settings that must be the same where a training goes on; its length need not."""
-        ours = {f.name for f in fields(FlatGDConfig)} - {f.name for f in fields(TrainingArguments)}
-        return {name: getattr(self, name) for name in sorted((ours - OF_NO_EFFECT) | OF_TRAINER)}
 
     def penalty_settings(self, in_half: bool = False) -> PenaltySettings | None:
         """How the penalty is computed, None where it is off. `in_half`: whether a forward pass

@@ -37,6 +37,7 @@ from flatgd.flatness import (
 )
 from flatgd.methods.base import Method, Totals
 from flatgd.models import unwrapped
+from flatgd.training.optimizers import switch
 from flatgd.training.own_loss import OwnLoss, with_targets
 from flatgd.training.precision import computes_in_half, raise_to_float32
 from flatgd.training.reduction import largest, reduction_for
@@ -77,6 +78,7 @@ class FlatnessMixin:
         """Leave grad J of the whole batch in `.grad`; return J without the penalty, detached."""
         begun = time.perf_counter()
         model.train()
+        switch(self.optimizer, "train")  # type: ignore[attr-defined]
         batch = with_targets(unwrapped(model), self._prepare_inputs(inputs))  # type: ignore[attr-defined]
         batch = self._without_repeats(batch)
         totals = self._totals(batch)
@@ -261,6 +263,13 @@ class FlatnessMixin:
             for parameter, tensor in zip(parameters, g, strict=True)
         }
         return list(self._means.values())
+
+    def _load_callback_state(self) -> None:
+        """Trainer's, which takes what is at KEPT for a callback that is missing."""
+        kept = self.state.stateful_callbacks.pop(KEPT, None)
+        super()._load_callback_state()  # type: ignore[misc]
+        if kept is not None:
+            self.state.stateful_callbacks[KEPT] = kept
 
     def _known_weight(self, settings: PenaltySettings) -> float | None:
         """lambda before the gradients are: the fixed one, or that of the last measured share."""

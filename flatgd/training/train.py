@@ -22,6 +22,7 @@ from flatgd.methods import Method
 from flatgd.records import write_jsonl
 from flatgd.training.checkpoints import checkpoints, refuse_non_finite
 from flatgd.training.config import FlatGDConfig
+from flatgd.training.optimizers import weights_for_use
 from flatgd.training.trainer import FlatGDTrainer
 
 
@@ -35,9 +36,10 @@ class _Snapshots(TrainerCallback):
         whole = self.count + 1
         due = {round(state.max_steps * place / whole) for place in range(1, whole)}
         if state.global_step in due:
-            weights = gathered_weights(self.trainer)
-            if state.is_world_process_zero:
-                save(self.trainer.model, self.folder / "path" / str(state.global_step), weights)
+            with weights_for_use(self.trainer.optimizer):
+                weights = gathered_weights(self.trainer)
+                if state.is_world_process_zero:
+                    save(self.trainer.model, self.folder / "path" / str(state.global_step), weights)
 
 
 def train(

@@ -27,6 +27,7 @@ from flatgd.models import (
     load_tokenizer,
 )
 from flatgd.records import Dialogue
+from flatgd.training import fingerprint
 from flatgd.training.checkpoints import SoundCheckpoints
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.expert_states import cached_states
@@ -98,6 +99,9 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        handed = self.optimizer, self.lr_scheduler, self.optimizer_cls_and_kwargs
+        self._at_start = {**fingerprint.model_of(model), **fingerprint.handed_in(*handed)}
+        self._callbacks_at_start: list[Any] = []
         self.add_callback(Watch())
         check_strategy(self.accelerator, args.flatness_method)
         if self.accelerator.is_fsdp2:
@@ -121,23 +125,53 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
                 getattr(method, name),
                 list(chain.from_iterable(self.examples)),
                 family.collate,
+                weights=self._expert_digests[name],
                 rows_at_once=self.args.micro_batch_size or self.args.per_device_train_batch_size,
                 tell=logger.warning,
             )
             method.speak_from(name, states.of)
 
     def made_of(self) -> dict[str, Any]:
-        """Settings and rows, as far as they make the trajectory."""
+        """Whatever makes the outcome: method, experts, settings, model, rows, processes."""
+        callbacks = self._callbacks_at_start
+        counts = fingerprint.evaluation_counts(self.args, callbacks)
         return {
-            "method": self.method.name,
-            **{name: str(value) for name, value in self.args.trajectory().items()},
+            **fingerprint.method_of(self.method),
+            **{f"{name} weights": digest for name, digest in self._expert_digests.items()},
+            **fingerprint.settings_of(self.args, counts),
+            **self._at_start,
+            "frozen weights": self._digest_of_frozen,
+            **fingerprint.callbacks_of(callbacks),
             "batch": self.args.per_device_train_batch_size * self.accelerator.num_processes,
+            "processes": self.accelerator.num_processes,
+            "distributed": self.accelerator.distributed_type.value,
+            "precision": self.accelerator.mixed_precision,
+            "device": self.args.device.type,
             "training rows": self._digest_of_rows,
         }
 
+    def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
+        self._callbacks_at_start = list(self.callback_handler.callbacks)
+        if self.accelerator.is_fsdp2:  # before its weights are spread over the processes
+            _ = self._digest_of_frozen
+        return super()._train_from(checkpoint, *args, **kwargs)
+
+    @cached_property
+    def _expert_digests(self) -> dict[str, str]:
+        """Of the models that the method was given, by name."""
+        models = {name: getattr(self.method, name) for name in self.method.needs}
+        return {n: fingerprint.digest_of(m.state_dict().items())[:12] for n, m in models.items()}
+
+    @cached_property
+    def _digest_of_frozen(self) -> str | None:
+        frozen = fingerprint.frozen_weights(self.accelerator.unwrap_model(self.model))
+        return fingerprint.digest_of(frozen)[:12] if frozen else None
+
     @cached_property
     def _digest_of_rows(self) -> str:
-        digest = hashlib.sha256()
+        collate: Any = self.data_collator
+        first = collate(self.examples[:1])  # how rows become batches
+        digest = hashlib.sha256(json.dumps({k: v.tolist() for k, v in first.items()}).encode())
         for example in chain.from_iterable(self.examples):
             digest.update(json.dumps(example).encode())
         return digest.hexdigest()[:12]
