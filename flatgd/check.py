@@ -135,7 +135,7 @@ def check_offline(recipe: Recipe) -> list[str]:
 
 
 def _sources(recipe: Recipe) -> list[Source]:
-    return [*recipe.data.policy, *recipe.data.judge, *recipe.data.test]
+    return [*recipe.data.policy, *recipe.data.judge, *recipe.data.test, *recipe.data.eval]
 
 
 def _models(recipe: Recipe) -> dict[str, str]:
@@ -162,7 +162,23 @@ def _method_faults(recipe: Recipe) -> list[str]:
     inner = recipe.sample.judge.model
     if inner and _place_of(inner) in reporting and _samples(recipe):
         faults.append("sample.judge: is a reporting judge too; what trains must not report")
-    return shared + faults
+    return shared + faults + list(_held_out_faults(recipe))
+
+
+def _held_out_faults(recipe: Recipe) -> Iterator[str]:
+    """Evaluations without rows, and rows without evaluations."""
+    named = {n: recipe.experts if n == "experts" else recipe.overrides(n) for n in _trained(recipe)}
+    evaluated = [name for name, overrides in named.items() if recipe.evaluates(overrides)]
+    if recipe.data.eval and not evaluated:
+        yield (
+            "data.eval: nothing is evaluated on it; set train.eval_strategy (epoch or steps), or "
+            "leave it out"
+        )
+    if evaluated and not recipe.data.eval:
+        yield (
+            f"{evaluated[0]}: eval_strategy needs rows to evaluate; give data.eval, a list of "
+            "sources as those of data.policy"
+        )
 
 
 def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
@@ -245,7 +261,7 @@ def _config_faults(recipe: Recipe, overrides: dict[str, Any], kind: type[System]
 def _adapter_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
     """Adapters that their base has no layers for, or none of its own; tried without weights."""
     faults: dict[str, str] = {}
-    for name, kind in _trained_parts(recipe).items():
+    for name, kind in _trained(recipe).items():
         overrides = recipe.experts if name == "experts" else recipe.overrides(name)
         role = "expert_backbone" if name == "experts" and recipe.expert_backbone else "backbone"
         try:
@@ -261,7 +277,7 @@ def _adapter_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
     return list(faults.values())
 
 
-def _trained_parts(recipe: Recipe) -> dict[str, type[Method]]:
+def _trained(recipe: Recipe) -> dict[str, type[Method]]:
     """What a recipe trains, by name, with its kind."""
     kinds = {n: METHODS.get(recipe.kind_of(n), System) for n in recipe.methods}
     return {"experts": Clean} | {n: k for n, k in kinds.items() if issubclass(k, Method)}

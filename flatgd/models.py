@@ -293,6 +293,13 @@ def join_embeddings(model: nn.Module) -> None:
         setattr(parent, name, first.setdefault(id(child.weight), child))
 
 
+def reshard(model: nn.Module) -> None:
+    """After forward passes alone: FSDP2 leaves weights whole until the next backward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
     """Whether the logits are those of `head_of` on the states before it; tried on `batch`.
 
@@ -308,9 +315,7 @@ def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
             theirs = reply_log_probs(model, batch)
     finally:
         model.train(was_training)
-        for module in model.modules():  # FSDP2 leaves weights whole until the next backward pass
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        reshard(model)
     return bool(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2))
 
 

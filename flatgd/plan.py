@@ -102,13 +102,23 @@ class Plan:
         return [*rows, *found]
 
     def _given(self, name: str) -> list[Dialogue]:
+        return self._of_use(name, self.sets.policy)
+
+    def _of_use(self, name: str, rows: Sequence[Dialogue]) -> list[Dialogue]:
+        """Those that a model's kind learns from: safe ones, toxic ones, or both."""
         if name == "toxic_expert":
-            return [row for row in self.sets.policy if not row.is_safe]
+            return [row for row in rows if not row.is_safe]
         kind = self.kind(name)
         takes_toxic = issubclass(kind, Method) and kind.trains_on_toxic
         if name == "clean_expert" or not takes_toxic:
-            return [row for row in self.sets.policy if row.is_safe]
-        return self.sets.policy
+            return [row for row in rows if row.is_safe]
+        return list(rows)
+
+    def eval_rows(self, name: str) -> list[Dialogue] | None:
+        """What it is evaluated on while it is trained, of the labels that it learns from."""
+        if not self.recipe.evaluates(self.recipe.overrides(name)):
+            return None
+        return self._of_use(name, self.sets.eval)
 
     def key(self, name: str) -> str:
         """What the model depends on; `clean` and the clean expert can be one piece of work."""
@@ -120,6 +130,7 @@ class Plan:
         if name == "backbone":
             return self._key_of_model(self.recipe.backbone)
         kind, start, source = self.kind(name), self.start(name), self.sampled_from(name)
+        evaluated = self.eval_rows(name) if issubclass(kind, Method) else None
         base = self._key_of_model(self.base(name)) if start == "backbone" else self.key(start)
         return key_of(
             "train",
@@ -130,6 +141,7 @@ class Plan:
             self.recipe.training_fields(self.recipe.overrides(name)),
             [self.recipe.seed, *self.layout],
             source and self.sample_key(source),
+            *([] if evaluated is None else [digest(evaluated)]),
         )
 
     # Sampled replies

@@ -32,6 +32,7 @@ from flatgd.trust import REFUSED
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"
+STATE = "trainer_state.json"
 KEPT = 2  # the last good one stays until the next is proven
 
 logger = logging.getLogger(__name__)
@@ -128,13 +129,49 @@ class SoundCheckpoints:
             finally:
                 self._is_saving = False
             self.accelerator.wait_for_everyone()
+            self._place_best(folder, name)
             if is_first:
                 seal(folder / SAVING / name, self.made_of())
                 put(folder / SAVING / name, folder / name)
                 if fault := fault_of(folder / name):
                     raise CheckpointError(f"{folder / name}: {fault}, right after it was written")
-                rotate(folder, self.args.save_total_limit or KEPT)
+                best = Path(self.state.best_model_checkpoint or "")
+                rotate(folder, self.args.save_total_limit or KEPT, best.name)
         self.accelerator.wait_for_everyone()
+
+    def _place_best(self, folder: Path, name: str) -> None:
+        """Have the state name the best checkpoint where it will be, not where it was written."""
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(folder / name)
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / SAVING / name / STATE))
+
+    def _load_callback_state(self) -> None:
+        """Trainer's; and the best checkpoint is looked for here, where the folder may have been
+        moved to."""
+        if step := self.state.best_global_step:
+            best = Path(self.args.output_dir) / f"checkpoint-{step}"
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            if self.args.load_best_model_at_end and not best.is_dir():
+                raise CheckpointError(
+                    f"{best}, the best checkpoint so far, is not there; put it back, or train anew"
+                )
+        super()._load_callback_state()  # type: ignore[misc]
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Trainer's; a tied weight is not in a file, and not missing."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        """Trainer's, from this folder, wherever it was when the checkpoint was saved."""
+        switch(self.optimizer, "eval")  # type: ignore[attr-defined]
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if fault := fault_of(best):
+            raise CheckpointError(f"{best}, the best checkpoint: {fault}; train anew")
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()  # type: ignore[misc]
 
 
 def refuse_non_finite(model: nn.Module, step: int) -> None:
@@ -165,10 +202,11 @@ def put(beside: Path, target: Path) -> None:
     shutil.rmtree(beside.parent, ignore_errors=True)
 
 
-def rotate(folder: Path, kept: int) -> None:
-    """Remove all checkpoints but the newest `kept`."""
+def rotate(folder: Path, kept: int, best: str = "") -> None:
+    """Remove all checkpoints but the newest `kept` and the `best`."""
     for path in checkpoints(folder)[:-kept]:
-        shutil.rmtree(path)
+        if path.name != best:
+            shutil.rmtree(path)
 
 
 def fault_of(folder: Path) -> str | None:

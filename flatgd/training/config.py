@@ -104,6 +104,12 @@ class FlatGDConfig(TrainingArguments):
         default=0,
         metadata=_doc("weights kept at so many evenly spaced steps, for `flatgd flatness`"),
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata=_doc(
+            "the training ends after so many evaluations in a row that are no better than the best"
+        ),
+    )
     max_history_tokens: int = field(default=128, metadata=_doc("newest tokens of the history kept"))
     max_reply_tokens: int = field(default=64, metadata=_doc("tokens of the reply kept"))
     turn_separator: str | None = field(
@@ -127,6 +133,8 @@ class FlatGDConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if faults := list(self._faults()):
             raise UnsupportedError("\n".join(faults))
+        if self.early_stopping_patience and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
         self.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns at every start
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Trainer refuses bf16 there unless told so
@@ -184,8 +192,13 @@ class FlatGDConfig(TrainingArguments):
             yield f"learning_rate must be a number, got {self.learning_rate!r}"
         if self.per_device_train_batch_size < 1:
             yield "per_device_train_batch_size must be at least 1: it is the whole batch"
-        if self.eval_strategy != "no":
-            yield "there is no evaluation inside a training; leave eval_strategy at 'no'"
+        if self.bf16_full_eval or self.fp16_full_eval:
+            yield (
+                "bf16_full_eval and fp16_full_eval round the trained weights for good; leave them "
+                "out (bf16: true evaluates in bfloat16 too)"
+            )
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            yield f"early_stopping_patience must be at least 1, got {self.early_stopping_patience}"
         if self.fp16:
             yield "fp16 scales the gradient that the penalty measures; use bf16 or float32"
         if self.label_smoothing_factor:

@@ -80,7 +80,8 @@ class FlatnessMixin:
         model.train()
         switch(self.optimizer, "train")  # type: ignore[attr-defined]
         batch = with_targets(unwrapped(model), self._prepare_inputs(inputs))  # type: ignore[attr-defined]
-        batch = self._without_repeats(batch)
+        if not self.args.dataloader_drop_last:
+            batch = self._without_repeats(batch, len(self.train_dataset))  # type: ignore[attr-defined]
         totals = self._totals(batch)
         parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         flat, step = self._within_memory(
@@ -127,20 +128,20 @@ class FlatnessMixin:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _without_repeats(self, batch: Batch) -> Batch:
-        """An epoch's last batch as one process has it.
+    def _without_repeats(self, batch: Batch, of: int) -> Batch:
+        """The last batch of `of` items as one process has it.
 
         Several get it filled up with rows of the epoch's beginning, as each must have as many.
         """
         processes, loader = self.accelerator.num_processes, self.accelerator.gradient_state
-        if processes == 1 or not loader.end_of_dataloader or self.args.dataloader_drop_last:
+        if processes == 1 or not loader.end_of_dataloader:
             return batch
         pair = batch.get("pair", torch.full_like(batch["is_safe"], -1, dtype=torch.long))
         is_first = torch.ones_like(batch["is_safe"])  # of its item: a row alone, or a pair
         is_first[1:] = (pair[1:] < 0) | (pair[1:] != pair[:-1])
         item = is_first.cumsum(0) - 1
         items = int(item[-1]) + 1
-        rest = len(self.train_dataset) % (processes * items)  # type: ignore[attr-defined]
+        rest = of % (processes * items)
         return emptied(batch, item >= rest - self.args.process_index * items) if rest else batch
 
     @cached_property
@@ -280,11 +281,17 @@ class FlatnessMixin:
 
     def _totals(self, batch: Batch) -> Totals:
         """Reply tokens over all processes, counted before the first micro-batch runs."""
+        counts = self.accelerator.reduce(self._counts(batch), "sum")
+        tokens, safe, toxic_rows, pairs = counts.tolist()
+        return Totals(max(tokens, 1.0), safe, toxic_rows, pairs)
+
+    def _counts(self, batch: Batch) -> Tensor:
+        """Tokens, those of safe rows, toxic rows and pairs of one batch."""
         is_safe = batch["is_safe"]
         pair = batch.get("pair", torch.full_like(is_safe, -1, dtype=torch.long))
         is_single = pair < 0
         tokens = (batch["targets"] != IGNORE).sum(1) * is_single
-        counts = torch.stack(
+        return torch.stack(
             [
                 tokens.sum(),
                 (tokens * is_safe).sum(),
@@ -292,8 +299,6 @@ class FlatnessMixin:
                 (~is_single).sum() // 2,
             ]
         ).float()
-        tokens_all, safe, toxic_rows, pairs = self.accelerator.reduce(counts, "sum").tolist()
-        return Totals(max(tokens_all, 1.0), safe, toxic_rows, pairs)
 
     def _sum_figures(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         names = list(parts[0])
@@ -344,8 +349,10 @@ class FlatnessMixin:
                 pending[name].append(value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Trainer's log, with the mean of each figure over the steps since the last one."""
-        pending = self.__dict__.pop("_pending", {})
+        """Trainer's log, with the mean of each figure over the steps since the last one; that of
+        an evaluation leaves them to the next one of a training."""
+        is_of_training = "loss" in logs or "train_loss" in logs
+        pending = self.__dict__.pop("_pending", {}) if is_of_training else {}
         logs.update({name: sum(values) / len(values) for name, values in pending.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 

@@ -50,12 +50,13 @@ def train(
     method: Method,
     is_toxic: bool = False,
     advance: Callable[[int], None] = lambda count: None,
+    eval_rows: Sequence[Any] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Train into `config.output_dir`, going on from its last whole checkpoint; says what was done
     and what it cost.
 
-    Leaves config, weights or adapter, tokenizer and `training.jsonl`, one line of figures a logged
-    step.
+    Leaves config, weights or adapter, tokenizer, `training.jsonl`, one line of figures a logged
+    step, and where it evaluates `evaluation.jsonl`, a line each time.
     """
     folder = Path(config.output_dir or ".")
     if is_toxic:
@@ -65,6 +66,7 @@ def train(
         trained,
         config,
         train_dataset=rows,
+        eval_dataset=eval_rows,
         processing_class=tokenizer,
         method=method,
     )
@@ -83,15 +85,27 @@ def train(
         save(trained, folder, weights)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / "training.jsonl", log)
+        if trainer.eval_dataset:
+            evaluations = [e for e in trainer.state.log_history if "eval_loss" in e]
+            write_jsonl(folder / "evaluation.jsonl", evaluations)
         for path in checkpoints(folder):
             shutil.rmtree(path)
-    cut = trainer.truncated()
-    told = (
-        f"{trainer.state.global_step} steps on {len(rows):,} replies"
+    told = _told(trainer, len(rows), checkpoint)
+    return told, _cost(log, trainer.state.global_step, peak.megabytes)
+
+
+def _told(trainer: FlatGDTrainer, rows: int, checkpoint: Path | None) -> str:
+    """What was done, in a line."""
+    cut, (evaluated, evaluated_cut) = trainer.truncated(), trainer.evaluated()
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return (
+        f"{trainer.state.global_step} steps on {rows:,} replies"
         + (f", {cut:,} of them cut to length" if cut else "")
+        + (f", evaluated on {evaluated:,} replies" if evaluated else "")
+        + (f", {evaluated_cut:,} of them cut to length" if evaluated_cut else "")
+        + (f", the weights of step {best}, the best" if best else "")
         + (f", from checkpoint {checkpoint.name}" if checkpoint else "")
     )
-    return told, _cost(log, trainer.state.global_step, peak.megabytes)
 
 
 def gathered_weights(trainer: FlatGDTrainer) -> dict[str, Any] | None:

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
 from flatgd.adapters import refuse_tied
 from flatgd.data.jsonl import dialogues_from_row
@@ -30,6 +35,7 @@ from flatgd.records import Dialogue
 from flatgd.training import fingerprint
 from flatgd.training.checkpoints import SoundCheckpoints
 from flatgd.training.config import FlatGDConfig
+from flatgd.training.evaluation import Evaluation, evaluation_faults
 from flatgd.training.expert_states import cached_states
 from flatgd.training.mixin import FlatnessMixin
 from flatgd.training.reduction import check_strategy
@@ -40,13 +46,14 @@ Row = Dialogue | Mapping[str, Any]
 Rows = Sequence[Row | tuple[Dialogue, Dialogue]]
 
 
-class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
+class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
     """Fine-tune `model` on labelled replies.
 
     `train_dataset` holds Dialogues or rows with prompt, completion and label (true = safe), a
     datasets.Dataset too; for a method that learns from pairs also tuples of a safe and a toxic
-    reply to one history. Without `method`, FlatGD is built from `args` and the two experts, each a
-    model or where to load one from. All else is Trainer's.
+    reply to one history. `eval_dataset` holds the same, or is a dict of such sets. Without
+    `method`, FlatGD is built from `args` and the two experts, each a model or where to load one
+    from. All else is Trainer's.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
         clean_expert: nn.Module | str | Path | None = None,
         toxic_expert: nn.Module | str | Path | None = None,
         method: Method | None = None,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
         **kwargs: Any,
     ):
         if not isinstance(args, FlatGDConfig):
@@ -79,12 +87,8 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             args.max_reply_tokens,
             args.turn_separator,
         )
-        groups, numbers = _groups(train_dataset), count()
-        self.examples = [
-            tuple(family.encode(row)._replace(row=next(numbers)) for row in group)
-            for group in groups
-        ]
-        self._conversations = [row.conversation for group in groups for row in group]
+        self._family, self._numbers, self._conversations = family, count(), list[str]()
+        self.examples = self._numbered(train_dataset, "train_dataset")
         has_pairs = any(len(group) > 1 for group in self.examples)
         if has_pairs != (method.learns_from == "pairs"):
             raise UnsupportedError(
@@ -95,8 +99,10 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             model=model,
             args=args,
             train_dataset=self.examples,
+            eval_dataset=self._eval_sets(eval_dataset),
             data_collator=partial(_collate, family, has_pairs),
             processing_class=processing_class,
+            callbacks=_with_early_stopping(args, eval_dataset, kwargs.pop("callbacks", None)),
             **kwargs,
         )
         handed = self.optimizer, self.lr_scheduler, self.optimizer_cls_and_kwargs
@@ -111,6 +117,45 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
         if args.expert_cache and isinstance(method, SafetyLoss):
             self._cache_states(method, Path(args.expert_cache), family)
 
+    def _numbered(self, rows: Rows, place: str) -> list[tuple[Example, ...]]:
+        """Rows encoded, each with a number of its own."""
+        groups = _groups(rows, place)
+        self._conversations += [row.conversation for group in groups for row in group]
+        encode, numbers = self._family.encode, self._numbers
+        return [tuple(encode(row)._replace(row=next(numbers)) for row in group) for group in groups]
+
+    def _eval_sets(self, given: Rows | Mapping[str, Rows] | None) -> Any:
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            return self._whole_pairs(self._numbered(given, "eval_dataset"))
+        named = (
+            (name, self._numbered(rows, f"eval_dataset {name}")) for name, rows in given.items()
+        )
+        return {name: self._whole_pairs(groups) for name, groups in named}
+
+    def _whole_pairs(self, groups: list[tuple[Example, ...]]) -> list[tuple[Example, ...]]:
+        if self.method.learns_from != "pairs" and any(len(group) > 1 for group in groups):
+            raise UnsupportedError(
+                f"{self.method.name} learns from {self.method.learns_from}, and eval_dataset holds "
+                "pairs"
+            )
+        return groups
+
+    def encode_rows(self, rows: Any, place: str) -> Any:
+        """Rows that come after the trainer is made, so that nothing of the experts is cached."""
+        if self.args.expert_cache and isinstance(self.method, SafetyLoss):
+            raise UnsupportedError(
+                f"{place}: expert_cache keeps no expert for rows that come later; give them as "
+                "eval_dataset when the trainer is made, or leave expert_cache out"
+            )
+        groups = [[self._family.encode(row) for row in group] for group in _groups(rows, place)]
+        return self._whole_pairs([tuple(group) for group in groups])
+
+    def _eval_examples(self) -> list[tuple[Example, ...]]:
+        sets: Any = self.eval_dataset or []
+        return [*chain.from_iterable(sets.values())] if isinstance(sets, dict) else sets
+
     def _cache_states(self, method: SafetyLoss, folder: Path, family: Family) -> None:
         """Both experts' states from disk, their bodies out of memory."""
         tried = {k: v.to(self.args.device) for k, v in family.collate(self.examples[0]).items()}
@@ -123,7 +168,7 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             states = cached_states(
                 folder / name,
                 getattr(method, name),
-                list(chain.from_iterable(self.examples)),
+                [*chain.from_iterable([*self.examples, *self._eval_examples()])],
                 family.collate,
                 weights=self._expert_digests[name],
                 rows_at_once=self.args.micro_batch_size or self.args.per_device_train_batch_size,
@@ -147,7 +192,8 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             "distributed": self.accelerator.distributed_type.value,
             "precision": self.accelerator.mixed_precision,
             "device": self.args.device.type,
-            "training rows": self._digest_of_rows,
+            "training rows": self._row_digests[0],
+            **({"evaluation rows": self._row_digests[1]} if counts else {}),
         }
 
     def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
@@ -168,13 +214,18 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
         return fingerprint.digest_of(frozen)[:12] if frozen else None
 
     @cached_property
-    def _digest_of_rows(self) -> str:
+    def _row_digests(self) -> list[str]:
+        """Of the training rows and of the evaluation rows."""
         collate: Any = self.data_collator
         first = collate(self.examples[:1])  # how rows become batches
-        digest = hashlib.sha256(json.dumps({k: v.tolist() for k, v in first.items()}).encode())
-        for example in chain.from_iterable(self.examples):
-            digest.update(json.dumps(example).encode())
-        return digest.hexdigest()[:12]
+        layout = json.dumps({k: v.tolist() for k, v in first.items()})
+        digests = []
+        for groups in (self.examples, self._eval_examples()):
+            digest = hashlib.sha256(layout.encode())
+            for example in chain.from_iterable(groups):
+                digest.update(json.dumps(example).encode())
+            digests.append(digest.hexdigest()[:12])
+        return digests
 
     def names_of(self, rows: Sequence[int]) -> list[str]:
         """Which rows of train_dataset, by their conversations."""
@@ -182,7 +233,26 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
 
     def truncated(self) -> int:
         """How many training rows lost tokens of their history or reply."""
-        return sum(example.cut_tokens > 0 for group in self.examples for example in group)
+        return _cut(self.examples)
+
+    def evaluated(self) -> tuple[int, int]:
+        """(evaluation rows, how many of them lost tokens)."""
+        groups = self._eval_examples()
+        return sum(map(len, groups)), _cut(groups)
+
+
+def _cut(groups: Sequence[tuple[Example, ...]]) -> int:
+    return sum(example.cut_tokens > 0 for group in groups for example in group)
+
+
+def _with_early_stopping(args: FlatGDConfig, eval_dataset: Any, given: Any) -> list[Any]:
+    """The callbacks; UnsupportedError where they, or the evaluations, lack what they need."""
+    callbacks = list(given or [])
+    if args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    if faults := list(evaluation_faults(args, eval_dataset, callbacks)):
+        raise UnsupportedError("\n".join(faults))
+    return callbacks
 
 
 def _experts(
@@ -200,7 +270,7 @@ def _experts(
     return [e if isinstance(e, nn.Module) else load_model(str(e)) for e in experts]
 
 
-def _groups(rows: Rows) -> list[tuple[Dialogue, ...]]:
+def _groups(rows: Rows, place: str) -> list[tuple[Dialogue, ...]]:
     """What stays together in a batch: a row alone, or a pair."""
     groups: list[tuple[Dialogue, ...]] = []
     problems = []
@@ -211,9 +281,9 @@ def _groups(rows: Rows) -> list[tuple[Dialogue, ...]]:
         try:
             groups += [(dialogue,) for dialogue in dialogues_from_row(dict(row))]
         except ValueError as error:
-            problems.append(Problem("train_dataset", number, str(error)))
+            problems.append(Problem(place, number, str(error)))
     if not groups and not problems:
-        problems.append(Problem("train_dataset", 0, "no rows"))
+        problems.append(Problem(place, 0, "no rows"))
     if problems:
         raise DataError(problems)
     return groups
