@@ -19,7 +19,7 @@ from flatgd.data.mixture import (
     scorable,
     to_answer,
 )
-from flatgd.errors import FlatGDError, ModelError, RecipeError, nearest
+from flatgd.errors import FlatGDError, ModelError, RecipeError, UnsupportedError, nearest
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.families import Family, family_of
 from flatgd.memory import Memory, of_method, on_meta
@@ -28,6 +28,7 @@ from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config,
 from flatgd.recipe import EXPERTS, JudgeSettings, Recipe, Source
 from flatgd.records import is_number
 from flatgd.training import FlatGDConfig
+from flatgd.training.parts import sampling_faults
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
 RESERVED = {"backbone", "reference", "experts", *EXPERTS}
@@ -52,7 +53,7 @@ def training_config(
     if cache := fields.get("expert_cache"):  # one folder for all methods of the recipe
         fields["expert_cache"] = str(recipe.output / str(cache))
     try:
-        return FlatGDConfig(
+        config = FlatGDConfig(
             output_dir=str(output),
             seed=recipe.seed,
             max_history_tokens=recipe.max_history_tokens,
@@ -62,6 +63,15 @@ def training_config(
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: {error}") from None
+    faults = list(sampling_faults(config))
+    if config.save_only_model and config.save_strategy != "no":
+        faults.append(
+            "save_only_model keeps weights alone, and a run that is cut off goes on from whole "
+            "checkpoints; leave it out"
+        )
+    if faults:
+        raise UnsupportedError("\n".join(faults))
+    return config
 
 
 def _share_of_batch(fields: dict[str, Any], number: int) -> int:

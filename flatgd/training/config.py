@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import PenaltySettings
 from flatgd.records import is_number
+from flatgd.training.parts import part_faults
 
 
 def _doc(text: str) -> dict[str, str]:
@@ -131,7 +132,7 @@ class FlatGDConfig(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata=_doc("NaN is never hidden"))
 
     def __post_init__(self) -> None:
-        if faults := list(self._faults()):
+        if faults := [*self._faults(), *part_faults(self)]:
             raise UnsupportedError("\n".join(faults))
         if self.early_stopping_patience and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"

@@ -25,6 +25,7 @@ from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import Batch, Example, Family, family_of
 from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
 from flatgd.models import (
+    FORWARD_KEYS,
     check_token_map,
     has_plain_head,
     join_embeddings,
@@ -38,6 +39,7 @@ from flatgd.training.config import FlatGDConfig
 from flatgd.training.evaluation import Evaluation, evaluation_faults
 from flatgd.training.expert_states import cached_states
 from flatgd.training.mixin import FlatnessMixin
+from flatgd.training.parts import sampling_faults
 from flatgd.training.reduction import check_strategy
 from flatgd.training.watch import Watch
 
@@ -73,6 +75,10 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
             raise UnsupportedError(f"args must be a FlatGDConfig, got {type(args).__name__}")
         if args.push_to_hub and getattr(model.config, "flatgd_role", None):
             raise UnsupportedError("a toxic expert is not published; set push_to_hub: false")
+        if faults := [*sampling_faults(args)]:
+            raise UnsupportedError("\n".join(faults))
+        if kwargs.get("compute_loss_func") is not None:
+            raise UnsupportedError("compute_loss_func would not be asked; the loss is the method's")
         _refuse_attention(model, args)
         _refuse_untrainable(model)
         if method is None:
@@ -87,6 +93,11 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
             args.max_reply_tokens,
             args.turn_separator,
         )
+        models = {"the model": model, **{n: getattr(method, n) for n in method.needs}}
+        positions = {
+            n: getattr(m.config, "max_position_embeddings", None) for n, m in models.items()
+        }
+        self._positions = {n: number for n, number in positions.items() if number}
         self._family, self._numbers, self._conversations = family, count(), list[str]()
         self.examples = self._numbered(train_dataset, "train_dataset")
         has_pairs = any(len(group) > 1 for group in self.examples)
@@ -122,7 +133,30 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
         groups = _groups(rows, place)
         self._conversations += [row.conversation for group in groups for row in group]
         encode, numbers = self._family.encode, self._numbers
-        return [tuple(encode(row)._replace(row=next(numbers)) for row in group) for group in groups]
+        found = [
+            tuple(encode(row)._replace(row=next(numbers)) for row in group) for group in groups
+        ]
+        self._refuse_long(found, place)
+        return found
+
+    def _refuse_long(self, groups: Sequence[tuple[Example, ...]], place: str) -> None:
+        """Raises UnsupportedError where a row is longer than a model has positions."""
+        rows = list(chain.from_iterable(groups))
+        longest = [
+            max(rows, key=lambda row: len(row.history_ids) + len(row.reply_ids)),
+            max(rows, key=lambda row: len(row.history_ids)),
+            max(rows, key=lambda row: len(row.reply_ids)),
+        ]
+        for example in longest:
+            batch = self._family.collate([example])
+            width = max(batch[k].shape[1] for k in FORWARD_KEYS if k in batch)
+            for name, positions in self._positions.items():
+                if width > positions:
+                    raise UnsupportedError(
+                        f"{place}: row {rows.index(example) + 1} is {width} tokens long, and "
+                        f"{name} has {positions} positions; lower max_history_tokens or "
+                        "max_reply_tokens"
+                    )
 
     def _eval_sets(self, given: Rows | Mapping[str, Rows] | None) -> Any:
         if given is None:
@@ -149,8 +183,10 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
                 f"{place}: expert_cache keeps no expert for rows that come later; give them as "
                 "eval_dataset when the trainer is made, or leave expert_cache out"
             )
-        groups = [[self._family.encode(row) for row in group] for group in _groups(rows, place)]
-        return self._whole_pairs([tuple(group) for group in groups])
+        encode = self._family.encode
+        groups = [tuple(encode(row) for row in group) for group in _groups(rows, place)]
+        self._refuse_long(groups, place)
+        return self._whole_pairs(groups)
 
     def _eval_examples(self) -> list[tuple[Example, ...]]:
         sets: Any = self.eval_dataset or []
