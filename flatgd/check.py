@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flatgd import processes
+from flatgd.adapters import with_adapter
 from flatgd.data.browse import Mask
 from flatgd.data.mixture import (
     Sets,
@@ -21,16 +22,17 @@ from flatgd.data.mixture import (
 )
 from flatgd.dialogue import Dialogue
 from flatgd.encoding import Example, Family
-from flatgd.errors import FlatGDError, RecipeError, nearest
+from flatgd.errors import FlatGDError, ModelError, RecipeError, UnsupportedError, nearest
 from flatgd.evaluation.hf_judge import check_judge
 from flatgd.evaluation.trained_judge import check_trained_judge
 from flatgd.families import family_of
-from flatgd.memory import Memory, of_method
+from flatgd.memory import Memory, of_method, on_meta
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config, load_tokenizer
 from flatgd.recipe import EXPERTS, JudgeSettings, Recipe, Source
 from flatgd.records import is_number
 from flatgd.training import FlatGDConfig
+from flatgd.training.parts import sampling_faults
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
 OURS |= {"template_date", "chat_template_kwargs"}
@@ -56,7 +58,7 @@ def training_config(
     if cache := fields.get("expert_cache"):  # one folder for all methods of the recipe
         fields["expert_cache"] = str(recipe.output / str(cache))
     try:
-        return FlatGDConfig(
+        config = FlatGDConfig(
             output_dir=str(output),
             seed=recipe.seed,
             max_history_tokens=recipe.max_history_tokens,
@@ -68,6 +70,15 @@ def training_config(
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: {error}") from None
+    faults = list(sampling_faults(config))
+    if config.save_only_model and config.save_strategy != "no":
+        faults.append(
+            "save_only_model keeps weights alone, and a run that is cut off goes on from whole "
+            "checkpoints; leave it out"
+        )
+    if faults:
+        raise UnsupportedError("\n".join(faults))
+    return config
 
 
 def training_example(recipe: Recipe, policy: Sequence[Dialogue]) -> tuple[Family, Example]:
@@ -107,7 +118,9 @@ def memory_of(recipe: Recipe, processes: int, strategy: str) -> dict[str, Memory
 
 def check(recipe: Recipe) -> Sets:
     """The recipe's data, when all is in order; else one error that names every fault."""
-    faults = _method_faults(recipe) + _model_faults(recipe, _models(recipe))
+    models = _models(recipe)
+    faults = _method_faults(recipe) + _model_faults(recipe, models)
+    faults += _adapter_faults(recipe, models)
     sets = None
     try:
         sets = load_sets(recipe.data, recipe.seed)
@@ -132,7 +145,7 @@ def check_offline(recipe: Recipe) -> list[str]:
         check(recipe)
         return []
     here = {r: name for r, name in models.items() if is_at_hand(name) or not is_hub_name(name)}
-    faults = _method_faults(recipe) + _model_faults(recipe, here)
+    faults = _method_faults(recipe) + _model_faults(recipe, here) + _adapter_faults(recipe, here)
     try:
         if absent:
             for source in _sources(recipe):
@@ -150,7 +163,7 @@ def check_offline(recipe: Recipe) -> list[str]:
 
 
 def _sources(recipe: Recipe) -> list[Source]:
-    return [*recipe.data.policy, *recipe.data.judge, *recipe.data.test]
+    return [*recipe.data.policy, *recipe.data.judge, *recipe.data.test, *recipe.data.eval]
 
 
 def _models(recipe: Recipe) -> dict[str, str]:
@@ -177,7 +190,23 @@ def _method_faults(recipe: Recipe) -> list[str]:
     inner = recipe.sample.judge.model
     if inner and _place_of(inner) in reporting and _samples(recipe):
         faults.append("sample.judge: is a reporting judge too; what trains must not report")
-    return shared + faults
+    return shared + faults + list(_held_out_faults(recipe))
+
+
+def _held_out_faults(recipe: Recipe) -> Iterator[str]:
+    """Evaluations without rows, and rows without evaluations."""
+    named = {n: recipe.experts if n == "experts" else recipe.overrides(n) for n in _trained(recipe)}
+    evaluated = [name for name, overrides in named.items() if recipe.evaluates(overrides)]
+    if recipe.data.eval and not evaluated:
+        yield (
+            "data.eval: nothing is evaluated on it; set train.eval_strategy (epoch or steps), or "
+            "leave it out"
+        )
+    if evaluated and not recipe.data.eval:
+        yield (
+            f"{evaluated[0]}: eval_strategy needs rows to evaluate; give data.eval, a list of "
+            "sources as those of data.policy"
+        )
 
 
 def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
@@ -255,6 +284,31 @@ def _config_faults(recipe: Recipe, overrides: dict[str, Any], kind: type[System]
     except FlatGDError as error:
         return str(error).splitlines()
     return []
+
+
+def _adapter_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
+    """Adapters that their base has no layers for, or none of its own; tried without weights."""
+    faults: dict[str, str] = {}
+    for name, kind in _trained(recipe).items():
+        overrides = recipe.experts if name == "experts" else recipe.overrides(name)
+        role = "expert_backbone" if name == "experts" and recipe.expert_backbone else "backbone"
+        try:
+            settings = training_config(recipe, overrides, recipe.output, kind)
+            config = load_config(models[role])
+        except (FlatGDError, KeyError):  # told elsewhere, or not at hand
+            continue
+        if settings.lora_rank:
+            try:
+                with_adapter(on_meta(config), settings)
+            except ModelError as error:
+                faults.setdefault(str(error), f"{name}: {error}")
+    return list(faults.values())
+
+
+def _trained(recipe: Recipe) -> dict[str, type[Method]]:
+    """What a recipe trains, by name, with its kind."""
+    kinds = {n: METHODS.get(recipe.kind_of(n), System) for n in recipe.methods}
+    return {"experts": Clean} | {n: k for n, k in kinds.items() if issubclass(k, Method)}
 
 
 def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:

@@ -14,7 +14,7 @@ from flatgd.families import Causal, family_of
 from flatgd.files import whole_folder
 from flatgd.making import MODEL_FILES
 from flatgd.methods import METHODS
-from flatgd.models import load_config, load_tokenizer
+from flatgd.models import base_of, load_config, load_tokenizer
 from flatgd.recipe import EXPERTS, Recipe
 from flatgd.report.card import model_card, toxic_card
 from flatgd.report.trained import trained_with
@@ -42,7 +42,6 @@ class Parcel:
     ):
         self.repo = repo
         self.folder = _folder(recipe, method, even_toxic)
-        self.files = sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
         self.is_toxic = method == "toxic_expert"
         self.report = None if self.is_toxic else recipe.output / "report"
         self.card = (
@@ -50,6 +49,19 @@ class Parcel:
             if self.is_toxic
             else self._card(recipe, method, license_)
         )
+
+    @property
+    def files(self) -> list[Path]:
+        """The checkpoint's files. Raises UnsupportedError for an adapter that only this machine can
+        load, and whose configuration tells this machine's folders."""
+        base = base_of(self.folder)
+        if base is not None and Path(base).is_dir():
+            raise UnsupportedError(
+                f"{self.folder} is an adapter whose base is a folder here, which others do not "
+                "have; `flatgd export --merged` packs it as whole weights, and an adapter trained "
+                "on a backbone named as on the hub can be published as it is"
+            )
+        return sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
 
     def _card(self, recipe: Recipe, method: str, license_: str | None) -> str:
         tokenizer = load_tokenizer(str(self.folder))

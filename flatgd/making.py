@@ -154,7 +154,8 @@ class Making:
         method = kind.build(given, config, self.recipe.overrides(name))
         with self.display.bar(name, steps_of(config, len(rows))) as advance:
             is_toxic = name == "toxic_expert"
-            return Done(*train(model, tokenizer, rows, config, method, is_toxic, advance))
+            held_out = plan.eval_rows(name)
+            return Done(*train(model, tokenizer, rows, config, method, is_toxic, advance, held_out))
 
     def _merged(self, name: str, kind: type[Merge], folder: Path) -> Done:
         base = self.plan.base(name)

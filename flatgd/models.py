@@ -35,18 +35,39 @@ from flatgd.trust import Risk, how, is_allowed
 
 BIAS = "final_logits_bias"  # a buffer [1, V] that BlenderBot and BART add after their head
 ADAPTER = "adapter_config.json"
+BASE_FROM_HERE = "base_from_here.txt"  # beside it: the way to a base that is a folder
 FORWARD_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
 def base_of(name: str | Path) -> str | None:
-    """The base of the adapter in a folder, None where there is no adapter."""
+    """The base of the adapter in a folder, None where there is no adapter.
+
+    A base that is a folder is found where it was, or, moved together with the adapter, where it
+    now is.
+    """
     path = Path(name) / ADAPTER
     if not path.is_file():
         return None
     try:
-        return str(json.loads(path.read_text())["base_model_name_or_path"])
+        base = whole(str(json.loads(path.read_text())["base_model_name_or_path"]))
     except (ValueError, KeyError):
         raise ModelError(f"{path} is no adapter's configuration") from None
+    if Path(base).is_dir():
+        return base
+    way = path.with_name(BASE_FROM_HERE)
+    if way.is_file() and (moved := (path.parent.resolve() / way.read_text().strip())).is_dir():
+        return str(moved.resolve())
+    if Path(base).is_absolute():
+        raise ModelError(
+            f"{name}: its base {base} is not there; put it back, or write where it is into "
+            f"{path} as base_model_name_or_path"
+        )
+    return base
+
+
+def whole(name: str) -> str:
+    """A folder by its whole path, so that it is found from anywhere; a hub name as it is."""
+    return os.path.abspath(name) if Path(name).is_dir() else name
 
 
 def load_config(name: str) -> Any:
@@ -272,6 +293,13 @@ def join_embeddings(model: nn.Module) -> None:
         setattr(parent, name, first.setdefault(id(child.weight), child))
 
 
+def reshard(model: nn.Module) -> None:
+    """After forward passes alone: FSDP2 leaves weights whole until the next backward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
     """Whether the logits are those of `head_of` on the states before it; tried on `batch`.
 
@@ -287,9 +315,7 @@ def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
             theirs = reply_log_probs(model, batch)
     finally:
         model.train(was_training)
-        for module in model.modules():  # FSDP2 leaves weights whole until the next backward pass
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        reshard(model)
     return bool(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2))
 
 

@@ -104,13 +104,23 @@ class Plan:
         return [*rows, *found]
 
     def _given(self, name: str) -> list[Dialogue]:
+        return self._of_use(name, self.sets.policy)
+
+    def _of_use(self, name: str, rows: Sequence[Dialogue]) -> list[Dialogue]:
+        """Those that a model's kind learns from: safe ones, toxic ones, or both."""
         if name == "toxic_expert":
-            return [row for row in self.sets.policy if not row.is_safe]
+            return [row for row in rows if not row.is_safe]
         kind = self.kind(name)
         takes_toxic = issubclass(kind, Method) and kind.trains_on_toxic
         if name == "clean_expert" or not takes_toxic:
-            return [row for row in self.sets.policy if row.is_safe]
-        return self.sets.policy
+            return [row for row in rows if row.is_safe]
+        return list(rows)
+
+    def eval_rows(self, name: str) -> list[Dialogue] | None:
+        """What it is evaluated on while it is trained, of the labels that it learns from."""
+        if not self.recipe.evaluates(self.recipe.overrides(name)):
+            return None
+        return self._of_use(name, self.sets.eval)
 
     def key(self, name: str) -> str:
         """What the model depends on; `clean` and the clean expert can be one piece of work."""
@@ -122,6 +132,7 @@ class Plan:
         if name == "backbone":
             return self._key_of_model(self.recipe.backbone)
         kind, start, source = self.kind(name), self.start(name), self.sampled_from(name)
+        evaluated = self.eval_rows(name) if issubclass(kind, Method) else None
         base = self._key_of_model(self.base(name)) if start == "backbone" else self.key(start)
         return key_of(
             "train",
@@ -132,6 +143,7 @@ class Plan:
             self.recipe.training_fields(self.recipe.overrides(name)),
             [self.recipe.seed, *self.layout],
             source and self.sample_key(source),
+            *([] if evaluated is None else [digest(evaluated)]),
         )
 
     # Sampled replies
@@ -145,14 +157,17 @@ class Plan:
 
     def sample_key(self, name: str) -> str:
         generate = self.recipe.generate.model_dump(exclude={"histories", "samples"})
-        settings = [self.recipe.sample.model_dump(mode="json"), generate, self.recipe.seed]
+        sample = self.recipe.sample.model_dump(mode="json", exclude={"judge": {"model"}})
+        settings = [sample, generate, self.recipe.seed]
         return key_of("sample", self.key(name), self.in_loop_key(), settings, self.layout)
 
     def in_loop_key(self) -> str:
         """What the judge in the loop depends on."""
         judge = self.recipe.sample.judge
         model = judge.model and self._key_of_model(judge.model)
-        return key_of("in_loop", judge.model_dump(), model, digest(self.sets.policy))
+        return key_of(
+            "in_loop", judge.model_dump(exclude={"model"}), model, digest(self.sets.policy)
+        )
 
     @property
     def layout(self) -> tuple[Any, ...]:

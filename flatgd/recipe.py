@@ -47,11 +47,11 @@ LocalPath = Annotated[Path, BeforeValidator(_resolve)]
 
 
 def _resolve_model(value: Any, info: Any) -> Any:
-    """A folder if there is one, else the name of a model on the hub."""
+    """A folder, by its whole path, if there is one; else the name of a model on the hub."""
     if isinstance(value, str) and not value.startswith("demo:"):
         local = _resolve(value, info)
         is_path = value.startswith((".", "/", "~"))
-        return str(local.absolute() if is_path else local) if is_path or local.is_dir() else value
+        return os.path.abspath(local) if is_path or local.is_dir() else value
     return str(_resolve(value, info)) if isinstance(value, str) else value
 
 
@@ -123,27 +123,33 @@ class Data(Section):
     """Trains the reporting judge; shares no conversation with `policy`."""
     test: list[Source] = Field(min_length=1)
     """Labelled replies to score, and their histories to answer; trains nothing."""
+    eval: list[Source] = []
+    """Evaluated while experts and methods are trained (`train.eval_strategy`); trains nothing, and
+    shares no conversation with the other sets: its rows give way."""
     skip_bad: bool = False
     """Leave out rows that cannot be read, and list them in rejected.jsonl; else they are errors."""
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
-        for source in (*self.policy, *self.judge):
+        for source in (*self.policy, *self.judge, *self.eval):
             if source.histories is not None:
                 raise ValueError(f"{source.name!r} has histories, which is for test sets")
-        for source in self.test:
-            if source.weight != 1:
-                raise ValueError(f"test: {source.name!r} has a weight; test sets are taken whole")
+        for name, part in (("test", self.test), ("eval", self.eval)):
+            if weighted := [source.name for source in part if source.weight != 1]:
+                raise ValueError(
+                    f"{name}: {weighted[0]!r} has a weight; {name} sets are taken whole"
+                )
         for part in (self.policy, self.judge):
             weights = {source.name: source.weight for source in part}
             if other := [s.name for s in part if s.weight != weights[s.name]]:
                 raise ValueError(f"two sources named {other[0]!r} differ in weight; rename one")
-        for source in self.policy:
-            if source.speaker != "bot":
-                raise ValueError(
-                    f"policy: {source.name!r} takes speaker {source.speaker!r}; a policy learns "
-                    "replies, so use speaker: bot (human turns may train the judge)"
-                )
+        for name, part in (("policy", self.policy), ("eval", self.eval)):
+            for source in part:
+                if source.speaker != "bot":
+                    raise ValueError(
+                        f"{name}: {source.name!r} takes speaker {source.speaker!r}; a policy "
+                        "learns replies, so use speaker: bot (human turns may train the judge)"
+                    )
         return self
 
 
@@ -337,7 +343,13 @@ class Recipe(Section):
         """`train` with `overrides` over it; of the two ways to set lambda the override's holds."""
         lambdas = {"flatness_weight", "penalty_share"}
         dropped = lambdas if lambdas & overrides.keys() else set()
-        return {k: v for k, v in self.train.items() if k not in dropped} | overrides
+        fields = {k: v for k, v in self.train.items() if k not in dropped} | overrides
+        is_no = {k for k, v in fields.items() if v is False and k.endswith("_strategy")}
+        return fields | dict.fromkeys(is_no, "no")  # YAML reads `no` as false
+
+    def evaluates(self, overrides: dict[str, Any]) -> bool:
+        """Whether a training with these overrides is evaluated as it goes."""
+        return str(self.training_fields(overrides).get("eval_strategy", "no")) != "no"
 
     def overrides(self, name: str) -> dict[str, Any]:
         """The fields and options of one model over those of `train`."""

@@ -135,7 +135,7 @@ class Run(Making):
     def _judge_key(self, settings: JudgeSettings) -> str:
         model = settings.model and self._key_of_model(settings.model)
         rows = digest(self.sets.judge), digest(self.sets.test)
-        return key_of(settings.model_dump(), model, *rows)
+        return key_of(settings.model_dump(exclude={"model"}), model, *rows)
 
     def score(self, name: str) -> None:
         """Judge and score one model's replies; score labelled replies under it."""

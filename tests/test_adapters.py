@@ -1,5 +1,7 @@
 """LoRA: a penalty over the adapter alone; plain peft and transformers load it; one base for all."""
 
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -8,15 +10,17 @@ import torch
 import training
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama, write_rows
 from families import save_family
-from peft import AutoPeftModelForSeq2SeqLM
+from peft import AutoPeftModelForSeq2SeqLM, LoraConfig, PeftModel, get_peft_model
 from reference import relative_error
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from flatgd import FlatGD, FlatGDTrainer, load_model
-from flatgd.adapters import is_toxic_expert, load, load_together, save, twin, with_adapter
-from flatgd.errors import ModelError, UnsupportedError
+from flatgd.adapters import ROLE, is_toxic_expert, load, load_together, save, twin, with_adapter
+from flatgd.check import check
+from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
+from flatgd.hub import Parcel
 from flatgd.models import ADAPTER, base_of, reply_log_probs
 from flatgd.recipe_file import load_recipe
 from flatgd.records import read_jsonl
@@ -233,3 +237,156 @@ def test_the_causal_recipe_on_small_shapes(tmp_path: Path, family: str) -> None:
     assert any("lora_" in name for name, _ in plain.named_parameters())
     log = list(read_jsonl(job.root / "methods/flatgd/training.jsonl"))
     assert any(entry.get("flatness_weight", 0) > 0 for entry in log)
+
+
+LORA = {"target_modules": ["q_proj"]}
+
+
+@pytest.fixture(scope="module")
+def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose head is its embedding, as those of Llama 3.2 and Qwen are."""
+    folder = tmp_path_factory.mktemp("tied")
+    config = tiny_llama().config
+    config.tie_word_embeddings = True
+    LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [["q_proj", "lm_head"], ["embed_tokens"], r".*\.(q_proj|embed_tokens)", "lm_head"],
+)
+def test_an_adapter_on_a_tied_weight_is_refused(
+    tied_folder: Path, tmp_path: Path, targets: object
+) -> None:
+    with pytest.raises(ModelError, match=r"whose weight is also that of .* out of lora_targets"):
+        with_adapter(load_model(tied_folder), config(tmp_path, lora_targets=targets))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+def test_what_is_trained_beside_tied_weights_is_what_is_loaded(
+    tied_folder: Path, tmp_path: Path, targets: object
+) -> None:
+    model = with_adapter(load_model(tied_folder), config(tmp_path, lora_targets=targets))
+    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).train()
+    save(model, tmp_path)
+    ids = torch.tensor([[1, 80, 90, 100]])
+    trained = model.eval()(ids).logits
+    assert torch.allclose(load(tmp_path).eval()(ids).logits, trained, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {**LORA, "modules_to_save": ["lm_head"]},
+        {**LORA, "modules_to_save": ["embed_tokens"]},
+        {**LORA, "target_parameters": ["lm_head.weight"]},
+        {"target_modules": ["lm_head"], "ensure_weight_tying": True},
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_users_own_adapter_on_a_tied_weight_is_refused(
+    tied_folder: Path, tmp_path: Path, fields: dict
+) -> None:
+    """By the trainer, and where its folder is to be merged."""
+    model = get_peft_model(load_model(tied_folder), LoraConfig(r=2, **fields))
+    method = FlatGD(tiny_llama(1), tiny_llama(2))
+    with pytest.raises(ModelError, match="whose weight is also that of"):
+        trainer(tmp_path, model, method)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    with pytest.raises(ModelError, match=r"cannot be merged into its base|cannot load"):
+        load(tmp_path)
+
+
+def test_a_users_own_adapter_on_a_head_of_its_own_trains(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["lm_head"], modules_to_save=["embed_tokens"])
+    model = get_peft_model(tiny_llama(), lora)
+    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).train()
+
+
+def test_an_adapter_that_is_not_trainable_is_refused(tmp_path: Path, backbone_folder: Path) -> None:
+    folder = adapted(tmp_path / "a", 1, backbone_folder)
+    frozen = PeftModel.from_pretrained(load_model(backbone_folder), str(folder))
+    method = FlatGD(tiny_blenderbot(1), tiny_blenderbot(2))
+    with pytest.raises(UnsupportedError, match=r"no trainable weights.*is_trainable=True"):
+        trainer(tmp_path, frozen, method)
+    with pytest.raises(UnsupportedError, match=r"no trainable weights.*set requires_grad"):
+        trainer(tmp_path, tiny_blenderbot().requires_grad_(False), method, lora_rank=0)
+
+
+def test_check_finds_adapters_that_cannot_be(recipe_file: Path, tied_folder: Path) -> None:
+    """Before weights load; each fault once."""
+    sets = [f"backbone={tied_folder}", "train.lora_rank=2", "train.lora_targets=[nowhere]"]
+    with pytest.raises(RecipeError, match=r"(?s)^experts: lora_targets \['nowhere'\]") as told:
+        check(load_recipe(recipe_file, sets))
+    assert str(told.value).count("lora_targets") == 1
+    sets[-1] = "methods={clean: {lora_targets: [lm_head]}}"
+    with pytest.raises(RecipeError, match="clean: the adapter is on lm_head"):
+        check(load_recipe(recipe_file, sets))
+
+
+@pytest.mark.parametrize("written", ["base", "./base", "../work/base"])
+def test_a_base_by_a_relative_path_is_found_from_any_folder(
+    tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    shutil.copytree(backbone_folder, tmp_path / "work/base")
+    monkeypatch.chdir(tmp_path / "work")
+    adapted(Path("adapter"), 1, Path(written))
+    monkeypatch.chdir(tmp_path)
+    load(Path("work/adapter"))
+    AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "work/adapter")  # plain transformers
+    load_together({"one": "work/adapter"})
+
+
+def test_a_recipe_gives_its_backbones_whole_path(
+    recipe_file: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(backbone_folder, recipe_file.parent / "base")
+    monkeypatch.chdir(recipe_file.parent)
+    recipe = load_recipe(recipe_file.name, ["backbone=base"])
+    assert recipe.backbone == str(recipe_file.parent / "base")
+
+
+def test_an_adapter_and_its_base_are_moved_together(tmp_path: Path, backbone_folder: Path) -> None:
+    shutil.copytree(backbone_folder, tmp_path / "old/base")
+    model = adapted(tmp_path / "old/run/adapter", 1, tmp_path / "old/base")
+    wanted = load(model).state_dict()
+    (tmp_path / "old").rename(tmp_path / "new")
+    found = load(tmp_path / "new/run/adapter").state_dict()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    (tmp_path / "new/base").rename(tmp_path / "new/elsewhere")
+    with pytest.raises(
+        ModelError, match=r"its base .*old/base is not there; put it back, or write"
+    ):
+        load(tmp_path / "new/run/adapter")
+
+
+def test_a_toxic_adapters_mark_leaves_its_settings(tmp_path: Path, backbone_folder: Path) -> None:
+    (tmp_path / ROLE).write_text('{"seed": 1}')
+    model = with_adapter(load_model(backbone_folder), config(tmp_path))
+    model.config.flatgd_role = "toxic expert"
+    save(model, tmp_path)
+    assert json.loads((tmp_path / ROLE).read_text()) == {"seed": 1, "flatgd_role": "toxic expert"}
+
+
+def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> None:
+    """Its configuration would tell this machine's folders, and others could not load it."""
+    sets = ["train.lora_rank=2", "methods={clean: {}}"]
+    job = Run(load_recipe(recipe_file, sets))
+    job.all()
+    parcel = Parcel(job.recipe, "clean", "me/x")
+    for publish in (parcel.push, lambda: parcel.pack(recipe_file.parent / "bot")):
+        with pytest.raises(UnsupportedError, match="an adapter whose base is a folder here"):
+            publish()
+    packed = parcel.pack(recipe_file.parent / "bot", merged=True)
+    for path in packed.glob("*.json"):
+        assert str(recipe_file.parent) not in path.read_text(), path
+        assert job.recipe.backbone not in path.read_text(), path
+    (job.root / "methods/clean" / ADAPTER).write_text(
+        json.dumps({"base_model_name_or_path": "some/model", "peft_type": "LORA"})
+    )
+    (job.root / "methods/clean/base_from_here.txt").unlink()
+    assert "adapter_model.safetensors" in {path.name for path in parcel.files}

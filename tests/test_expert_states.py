@@ -15,6 +15,7 @@ from flatgd.families import family_of
 from flatgd.models import reply_states
 from flatgd.training import expert_states
 from flatgd.training.expert_states import cached_states, fault_of, states_key
+from flatgd.training.fingerprint import digest_of
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +84,14 @@ def test_stale_and_torn_caches_are_made_anew(tmp_path: Path, harm: str) -> None:
 
 def test_key_hangs_on_weights_rows_and_truncation() -> None:
     expert, _, examples = material()
-    key = states_key(expert, examples)
-    assert key == states_key(tiny_blenderbot(3), examples)
-    assert key != states_key(tiny_blenderbot(4), examples)
-    assert key != states_key(expert, examples[1:])
+    weights = digest_of(expert.state_dict().items())
+    key = states_key(weights, examples)
+    assert weights == digest_of(tiny_blenderbot(3).state_dict().items())
+    assert weights != digest_of(tiny_blenderbot(4).state_dict().items())
+    assert key != states_key(digest_of(tiny_blenderbot(4).state_dict().items()), examples)
+    assert key != states_key(weights, examples[1:])
     cut = [examples[0]._replace(reply_ids=examples[0].reply_ids[:-1]), *examples[1:]]
-    assert key != states_key(expert, cut)
+    assert key != states_key(weights, cut)
     assert fault_of(Path("nowhere"), key) == "not there yet"
 
 

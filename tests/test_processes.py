@@ -25,6 +25,7 @@ from flatgd.training.train import gathered_weights
 
 pytestmark = pytest.mark.slow
 
+EVALUATED = ("eval_loss", "eval_lm", "eval_js_clean", "eval_js_toxic")
 MODELS = {"blenderbot": tiny_blenderbot, "llama": tiny_llama}
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -52,8 +53,12 @@ def work(output: Path, rows_a_process: int, kind: str, method: str) -> None:
             disable_tqdm=True,
             max_reply_tokens=32,
             flatness_method=method,
+            eval_strategy="steps",
+            eval_steps=1,
+            per_device_eval_batch_size=3,
         ),
         train_dataset=mild_rows(20, seed=8),
+        eval_dataset=mild_rows(11, seed=9),  # two processes fill their last batches up
         processing_class=byte_tokenizer(),
         clean_expert=make(seed=1),
         toxic_expert=make(seed=2),
@@ -64,7 +69,9 @@ def work(output: Path, rows_a_process: int, kind: str, method: str) -> None:
         if os.environ.get("ACCELERATE_USE_FSDP"):
             assert trainer.accelerator.is_fsdp2
         trainer.model.save_pretrained(output, state_dict=weights)
-        (output / "log.txt").write_text(str(trainer.state.log_history[0]["lm"]))
+        log = trainer.state.log_history
+        figures = [entry[name] for name in ("lm", *EVALUATED) for entry in log if name in entry]
+        (output / "log.txt").write_text(json.dumps(figures))
 
 
 def shard_on_cpu() -> None:
@@ -117,8 +124,9 @@ def test_two_processes_equal_one(worked: list[Any]) -> None:
     for kind, one, two in worked:
         start = {name: p.detach() for name, p in MODELS[kind]().named_parameters()}
         assert apart(start, one, two) <= 1e-3, one
-        logged = [float((folder / "log.txt").read_text()) for folder in (one, two)]
-        assert logged[0] == pytest.approx(logged[1], rel=1e-5)
+        logged = [json.loads((folder / "log.txt").read_text()) for folder in (one, two)]
+        assert len(logged[0]) == 3 * (1 + len(EVALUATED))
+        assert logged[0] == pytest.approx(logged[1], rel=1e-4)
 
 
 def apart(start: dict[str, Tensor], one: Path, two: Path) -> float:
@@ -180,16 +188,15 @@ def test_a_run_over_two_processes_is_the_run_of_one(recipe_file: Path) -> None:
 )
 def test_what_fills_up_an_epochs_last_batch_is_emptied(items: int, rank: int, kept: int) -> None:
     """Batches of two times three items: here a pair, a row alone, a pair. `kept` rows are real."""
-    trainer: Any = FlatnessMixin()
+    trainer: Any = FlatnessMixin.__new__(FlatnessMixin)
     trainer.accelerator = SimpleNamespace(
         num_processes=2, gradient_state=SimpleNamespace(end_of_dataloader=True)
     )
-    trainer.args = SimpleNamespace(process_index=rank, dataloader_drop_last=False)
-    trainer.train_dataset = range(items)
+    trainer.args = SimpleNamespace(process_index=rank)
     is_safe = torch.tensor([False, True, False, False, True])
     pair = torch.tensor([0, 0, -1, 2, 2])
     targets = torch.full((5, 2), 4)
-    left = trainer._without_repeats({"targets": targets, "is_safe": is_safe, "pair": pair})
+    left = trainer._without_repeats({"targets": targets, "is_safe": is_safe, "pair": pair}, items)
     assert (left["targets"] != IGNORE).all(1).tolist() == [row < kept for row in range(5)]
     assert left["pair"].tolist() == pair[:kept].tolist() + [-1] * (5 - kept)
     assert left["is_safe"].tolist() == is_safe[:kept].tolist() + [True] * (5 - kept)

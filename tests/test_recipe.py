@@ -6,7 +6,7 @@ import pytest
 from conftest import mild_rows, write_rows
 
 from flatgd.check import check, training_config
-from flatgd.errors import RecipeError
+from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.recipe_file import as_text, load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +88,8 @@ def test_training_keys_are_checked_against_the_config(recipe_file: Path, tmp_pat
     with pytest.raises(RecipeError, match="did you mean 'learning_rate'"):
         training_config(recipe, {}, tmp_path)
     with pytest.raises(RecipeError, match="train: "):
+        training_config(load_recipe(recipe_file, ["train.save_strategy=x"]), {}, tmp_path)
+    with pytest.raises(UnsupportedError, match="optim: x cannot be used"):
         training_config(load_recipe(recipe_file, ["train.bf16=[1]", "train.optim=x"]), {}, tmp_path)
 
 

@@ -75,7 +75,6 @@ def test_named_experts_need_the_same_token_map(tmp_path: Path, backbone_folder: 
         ({"fp16": True}, "fp16 scales"),
         ({"learning_rate": "fast"}, "must be a number"),
         ({"per_device_train_batch_size": 0}, "is the whole batch"),
-        ({"eval_strategy": "steps"}, "no evaluation inside"),
         ({"label_smoothing_factor": 0.1}, "label smoothing"),
         ({"gradient_accumulation_steps": 2}, "micro_batch_size to what fits"),
         ({"auto_find_batch_size": True}, "set micro_batch_size instead"),
@@ -128,7 +127,10 @@ def test_strategies_that_cannot_work_are_refused(
     kind: str, is_fsdp2: bool, method: str, told: str
 ) -> None:
     accelerator = SimpleNamespace(
-        num_processes=1, distributed_type=DistributedType[kind], is_fsdp2=is_fsdp2
+        num_processes=1,
+        distributed_type=DistributedType[kind],
+        is_fsdp2=is_fsdp2,
+        mixed_precision="no",
     )
     with pytest.raises(UnsupportedError, match=told):
         check_strategy(accelerator, method)

@@ -1,4 +1,4 @@
-"""From sources to three sets that share no conversation: policy, judge, test."""
+"""From sources to sets that share no conversation: policy, judge, test and, if asked for, eval."""
 
 import hashlib
 import random
@@ -49,11 +49,13 @@ class Sets(NamedTuple):
     test: list[Dialogue]
     dropped: dict[str, int]
     rejected: Sequence[Problem] = ()
+    eval: Sequence[Dialogue] = ()
 
     def described(self) -> list[tuple[str, str]]:
         """(what, how many) of each set and each rule, for the terminal."""
         lines = []
-        for name, rows in (("policy", self.policy), ("judge", self.judge), ("test", self.test)):
+        sets = {"policy": self.policy, "judge": self.judge, "test": self.test}
+        for name, rows in (sets | ({"eval": self.eval} if self.eval else {})).items():
             toxic = sum(row.is_safe is False for row in rows)
             talks = len({row.conversation for row in rows})
             text = f"{len(rows):,} replies, {toxic:,} toxic, {talks:,} conversations"
@@ -66,7 +68,7 @@ class Sets(NamedTuple):
 
 
 def load_sets(data: Data, seed: int = 0) -> Sets:
-    """Load every source, keep the three sets apart, weigh the sources of the training sets.
+    """Load every source, keep the sets apart, weigh the sources of the training sets.
 
     Raises DataError with all faults at once.
     """
@@ -74,7 +76,7 @@ def load_sets(data: Data, seed: int = 0) -> Sets:
     problems: list[Problem] = []
     parts = {}
     with leaving_out(data.skip_bad) as left_out:
-        for part in ("policy", "judge", "test"):
+        for part in ("policy", "judge", "test", "eval"):
             parts[part] = _load_all(part, getattr(data, part), dropped, problems)
     rejected = list(dict.fromkeys(left_out))  # one file may serve two sets
     dropped["rows that cannot be read (rejected.jsonl)"] = len(rejected)
@@ -83,11 +85,15 @@ def load_sets(data: Data, seed: int = 0) -> Sets:
     test, judge, policy = parts["test"], parts["judge"], parts["policy"]
     policy = _apart(policy, [test], "policy: also in test", dropped)
     judge = _apart(judge, [test, policy], "judge: also in policy or test", dropped)
+    held_out = _apart(
+        parts["eval"], [test, policy, judge], "eval: also in policy, judge or test", dropped
+    )
     policy, judge = weigh(policy, data.policy, seed), weigh(judge, data.judge, seed)
-    for part, rows in (("policy", policy), ("judge", judge), ("test", test)):
+    sets = {"policy": policy, "judge": judge, "test": test}
+    for part, rows in (sets | ({"eval": held_out} if data.eval else {})).items():
         if not {True, False} <= {row.is_safe for row in rows}:
             raise DataError([Problem(f"data.{part}", 0, _one_kind(part, rows, dropped))])
-    return Sets(policy, judge, test, dict(dropped), rejected)
+    return Sets(policy, judge, test, dict(dropped), rejected, held_out)
 
 
 def _one_kind(part: str, rows: list[Dialogue], dropped: Counter[str]) -> str:

@@ -25,11 +25,14 @@ from flatgd import processes
 from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
 from flatgd.files import contents, flush, harm, write_whole
 from flatgd.flatness import is_finite
+from flatgd.training.fingerprint import LENGTH, TOLD, differences
+from flatgd.training.optimizers import switch
 from flatgd.training.stopping import Stop
 from flatgd.trust import REFUSED
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"
+STATE = "trainer_state.json"
 KEPT = 2  # the last good one stays until the next is proven
 
 logger = logging.getLogger(__name__)
@@ -75,7 +78,14 @@ class SoundCheckpoints:
     def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
         """Trainer's training, from a checkpoint that is known to be whole."""
         if checkpoint:
-            _refuse_changes(checkpoint, self.made_of())
+            refuse_partial(checkpoint, self.args.process_index, self.accelerator.num_processes)
+            compare(checkpoint, self.made_of())
+            if self.args.ignore_data_skip:
+                logger.warning(
+                    "%s: ignore_data_skip lets the rows start anew; the end is not that of a "
+                    "training that was not cut off",
+                    checkpoint,
+                )
         resumed = str(checkpoint) if checkpoint else None
         stop = Stop(self.accelerator)
         self.add_callback(stop)  # type: ignore[attr-defined]
@@ -91,6 +101,7 @@ class SoundCheckpoints:
             ) from None
         finally:
             self.remove_callback(stop)  # type: ignore[attr-defined]
+        switch(self.optimizer, "eval")  # type: ignore[attr-defined]
         if stop.received:
             raise StoppedError(
                 f"stopped after step {self.state.global_step}, at "
@@ -118,13 +129,49 @@ class SoundCheckpoints:
             finally:
                 self._is_saving = False
             self.accelerator.wait_for_everyone()
+            self._place_best(folder, name)
             if is_first:
                 seal(folder / SAVING / name, self.made_of())
                 put(folder / SAVING / name, folder / name)
                 if fault := fault_of(folder / name):
                     raise CheckpointError(f"{folder / name}: {fault}, right after it was written")
-                rotate(folder, self.args.save_total_limit or KEPT)
+                best = Path(self.state.best_model_checkpoint or "")
+                rotate(folder, self.args.save_total_limit or KEPT, best.name)
         self.accelerator.wait_for_everyone()
+
+    def _place_best(self, folder: Path, name: str) -> None:
+        """Have the state name the best checkpoint where it will be, not where it was written."""
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(folder / name)
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / SAVING / name / STATE))
+
+    def _load_callback_state(self) -> None:
+        """Trainer's; and the best checkpoint is looked for here, where the folder may have been
+        moved to."""
+        if step := self.state.best_global_step:
+            best = Path(self.args.output_dir) / f"checkpoint-{step}"
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            if self.args.load_best_model_at_end and not best.is_dir():
+                raise CheckpointError(
+                    f"{best}, the best checkpoint so far, is not there; put it back, or train anew"
+                )
+        super()._load_callback_state()  # type: ignore[misc]
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Trainer's; a tied weight is not in a file, and not missing."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        """Trainer's, from this folder, wherever it was when the checkpoint was saved."""
+        switch(self.optimizer, "eval")  # type: ignore[attr-defined]
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if fault := fault_of(best):
+            raise CheckpointError(f"{best}, the best checkpoint: {fault}; train anew")
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()  # type: ignore[misc]
 
 
 def refuse_non_finite(model: nn.Module, step: int) -> None:
@@ -155,10 +202,11 @@ def put(beside: Path, target: Path) -> None:
     shutil.rmtree(beside.parent, ignore_errors=True)
 
 
-def rotate(folder: Path, kept: int) -> None:
-    """Remove all checkpoints but the newest `kept`."""
+def rotate(folder: Path, kept: int, best: str = "") -> None:
+    """Remove all checkpoints but the newest `kept` and the `best`."""
     for path in checkpoints(folder)[:-kept]:
-        shutil.rmtree(path)
+        if path.name != best:
+            shutil.rmtree(path)
 
 
 def fault_of(folder: Path) -> str | None:
@@ -202,16 +250,35 @@ def _digest_of_record(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> None:
-    """Raises CheckpointError with what has changed since the checkpoint was saved."""
-    now = json.loads(json.dumps(now))
-    before = (_record(checkpoint) or {}).get("made_of", {})
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names:
-        told = "; ".join(f"{n} was {before.get(n)!r}, is {now.get(n)!r}" for n in names)
+def refuse_partial(checkpoint: Path, process: int, processes: int) -> None:
+    """Raises CheckpointError for a checkpoint that a training cannot go on exactly from."""
+    random = "rng_state.pth" if processes == 1 else f"rng_state_{process}.pth"
+    wanted = {"optimizer": "optimizer*", "schedule": "scheduler.pt", "random states": random}
+    missing = [what for what, pattern in wanted.items() if not any(checkpoint.glob(pattern))]
+    if missing:
         raise CheckpointError(
-            f"{checkpoint} is of another training: {told}. Put it back, or train into another "
+            f"{checkpoint} lacks {', '.join(missing)}, as save_only_model leaves them out or as "
+            "another number of processes wrote it; a training cannot go on exactly from it. Remove "
+            "it to train anew, or load its weights as the model of a new training in another "
+            "folder; save_only_model: false saves whole checkpoints"
+        )
+
+
+def compare(checkpoint: Path, now: Mapping[str, Any]) -> None:
+    """Raises CheckpointError with what has changed since the checkpoint was saved; changes that
+    leave it the same training are told."""
+    found = differences((_record(checkpoint) or {}).get("made_of", {}), now)
+    refused = "; ".join(f"{n}: {text}" for n, text in found.items() if n not in TOLD)
+    if refused:
+        raise CheckpointError(
+            f"{checkpoint} is of another training: {refused}. Put it back, or train into another "
             "folder"
+        )
+    for name, text in found.items():
+        what = "learning rate and warm-ups go by the new length" if name in LENGTH else "it goes on"
+        logger.warning(
+            "%s: %s %s; %s, and the end need not be that of a training that was not cut off",
+            *(checkpoint, name, text, what),
         )
 
 

@@ -10,16 +10,11 @@ from transformers import TrainingArguments
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import PenaltySettings
 from flatgd.records import is_number
+from flatgd.training.parts import part_faults
 
 
 def _doc(text: str) -> dict[str, str]:
     return {"help": text}
-
-
-# of Trainer's settings those that make the trajectory; of ours those that do not
-OF_TRAINER = {"learning_rate", "optim", "weight_decay", "lr_scheduler_type", "warmup_steps"}
-OF_TRAINER |= {"max_grad_norm", "seed", "data_seed", "bf16"}
-OF_NO_EFFECT = {"micro_batch_size", "expert_cache", "fused_head", "snapshots"}
 
 
 CHECKPOINTING = next(  # transformers 5.23 renames this option
@@ -92,7 +87,7 @@ class FlatGDConfig(TrainingArguments):
         default=None,
         metadata=_doc(
             "length of the second pass's step in weight space; by default 3e-4 in float32, 1e-2 "
-            "under bf16"
+            "under bf16 or on a frozen base in half precision"
         ),
     )
     micro_batch_size: int | None = field(
@@ -117,6 +112,12 @@ class FlatGDConfig(TrainingArguments):
         default=0,
         metadata=_doc("weights kept at so many evenly spaced steps, for `flatgd flatness`"),
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata=_doc(
+            "the training ends after so many evaluations in a row that are no better than the best"
+        ),
+    )
     max_history_tokens: int = field(default=128, metadata=_doc("newest tokens of the history kept"))
     max_reply_tokens: int = field(default=64, metadata=_doc("tokens of the reply kept"))
     turn_separator: str | None = field(
@@ -140,11 +141,16 @@ class FlatGDConfig(TrainingArguments):
     save_strategy: str = field(default="no", metadata=_doc("'steps' to resume inside a training"))
     report_to: Any = field(default="none", metadata=_doc("trackers, off unless asked for"))
     remove_unused_columns: bool = field(default=False, metadata=_doc("our batches are our own"))
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata=_doc("so that early stopping goes on counting where it was")
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata=_doc("NaN is never hidden"))
 
     def __post_init__(self) -> None:
-        if faults := list(self._faults()):
+        if faults := [*self._faults(), *part_faults(self)]:
             raise UnsupportedError("\n".join(faults))
+        if self.early_stopping_patience and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
         self.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns at every start
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Trainer refuses bf16 there unless told so
@@ -202,8 +208,13 @@ class FlatGDConfig(TrainingArguments):
             yield f"learning_rate must be a number, got {self.learning_rate!r}"
         if self.per_device_train_batch_size < 1:
             yield "per_device_train_batch_size must be at least 1: it is the whole batch"
-        if self.eval_strategy != "no":
-            yield "there is no evaluation inside a training; leave eval_strategy at 'no'"
+        if self.bf16_full_eval or self.fp16_full_eval:
+            yield (
+                "bf16_full_eval and fp16_full_eval round the trained weights for good; leave them "
+                "out (bf16: true evaluates in bfloat16 too)"
+            )
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            yield f"early_stopping_patience must be at least 1, got {self.early_stopping_patience}"
         if self.fp16:
             yield "fp16 scales the gradient that the penalty measures; use bf16 or float32"
         if self.label_smoothing_factor:
@@ -235,13 +246,9 @@ class FlatGDConfig(TrainingArguments):
         """Whether activations are computed again in the backward pass; by either name."""
         return bool(self.gradient_checkpointing or getattr(self, CHECKPOINTING))
 
-    def trajectory(self) -> dict[str, Any]:
-        """The settings that must be the same where a training goes on; its length need not."""
-        ours = {f.name for f in fields(FlatGDConfig)} - {f.name for f in fields(TrainingArguments)}
-        return {name: getattr(self, name) for name in sorted((ours - OF_NO_EFFECT) | OF_TRAINER)}
-
-    def penalty_settings(self) -> PenaltySettings | None:
-        """How the penalty is computed, None where it is off."""
+    def penalty_settings(self, in_half: bool = False) -> PenaltySettings | None:
+        """How the penalty is computed, None where it is off. `in_half`: whether a forward pass
+        rounds to half precision, also where `bf16` is not set."""
         share = self.penalty_share
         if self.flatness_weight is None and share is None:
             share = 0.3
@@ -252,10 +259,5 @@ class FlatGDConfig(TrainingArguments):
             share=share and share * self.penalty_every,
             squared=self.penalty_squared,
             difference=self.difference,
-            rho=self.rho or self._default_rho(),
+            rho=self.rho or (1e-2 if self.bf16 or in_half else 3e-4),
         )
-
-    def _default_rho(self) -> float:
-        if self.bf16 or torch.is_autocast_enabled("cpu"):
-            return 1e-2
-        return 3e-4

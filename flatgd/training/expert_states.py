@@ -24,6 +24,7 @@ from flatgd import processes
 from flatgd.encoding import Batch, Example
 from flatgd.files import contents, harm, whole, write_whole
 from flatgd.models import head_weight, reply_states
+from flatgd.training.fingerprint import digest_of
 
 ROWS_A_SHARD = 4096
 INDEX = "index.json"
@@ -57,14 +58,15 @@ def cached_states(
     examples: Sequence[Example],
     collate: Collate,
     *,
+    weights: str | None = None,
     rows_at_once: int = 32,
     tell: Callable[[str], None] = print,
 ) -> ExpertStates:
     """The cache at `folder`, made or made anew where it is missing, stale or torn.
 
-    Several processes share the shards out.
+    Several processes share the shards out. `weights` is the digest of the expert's, if it is known.
     """
-    key = states_key(expert, examples)
+    key = states_key(weights or digest_of(expert.state_dict().items()), examples)
     fault = fault_of(folder, key)
     processes.wait()  # before anyone writes, all have looked
     if fault:
@@ -89,12 +91,9 @@ def cached_states(
     return ExpertStates(folder)
 
 
-def states_key(expert: nn.Module, examples: Sequence[Example]) -> str:
-    """Digest of weights and encoded rows."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(expert.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+def states_key(weights: str, examples: Sequence[Example]) -> str:
+    """Digest of weights, by their own digest, and encoded rows."""
+    digest = hashlib.sha256(weights.encode())
     for example in examples:
         digest.update(json.dumps([example.history_ids, example.reply_ids]).encode())
     return digest.hexdigest()

@@ -39,7 +39,9 @@ from flatgd.methods.base import Method, Totals
 from flatgd.models import unwrapped
 from flatgd.training.config import CHECKPOINTING
 from flatgd.training.micro_batches import emptied, split_batch, take_rows
+from flatgd.training.optimizers import switch
 from flatgd.training.own_loss import OwnLoss, with_targets
+from flatgd.training.precision import computes_in_half, raise_to_float32
 from flatgd.training.reduction import largest, reduction_for
 
 T = TypeVar("T")
@@ -57,6 +59,16 @@ class FlatnessMixin:
     accelerator: Any
     state: Any
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        raise_to_float32(self.model)  # type: ignore[attr-defined]
+
+    def call_model_init(self, *args: Any) -> Any:
+        """Trainer's, which makes the model anew in each training where `model_init` is given."""
+        model = super().call_model_init(*args)  # type: ignore[misc]
+        raise_to_float32(model)
+        return model
+
     @cached_property
     def method(self) -> Method:
         """The seam: what a step's objective is made of. The Trainer's own loss, if not set."""
@@ -68,8 +80,10 @@ class FlatnessMixin:
         """Leave grad J of the whole batch in `.grad`; return J without the penalty, detached."""
         begun = time.perf_counter()
         model.train()
+        switch(self.optimizer, "train")  # type: ignore[attr-defined]
         batch = with_targets(unwrapped(model), self._prepare_inputs(inputs))  # type: ignore[attr-defined]
-        batch = self._without_repeats(batch)
+        if not self.args.dataloader_drop_last:
+            batch = self._without_repeats(batch, len(self.train_dataset))  # type: ignore[attr-defined]
         totals = self._totals(batch)
         parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         flat, step = self._within_memory(
@@ -116,21 +130,25 @@ class FlatnessMixin:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _without_repeats(self, batch: Batch) -> Batch:
-        """An epoch's last batch as one process has it.
+    def _without_repeats(self, batch: Batch, of: int) -> Batch:
+        """The last batch of `of` items as one process has it.
 
         Several get it filled up with rows of the epoch's beginning, as each must have as many.
         """
         processes, loader = self.accelerator.num_processes, self.accelerator.gradient_state
-        if processes == 1 or not loader.end_of_dataloader or self.args.dataloader_drop_last:
+        if processes == 1 or not loader.end_of_dataloader:
             return batch
         pair = batch.get("pair", torch.full_like(batch["is_safe"], -1, dtype=torch.long))
         is_first = torch.ones_like(batch["is_safe"])  # of its item: a row alone, or a pair
         is_first[1:] = (pair[1:] < 0) | (pair[1:] != pair[:-1])
         item = is_first.cumsum(0) - 1
         items = int(item[-1]) + 1
-        rest = len(self.train_dataset) % (processes * items)  # type: ignore[attr-defined]
+        rest = of % (processes * items)
         return emptied(batch, item >= rest - self.args.process_index * items) if rest else batch
+
+    @cached_property
+    def _in_half(self) -> bool:
+        return computes_in_half(self.model, self.accelerator.mixed_precision)  # type: ignore[attr-defined]
 
     def _penalty_now(self) -> PenaltySettings | None:
         """The penalty of this step, None where it has none."""
@@ -138,7 +156,7 @@ class FlatnessMixin:
         warming_up = step < self.args.penalty_warmup * self.state.max_steps
         if not self.method.is_flat or warming_up or step % self.args.penalty_every:
             return None
-        settings: PenaltySettings | None = self.args.penalty_settings()
+        settings: PenaltySettings | None = self.args.penalty_settings(self._in_half)
         if settings and self.args.flatness_method == "fast" and step // self.args.penalty_every % 2:
             return replace(settings, rho=-settings.rho)  # what is off by O(rho) evens out
         return settings
@@ -249,6 +267,13 @@ class FlatnessMixin:
         }
         return list(self._means.values())
 
+    def _load_callback_state(self) -> None:
+        """Trainer's, which takes what is at KEPT for a callback that is missing."""
+        kept = self.state.stateful_callbacks.pop(KEPT, None)
+        super()._load_callback_state()  # type: ignore[misc]
+        if kept is not None:
+            self.state.stateful_callbacks[KEPT] = kept
+
     def _known_weight(self, settings: PenaltySettings) -> float | None:
         """lambda before the gradients are: the fixed one, or that of the last measured share."""
         if settings.weight is not None or not self.state.global_step % MEASURED_EVERY:
@@ -258,11 +283,17 @@ class FlatnessMixin:
 
     def _totals(self, batch: Batch) -> Totals:
         """Reply tokens over all processes, counted before the first micro-batch runs."""
+        counts = self.accelerator.reduce(self._counts(batch), "sum")
+        tokens, safe, toxic_rows, pairs = counts.tolist()
+        return Totals(max(tokens, 1.0), safe, toxic_rows, pairs)
+
+    def _counts(self, batch: Batch) -> Tensor:
+        """Tokens, those of safe rows, toxic rows and pairs of one batch."""
         is_safe = batch["is_safe"]
         pair = batch.get("pair", torch.full_like(is_safe, -1, dtype=torch.long))
         is_single = pair < 0
         tokens = (batch["targets"] != IGNORE).sum(1) * is_single
-        counts = torch.stack(
+        return torch.stack(
             [
                 tokens.sum(),
                 (tokens * is_safe).sum(),
@@ -270,8 +301,6 @@ class FlatnessMixin:
                 (~is_single).sum() // 2,
             ]
         ).float()
-        tokens_all, safe, toxic_rows, pairs = self.accelerator.reduce(counts, "sum").tolist()
-        return Totals(max(tokens_all, 1.0), safe, toxic_rows, pairs)
 
     def _sum_figures(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         names = list(parts[0])
@@ -322,8 +351,10 @@ class FlatnessMixin:
                 pending[name].append(value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Trainer's log, with the mean of each figure over the steps since the last one."""
-        pending = self.__dict__.pop("_pending", {})
+        """Trainer's log, with the mean of each figure over the steps since the last one; that of
+        an evaluation leaves them to the next one of a training."""
+        is_of_training = "loss" in logs or "train_loss" in logs
+        pending = self.__dict__.pop("_pending", {}) if is_of_training else {}
         logs.update({name: sum(values) / len(values) for name, values in pending.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 

@@ -22,6 +22,7 @@ from flatgd.methods import Method
 from flatgd.records import write_jsonl
 from flatgd.training.checkpoints import checkpoints, refuse_non_finite
 from flatgd.training.config import FlatGDConfig
+from flatgd.training.optimizers import weights_for_use
 from flatgd.training.trainer import FlatGDTrainer
 
 
@@ -35,9 +36,10 @@ class _Snapshots(TrainerCallback):
         whole = self.count + 1
         due = {round(state.max_steps * place / whole) for place in range(1, whole)}
         if state.global_step in due:
-            weights = gathered_weights(self.trainer)
-            if state.is_world_process_zero:
-                save(self.trainer.model, self.folder / "path" / str(state.global_step), weights)
+            with weights_for_use(self.trainer.optimizer):
+                weights = gathered_weights(self.trainer)
+                if state.is_world_process_zero:
+                    save(self.trainer.model, self.folder / "path" / str(state.global_step), weights)
 
 
 def train(
@@ -48,12 +50,13 @@ def train(
     method: Method,
     is_toxic: bool = False,
     advance: Callable[[int], None] = lambda count: None,
+    eval_rows: Sequence[Any] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Train into `config.output_dir`, going on from its last whole checkpoint; says what was done
     and what it cost.
 
-    Leaves config, weights or adapter, tokenizer and `training.jsonl`, one line of figures a logged
-    step.
+    Leaves config, weights or adapter, tokenizer, `training.jsonl`, one line of figures a logged
+    step, and where it evaluates `evaluation.jsonl`, a line each time.
     """
     folder = Path(config.output_dir or ".")
     if is_toxic:
@@ -63,6 +66,7 @@ def train(
         trained,
         config,
         train_dataset=rows,
+        eval_dataset=eval_rows,
         processing_class=tokenizer,
         method=method,
     )
@@ -81,16 +85,28 @@ def train(
         save(trained, folder, weights)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / "training.jsonl", log)
+        if trainer.eval_dataset:
+            evaluations = [e for e in trainer.state.log_history if "eval_loss" in e]
+            write_jsonl(folder / "evaluation.jsonl", evaluations)
         for path in checkpoints(folder):
             shutil.rmtree(path)
-    cut = trainer.truncated()
-    told = (
-        f"{trainer.state.global_step} steps on {len(rows):,} replies"
+    told = _told(trainer, len(rows), checkpoint)
+    return told, _cost(log, trainer.state.global_step, peak.megabytes)
+
+
+def _told(trainer: FlatGDTrainer, rows: int, checkpoint: Path | None) -> str:
+    """What was done, in a line."""
+    cut, (evaluated, evaluated_cut) = trainer.truncated(), trainer.evaluated()
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return (
+        f"{trainer.state.global_step} steps on {rows:,} replies"
         + (f", {cut:,} of them cut to length" if cut else "")
         + "".join(f", {count:,} with {note}" for note, count in trainer.notes().items())
+        + (f", evaluated on {evaluated:,} replies" if evaluated else "")
+        + (f", {evaluated_cut:,} of them cut to length" if evaluated_cut else "")
+        + (f", the weights of step {best}, the best" if best else "")
         + (f", from checkpoint {checkpoint.name}" if checkpoint else "")
     )
-    return told, _cost(log, trainer.state.global_step, peak.megabytes)
 
 
 def gathered_weights(trainer: FlatGDTrainer) -> dict[str, Any] | None:

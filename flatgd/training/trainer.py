@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
+from flatgd.adapters import refuse_tied
 from flatgd.chat_template import counted
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.dialogue import Dialogue
@@ -21,16 +28,20 @@ from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.families import declare_stops, family_of
 from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
 from flatgd.models import (
+    FORWARD_KEYS,
     check_token_map,
     has_plain_head,
     join_embeddings,
     load_model,
     load_tokenizer,
 )
+from flatgd.training import fingerprint
 from flatgd.training.checkpoints import SoundCheckpoints
 from flatgd.training.config import FlatGDConfig
+from flatgd.training.evaluation import Evaluation, evaluation_faults
 from flatgd.training.expert_states import cached_states
 from flatgd.training.mixin import FlatnessMixin
+from flatgd.training.parts import sampling_faults
 from flatgd.training.reduction import check_strategy
 from flatgd.training.watch import Watch
 
@@ -39,13 +50,14 @@ Row = Dialogue | Mapping[str, Any]
 Rows = Sequence[Row | tuple[Dialogue, Dialogue]]
 
 
-class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
+class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
     """Fine-tune `model` on labelled replies.
 
     `train_dataset` holds Dialogues or rows with prompt, completion and label (true = safe), a
     datasets.Dataset too; for a method that learns from pairs also tuples of a safe and a toxic
-    reply to one history. Without `method`, FlatGD is built from `args` and the two experts, each a
-    model or where to load one from. All else is Trainer's.
+    reply to one history. `eval_dataset` holds the same, or is a dict of such sets. Without
+    `method`, FlatGD is built from `args` and the two experts, each a model or where to load one
+    from. All else is Trainer's.
     """
 
     def __init__(
@@ -58,13 +70,19 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
         clean_expert: nn.Module | str | Path | None = None,
         toxic_expert: nn.Module | str | Path | None = None,
         method: Method | None = None,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
         **kwargs: Any,
     ):
         if not isinstance(args, FlatGDConfig):
             raise UnsupportedError(f"args must be a FlatGDConfig, got {type(args).__name__}")
         if args.push_to_hub and getattr(model.config, "flatgd_role", None):
             raise UnsupportedError("a toxic expert is not published; set push_to_hub: false")
+        if faults := [*sampling_faults(args)]:
+            raise UnsupportedError("\n".join(faults))
+        if kwargs.get("compute_loss_func") is not None:
+            raise UnsupportedError("compute_loss_func would not be asked; the loss is the method's")
         _refuse_attention(model, args)
+        _refuse_untrainable(model)
         if method is None:
             experts = _experts(processing_class, clean_expert, toxic_expert)
             method = FlatGD.build(dict(zip(EXPERTS, experts, strict=True)), args, {})
@@ -79,13 +97,14 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             args.template_date,
             args.chat_template_kwargs,
         )
+        models = {"the model": model, **{n: getattr(method, n) for n in method.needs}}
+        positions = {
+            n: getattr(m.config, "max_position_embeddings", None) for n, m in models.items()
+        }
+        self._positions = {n: number for n, number in positions.items() if number}
         declare_stops(model, family)
-        groups, numbers = _groups(train_dataset), count()
-        encoded = iter(family.encode_all(list(chain.from_iterable(groups))))
-        self.examples = [
-            tuple(next(encoded)._replace(row=next(numbers)) for _ in group) for group in groups
-        ]
-        self._conversations = [row.conversation for group in groups for row in group]
+        self._family, self._numbers, self._conversations = family, count(), list[str]()
+        self.examples = self._numbered(train_dataset, "train_dataset")
         has_pairs = any(len(group) > 1 for group in self.examples)
         if has_pairs != (method.learns_from == "pairs"):
             raise UnsupportedError(
@@ -96,10 +115,15 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             model=model,
             args=args,
             train_dataset=self.examples,
+            eval_dataset=self._eval_sets(eval_dataset),
             data_collator=partial(_collate, family, has_pairs),
             processing_class=processing_class,
+            callbacks=_with_early_stopping(args, eval_dataset, kwargs.pop("callbacks", None)),
             **kwargs,
         )
+        handed = self.optimizer, self.lr_scheduler, self.optimizer_cls_and_kwargs
+        self._at_start = {**fingerprint.model_of(model), **fingerprint.handed_in(*handed)}
+        self._callbacks_at_start: list[Any] = []
         self.add_callback(Watch())
         check_strategy(self.accelerator, args.flatness_method)
         if self.accelerator.is_fsdp2:
@@ -108,6 +132,71 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             expert.to(self.args.device)
         if args.expert_cache and isinstance(method, SafetyLoss):
             self._cache_states(method, Path(args.expert_cache), family)
+
+    def _numbered(self, rows: Rows, place: str) -> list[tuple[Example, ...]]:
+        """Rows encoded, each with a number of its own."""
+        groups = _groups(rows, place)
+        self._conversations += [row.conversation for group in groups for row in group]
+        encoded = iter(self._family.encode_all(list(chain.from_iterable(groups))))
+        found = [
+            tuple(next(encoded)._replace(row=next(self._numbers)) for _ in group)
+            for group in groups
+        ]
+        self._refuse_long(found, place)
+        return found
+
+    def _refuse_long(self, groups: Sequence[tuple[Example, ...]], place: str) -> None:
+        """Raises UnsupportedError where a row is longer than a model has positions."""
+        rows = list(chain.from_iterable(groups))
+        longest = [
+            max(rows, key=lambda row: len(row.history_ids) + len(row.reply_ids)),
+            max(rows, key=lambda row: len(row.history_ids)),
+            max(rows, key=lambda row: len(row.reply_ids)),
+        ]
+        for example in longest:
+            batch = self._family.collate([example])
+            width = max(batch[k].shape[1] for k in FORWARD_KEYS if k in batch)
+            for name, positions in self._positions.items():
+                if width > positions:
+                    raise UnsupportedError(
+                        f"{place}: row {rows.index(example) + 1} is {width} tokens long, and "
+                        f"{name} has {positions} positions; lower max_history_tokens or "
+                        "max_reply_tokens"
+                    )
+
+    def _eval_sets(self, given: Rows | Mapping[str, Rows] | None) -> Any:
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            return self._whole_pairs(self._numbered(given, "eval_dataset"))
+        named = (
+            (name, self._numbered(rows, f"eval_dataset {name}")) for name, rows in given.items()
+        )
+        return {name: self._whole_pairs(groups) for name, groups in named}
+
+    def _whole_pairs(self, groups: list[tuple[Example, ...]]) -> list[tuple[Example, ...]]:
+        if self.method.learns_from != "pairs" and any(len(group) > 1 for group in groups):
+            raise UnsupportedError(
+                f"{self.method.name} learns from {self.method.learns_from}, and eval_dataset holds "
+                "pairs"
+            )
+        return groups
+
+    def encode_rows(self, rows: Any, place: str) -> Any:
+        """Rows that come after the trainer is made, so that nothing of the experts is cached."""
+        if self.args.expert_cache and isinstance(self.method, SafetyLoss):
+            raise UnsupportedError(
+                f"{place}: expert_cache keeps no expert for rows that come later; give them as "
+                "eval_dataset when the trainer is made, or leave expert_cache out"
+            )
+        encode = self._family.encode
+        groups = [tuple(encode(row) for row in group) for group in _groups(rows, place)]
+        self._refuse_long(groups, place)
+        return self._whole_pairs(groups)
+
+    def _eval_examples(self) -> list[tuple[Example, ...]]:
+        sets: Any = self.eval_dataset or []
+        return [*chain.from_iterable(sets.values())] if isinstance(sets, dict) else sets
 
     def _cache_states(self, method: SafetyLoss, folder: Path, family: Family) -> None:
         """Both experts' states from disk, their bodies out of memory."""
@@ -121,28 +210,64 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
             states = cached_states(
                 folder / name,
                 getattr(method, name),
-                list(chain.from_iterable(self.examples)),
+                [*chain.from_iterable([*self.examples, *self._eval_examples()])],
                 family.collate,
+                weights=self._expert_digests[name],
                 rows_at_once=self.args.micro_batch_size or self.args.per_device_train_batch_size,
                 tell=logger.warning,
             )
             method.speak_from(name, states.of)
 
     def made_of(self) -> dict[str, Any]:
-        """Settings and rows, as far as they make the trajectory."""
+        """Whatever makes the outcome: method, experts, settings, model, rows, processes."""
+        callbacks = self._callbacks_at_start
+        counts = fingerprint.evaluation_counts(self.args, callbacks)
         return {
-            "method": self.method.name,
-            **{name: str(value) for name, value in self.args.trajectory().items()},
+            **fingerprint.method_of(self.method),
+            **{f"{name} weights": digest for name, digest in self._expert_digests.items()},
+            **fingerprint.settings_of(self.args, counts),
+            **self._at_start,
+            "frozen weights": self._digest_of_frozen,
+            **fingerprint.callbacks_of(callbacks),
             "batch": self.args.per_device_train_batch_size * self.accelerator.num_processes,
-            "training rows": self._digest_of_rows,
+            "processes": self.accelerator.num_processes,
+            "distributed": self.accelerator.distributed_type.value,
+            "precision": self.accelerator.mixed_precision,
+            "device": self.args.device.type,
+            "training rows": self._row_digests[0],
+            **({"evaluation rows": self._row_digests[1]} if counts else {}),
         }
 
+    def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
+        self._callbacks_at_start = list(self.callback_handler.callbacks)
+        if self.accelerator.is_fsdp2:  # before its weights are spread over the processes
+            _ = self._digest_of_frozen
+        return super()._train_from(checkpoint, *args, **kwargs)
+
     @cached_property
-    def _digest_of_rows(self) -> str:
-        digest = hashlib.sha256()
-        for example in chain.from_iterable(self.examples):
-            digest.update(json.dumps(example).encode())
-        return digest.hexdigest()[:12]
+    def _expert_digests(self) -> dict[str, str]:
+        """Of the models that the method was given, by name."""
+        models = {name: getattr(self.method, name) for name in self.method.needs}
+        return {n: fingerprint.digest_of(m.state_dict().items())[:12] for n, m in models.items()}
+
+    @cached_property
+    def _digest_of_frozen(self) -> str | None:
+        frozen = fingerprint.frozen_weights(self.accelerator.unwrap_model(self.model))
+        return fingerprint.digest_of(frozen)[:12] if frozen else None
+
+    @cached_property
+    def _row_digests(self) -> list[str]:
+        """Of the training rows and of the evaluation rows."""
+        collate: Any = self.data_collator
+        first = collate(self.examples[:1])  # how rows become batches
+        layout = json.dumps({k: v.tolist() for k, v in first.items()})
+        digests = []
+        for groups in (self.examples, self._eval_examples()):
+            digest = hashlib.sha256(layout.encode())
+            for example in chain.from_iterable(groups):
+                digest.update(json.dumps(example).encode())
+            digests.append(digest.hexdigest()[:12])
+        return digests
 
     def names_of(self, rows: Sequence[int]) -> list[str]:
         """Which rows of train_dataset, by their conversations."""
@@ -150,11 +275,30 @@ class FlatGDTrainer(FlatnessMixin, SoundCheckpoints, Trainer):
 
     def truncated(self) -> int:
         """How many training rows lost tokens of their history or reply."""
-        return sum(example.cut_tokens > 0 for group in self.examples for example in group)
+        return _cut(self.examples)
 
     def notes(self) -> dict[str, int]:
         """How many training rows each rule of the layout changed."""
         return counted([example.notes for group in self.examples for example in group])
+
+    def evaluated(self) -> tuple[int, int]:
+        """(evaluation rows, how many of them lost tokens)."""
+        groups = self._eval_examples()
+        return sum(map(len, groups)), _cut(groups)
+
+
+def _cut(groups: Sequence[tuple[Example, ...]]) -> int:
+    return sum(example.cut_tokens > 0 for group in groups for example in group)
+
+
+def _with_early_stopping(args: FlatGDConfig, eval_dataset: Any, given: Any) -> list[Any]:
+    """The callbacks; UnsupportedError where they, or the evaluations, lack what they need."""
+    callbacks = list(given or [])
+    if args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    if faults := list(evaluation_faults(args, eval_dataset, callbacks)):
+        raise UnsupportedError("\n".join(faults))
+    return callbacks
 
 
 def _experts(
@@ -172,7 +316,7 @@ def _experts(
     return [e if isinstance(e, nn.Module) else load_model(str(e)) for e in experts]
 
 
-def _groups(rows: Rows) -> list[tuple[Dialogue, ...]]:
+def _groups(rows: Rows, place: str) -> list[tuple[Dialogue, ...]]:
     """What stays together in a batch: a row alone, or a pair."""
     groups: list[tuple[Dialogue, ...]] = []
     problems = []
@@ -183,9 +327,9 @@ def _groups(rows: Rows) -> list[tuple[Dialogue, ...]]:
         try:
             groups += [(dialogue,) for dialogue in dialogues_from_row(dict(row))]
         except ValueError as error:
-            problems.append(Problem("train_dataset", number, str(error)))
+            problems.append(Problem(place, number, str(error)))
     if not groups and not problems:
-        problems.append(Problem("train_dataset", 0, "no rows"))
+        problems.append(Problem(place, 0, "no rows"))
     if problems:
         raise DataError(problems)
     return groups
@@ -200,6 +344,18 @@ def _collate(family: Family, has_pairs: bool, groups: Sequence[tuple[Example, ..
         ]
         batch["pair"] = torch.tensor(numbers)
     return batch
+
+
+def _refuse_untrainable(model: nn.Module) -> None:
+    """Something must be trained; an adapter must be one that can be loaded as it was trained."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        mend = "load it with PeftModel.from_pretrained(base, folder, is_trainable=True)"
+        raise UnsupportedError(
+            "the model has no trainable weights: none requires a gradient; "
+            + (mend if isinstance(model, PeftModel) else "set requires_grad on those to be trained")
+        )
+    if isinstance(model, PeftModel):
+        refuse_tied(model)
 
 
 def _refuse_attention(model: PreTrainedModel, args: FlatGDConfig) -> None:

@@ -1,0 +1,57 @@
+"""The precision of the weights that are trained: float32, whatever their file holds.
+
+The penalty moves the weights by a step of length 3e-4 and compares two gradients. A bfloat16 weight
+has 8 significant bits: most of that step is lost in rounding, and the difference is noise. Frozen
+weights do not move, so a base below a LoRA adapter may stay in half precision.
+"""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+HALF = (torch.bfloat16, torch.float16)
+ADAPTER_WEIGHT = "lora_"  # peft casts around these, so they may differ from their base in precision
+
+logger = logging.getLogger(__name__)
+
+
+def raise_to_float32(model: nn.Module) -> None:
+    """Raise trainable weights in half precision to float32, in place, and say so.
+
+    Parameters stay the same objects, so ties and an optimizer that already holds them stay as they
+    are. A LoRA adapter is raised alone; else all of the model's weights and buffers are, as
+    a model computes in one precision.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    only_adapter = bool(trained) and all(ADAPTER_WEIGHT in name for name in trained)
+    every = [*model.parameters(), *model.buffers()] if trained else []
+    found = half_tensors(trained.values() if only_adapter else every)
+    if not found:
+        return
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found})
+    added = sum(tensor.numel() * (4 - tensor.element_size()) for tensor in found)
+    raised: dict[tuple[int, torch.Size], Tensor] = {}  # tensors on one storage stay on one
+    for tensor in found:
+        place = tensor.data_ptr(), tensor.shape
+        if not tensor.numel() or place not in raised:
+            raised[place] = tensor.data.float()
+        tensor.data = raised[place]
+        tensor.grad = None
+    logger.warning(
+        "%s weight tensors are in %s and are raised to float32 for training (%s MB more memory): "
+        "in half precision the penalty is rounding noise. To compute in bfloat16 on float32 "
+        "weights, set bf16: true",
+        *(f"{len(found):,}", " and ".join(kinds), f"{added / 2**20:,.1f}"),
+    )
+
+
+def half_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those in half precision, each once."""
+    return list({id(tensor): tensor for tensor in tensors if tensor.dtype in HALF}.values())
+
+
+def computes_in_half(model: nn.Module, mixed_precision: str | None) -> bool:
+    """Whether a forward pass rounds to half precision: by autocast, or by frozen weights."""
+    return mixed_precision not in (None, "no") or bool(half_tensors(model.parameters()))
