@@ -32,6 +32,7 @@ from flatgd.models import check_token_map, is_at_hand, is_hub_name, load_config,
 from flatgd.recipe import EXPERTS, JudgeSettings, Recipe, Source
 from flatgd.records import is_number
 from flatgd.training import FlatGDConfig
+from flatgd.training.config import CHECKPOINTING
 from flatgd.training.parts import sampling_faults
 
 OURS = {"output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"}
@@ -47,6 +48,8 @@ def training_config(
     known = {f.name for f in dataclasses.fields(FlatGDConfig) if f.init} - OURS
     options = kind.fields().keys() - known
     fields = {k: v for k, v in recipe.training_fields(overrides).items() if k not in options}
+    if "activation_checkpointing" in fields:  # its name since transformers 5.23
+        fields[CHECKPOINTING] = fields.pop("activation_checkpointing")
     near = sorted(known | options)
     faults = [f"train: unknown key {k!r}{nearest(k, near)}" for k in fields if k not in known]
     if faults:
