@@ -17,7 +17,8 @@ from typing import Any
 
 from flatgd.data.splits import Split, find_split
 from flatgd.dialogue import Dialogue, Role, Turn
-from flatgd.records import checked_text, parse_rows, parse_table, text_field, word_field
+from flatgd.records import checked_text, parse_rows, text_field, word_field
+from flatgd.tables import parse_table
 
 TURNS: tuple[tuple[str, Role], ...] = (
     ("prev_agent", "assistant"),

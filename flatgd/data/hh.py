@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
-from flatgd.dialogue import Dialogue, Turn
+from flatgd.dialogue import Dialogue, Turn, normal_form
 from flatgd.records import (
     checked_text,
-    clean_text,
     digest,
     parse_json_object,
     parse_lines,
@@ -42,7 +41,7 @@ def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
         text_field(row, key)
         history, reply = transcript(row[key])
         if reply:
-            name = f"hh:{digest(clean_text(history[0].text if history else reply))}"
+            name = f"hh:{digest(normal_form(history[0].text if history else reply))}"
             rows.append(Dialogue(history, reply, is_safe, "hh", name))
     if not rows:
         raise ValueError("both replies are empty")

@@ -177,9 +177,15 @@ def _groups(rows: Rows) -> list[tuple[Dialogue, ...]]:
             problems.append(Problem("train_dataset", number, str(error)))
     if not groups and not problems:
         problems.append(Problem("train_dataset", 0, "no rows"))
+    labelled = [group for group in groups if all(row.is_safe is not None for row in group)]
+    if unlabelled := len(groups) - len(labelled):
+        told = f"{unlabelled:,} of {len(groups):,} rows have no label"
+        logger.warning("train_dataset: %s and are left out", told)
+        if not labelled and not problems:
+            problems.append(Problem("train_dataset", 0, f"{told}; rows need is_safe, or a label"))
     if problems:
         raise DataError(problems)
-    return groups
+    return labelled
 
 
 def _collate(family: Family, has_pairs: bool, groups: Sequence[tuple[Example, ...]]) -> Batch:
