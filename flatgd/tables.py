@@ -20,6 +20,7 @@ from flatgd.records import read_text
 
 _QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 _LINE_END = re.compile(r"\r\n?|\n")
+_BARE = {separator: re.compile(f"[{separator}\r\n]") for separator in (",", "\t")}
 _ADVICE = "remove a stray quote, or write quotes inside a quoted cell twice"
 
 
@@ -32,19 +33,22 @@ class _Record(NamedTuple):
 
 
 def parse_table(
-    path: Path, separator: str = ","
+    path: Path, separator: str = ",", twins: bool = False
 ) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
     """(line number, row) of a table with a header, for `parse_rows`; a ValueError in the place of a
-    row that cannot be read. Raises DataError where the header cannot be read."""
+    row that cannot be read. Raises DataError where the header cannot be read, or two columns have
+    one name; with `twins` the last of them counts."""
     text = read_text(path)
     head, *records = _records(text, separator, 1)
     if isinstance(head.cells, ValueError):
         raise DataError([Problem(str(path), head.first, str(head.cells))])
     names = head.cells
-    if twice := [name for name in names if names.count(name) > 1]:
+    if not twins and (twice := [name for name in names if names.count(name) > 1]):
         reason = f"two columns are called {twice[0]!r:.40}; rename one"
         raise DataError([Problem(str(path), head.first, reason)])
-    for first, _, cells in _apart(records, _LINE_END.split(text), separator, len(names)):
+    if any(first < last for first, last, _ in records):
+        records = list(_apart(records, _LINE_END.split(text), separator, len(names)))
+    for first, _, cells in records:
         if isinstance(cells, ValueError):
             yield first, cells
         elif len(cells) != len(names):
@@ -96,8 +100,8 @@ def _quoted(text: str, position: int, separator: str, line: int) -> tuple[_Recor
             line += len(_LINE_END.findall(cell.group(1)))
             position = cell.end()
         else:
-            stop = text.find(separator, position, _end_of_line(text, position).start)
-            stop = stop if stop >= 0 else _end_of_line(text, position).start
+            end = _BARE[separator].search(text, position)
+            stop = end.start() if end else len(text)
             cells.append(text[position:stop])
             position = stop
         if not text.startswith(separator, position):
