@@ -6,8 +6,8 @@ inside any other cell is a character like the rest. Cells may have any length.
 
 A stray quote that opens a cell and another that ends a cell of a later row look like one quoted
 cell. Such a cell is refused where each of its lines reads as a row of the table: it has the right
-number of cells, and in a CSV file, where prose may have that too, some column of these rows holds
-only values that it holds in other rows.
+number of cells, as prose may have too, and some column of these rows, as that of labels, holds only
+values that it holds in other rows.
 """
 
 import re
@@ -130,10 +130,10 @@ def _apart(
 
 
 def _are_rows(lines: Sequence[str], separator: str, known: Sequence[set[str]]) -> bool:
-    rows = [line.split(separator) for line in lines]
+    rows = [[cell.strip('"').casefold() for cell in line.split(separator)] for line in lines]
     if len(known) < 2 or any(len(row) != len(known) for row in rows):
         return False
-    return separator == "\t" or any(
-        all(cell and cell.casefold() in values for cell in column)
+    return any(
+        all(cell and cell in values for cell in column)
         for column, values in zip(zip(*rows, strict=True), known, strict=True)
     )
