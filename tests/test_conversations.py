@@ -166,6 +166,13 @@ def test_text_is_kept_as_written(tmp_path: Path) -> None:
     ]
 
 
+def test_transcripts_keep_text_as_written(tmp_path: Path) -> None:
+    start = "\n\nHuman: a list,\n please\n\nAssistant:"
+    rows = [{"chosen": f"{start}   1. tea\n  2. milk\n", "rejected": f"{start} \n"}]
+    (row,) = load_hh(write_rows(tmp_path / "train.jsonl", rows), "train")
+    assert (row.texts, row.reply) == (("a list,\n please",), "  1. tea\n  2. milk\n")
+
+
 def test_published_sets_keep_text_as_written(tmp_path: Path) -> None:
     said = "well,  I\u00a0say\tso"
     path = tmp_path / "test.txt"
@@ -262,6 +269,15 @@ def test_alpaca_in_full() -> None:
     turns = [(U, "hi"), (A, "hello"), (U, "again"), (A, ""), (U, "translate\nhello\nworld")]
     assert read_.history == tuple(Turn(*turn) for turn in turns)
     assert (read_.system, read_.reply, read_.is_safe) == ("be brief", "bonjour", False)
+
+
+@pytest.mark.parametrize("blank", [None, float("nan"), "", " "])
+def test_optional_keys_that_hold_nothing(blank: Any) -> None:
+    names = ("conversation", "speaker", "source", "system", "tools")
+    row = {"prompt": "hi", "completion": "hello", "label": True}
+    assert read({**row, **dict.fromkeys(names, blank)}) == read(row)
+    alpaca = {"instruction": "hi", "output": "hello"}
+    assert read({**alpaca, "input": blank, "history": blank}).texts == ("hi",)
 
 
 def test_plain_pairs_without_a_prompt() -> None:

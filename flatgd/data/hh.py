@@ -40,7 +40,7 @@ def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
     for key, is_safe in (("chosen", True), ("rejected", False)):
         text_field(row, key)
         history, reply = transcript(row[key])
-        if reply:
+        if reply.strip():
             name = f"hh:{digest(normal_form(history[0].text if history else reply))}"
             rows.append(Dialogue(history, reply, is_safe, "hh", name))
     if not rows:
@@ -60,7 +60,7 @@ def transcript(text: str) -> tuple[tuple[Turn, ...], str]:
             "expected '\\n\\nHuman: ... \\n\\nAssistant: ...', the assistant's turn last"
         )
     turns = [
-        Turn("user" if who == "Human" else "assistant", checked_text(said).strip())
+        Turn("user" if who == "Human" else "assistant", checked_text(said).removeprefix(" "))
         for who, said in zip(parts[::2], parts[1::2], strict=True)
     ]
     return tuple(turns[:-1]), turns[-1].text

@@ -1,4 +1,4 @@
-"""Your own data: one labelled reply a row, in JSON lines, a JSON array, CSV or TSV, plain or .gz.
+"""Your own data, one labelled reply a row: JSON lines, a JSON array, CSV or TSV, plain or packed.
 
 Any of these forms, told by their keys (all invented); `label` is true where the reply is safe:
 
@@ -12,11 +12,11 @@ Any of these forms, told by their keys (all invented); `label` is true where the
     {"prompt": "hi", "chosen": "hello!", "rejected": "go away."}
 
 `prompt`, `completion`, `chosen` and `rejected` may be lists of messages too; then `prompt` may be
-left out, or repeated at their beginning. The forms of LLaMA-Factory (instruction, input, output),
-UltraFeedback and OpenAI's preferences are read as they are (conversations.py). The last turn is the
-reply. A pair gives two rows: the chosen reply is safe, the rejected
-one toxic. Optional keys: `conversation` (rows that belong together; without it, rows that open with
-the same line do), `speaker` (bot or human, who gave the reply) and `source`.
+left out, or repeated in the conversations. The forms of LLaMA-Factory, UltraFeedback and OpenAI's
+preferences are read as they are (conversations.py). The last turn is the reply. A pair gives two
+rows: the chosen reply is safe, the rejected one toxic. Optional keys: `conversation` (rows that
+belong together; without it, rows that open with the same turn do), `speaker` (bot or human, who
+gave the reply) and `source`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,6 +42,7 @@ from flatgd.tables import parse_table
 
 COMMON = ("label", "conversation", "speaker", "source")
 KEYS = (*TURNS, "prompt", *REPLIES, *COMMON, *ABOUT)
+OPTIONAL = ("conversation", "speaker", "source", "system", "tools", "input", "history")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -105,7 +106,7 @@ def dialogues_from_row(row: dict[str, Any], layout: Layout = Layout()) -> list[D
 def _dialogues(
     row: dict[str, Any], layout: Layout, labels: Labels, seen: dict[str, int]
 ) -> list[Dialogue]:
-    row = unified(layout.renamed(row))
+    row = unified(_without_blanks(layout.renamed(row)))
     if not ({"completion", *TURNS} & row.keys() or {"chosen", "rejected"} <= row.keys()):
         keys = ", ".join(map(repr, row)) or "none"
         raise ValueError(
@@ -133,6 +134,15 @@ def _dialogues(
     return [_dialogue(row, said, labels.is_safe(row, seen), speaker)]
 
 
+def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without optional keys that hold nothing, as tables have them."""
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in OPTIONAL or isinstance(value, list | dict) or plain_value(value) is not None
+    }
+
+
 def _dialogue(
     row: dict[str, Any], said: Conversation, is_safe: bool | None, speaker: Speaker
 ) -> Dialogue:
@@ -143,9 +153,8 @@ def _dialogue(
 
 
 def _conversation_id(row: dict[str, Any]) -> str | None:
-    """The row's own name for its conversation; null, NaN and blank ones are none."""
+    """The row's own name for its conversation."""
     value = row.get("conversation")
-    plain = plain_value(value)
-    if isinstance(value, list):
-        raise ValueError("'conversation' must be text or a number, got list")
-    return clean_text(value) if plain and isinstance(value, str) else plain
+    if isinstance(value, list | dict):
+        raise ValueError(f"'conversation' must be text or a number, got {type(value).__name__}")
+    return clean_text(value) if isinstance(value, str) else plain_value(value)
