@@ -12,7 +12,7 @@ from test_formats import faults
 from flatgd.data.browse import load_splits
 from flatgd.data.jsonl import Layout, load_jsonl
 from flatgd.data.labels import plain_value
-from flatgd.data.mixture import Sets, load_sets, load_source
+from flatgd.data.mixture import Sets, load_sets, load_source, place
 from flatgd.data.prosocial import load_prosocial
 from flatgd.data.votes import both_ways, settled
 from flatgd.dialogue import Dialogue
@@ -270,7 +270,7 @@ def test_a_pair_of_equal_replies_is_a_tie(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"prompt": "hi", "chosen": "a", "rejected": "a"}])
     rows = load_jsonl(path)
     assert both_ways(rows) == 1
-    assert settled(rows, "majority") == ([], {"votes that tie": 2})
+    assert settled(rows, "majority") == ([], [("votes that tie", row) for row in rows])
 
 
 def test_the_same_reply_is_the_same_as_written() -> None:
@@ -294,11 +294,15 @@ def test_votes_are_settled_before_shares_are_cut(tmp_path: Path) -> None:
         for n in range(3)
     ]
     path = write_rows(tmp_path / "a.jsonl", rows)
+    shares = ((0.0, 0.5), (0.5, 1.0))
     parts = [
         load_source(Source(name="a", format="jsonl", path=str(path), votes="majority", share=share))
-        for share in ((0.0, 0.5), (0.5, 1.0))
+        for share in shares
     ]
     assert [row.is_safe for part in parts for row in part.rows] == [True]
+    assert [sum(part.votes.values()) for part in parts] == [
+        sum(low <= place(f"jsonl:c{n}") < high for n in (1, 2)) for low, high in shares
+    ]
 
 
 def test_fields_of_recipes_are_refused_where_whole_files_are_read(tmp_path: Path) -> None:

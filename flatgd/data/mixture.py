@@ -156,8 +156,9 @@ def load_source(source: Source, drop_replies: bool = True) -> Loaded:
     """
     if not source.path.exists():
         raise DataError([Problem(str(source.path), 0, f"no such file{fetch_hint(source.format)}")])
-    every, votes = settled(LOADERS[source.format](source), source.votes)
-    rows = [row for row in every if _wanted(row, source)]
+    settled_rows, voted = settled(LOADERS[source.format](source), source.votes)
+    rows = [row for row in settled_rows if _wanted(row, source)]
+    votes = Counter(rule for rule, row in voted if _wanted(row, source))
     kept = rows
     if not source.keep_canned:
         kept = [strip_canned(row) for row in rows if not (drop_replies and is_canned(row.reply))]

@@ -4,7 +4,6 @@ Several marks of one reply, a row each, are votes. Replies are the same where sp
 message, roles, history and reply are the same as written.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,15 +18,17 @@ def both_ways(rows: Iterable[Dialogue]) -> int:
     return sum(0 < safe < count for safe, count in _tallies(rows).values())
 
 
-def settled(rows: Sequence[Dialogue], votes: Votes) -> tuple[list[Dialogue], dict[str, int]]:
-    """The rows, and how many were left out by which rule. `majority`: of the labelled rows of one
-    reply the first, with the label of most; none where as many say safe as toxic. `drop`: no row
-    of a reply that has both labels. Rows without a label stay."""
+def settled(
+    rows: Sequence[Dialogue], votes: Votes
+) -> tuple[list[Dialogue], list[tuple[str, Dialogue]]]:
+    """The rows, and those that were left out, each with the rule. `majority`: of the labelled rows
+    of one reply the first, with the label of most; none where as many say safe as toxic. `drop`: no
+    row of a reply that has both labels. Rows without a label stay."""
     if votes == "keep":
-        return list(rows), {}
+        return list(rows), []
     tallies = _tallies(rows)
     kept: list[Dialogue] = []
-    dropped: Counter[str] = Counter()
+    dropped: list[tuple[str, Dialogue]] = []
     seen = set()
     for row in rows:
         if row.is_safe is None:
@@ -36,17 +37,17 @@ def settled(rows: Sequence[Dialogue], votes: Votes) -> tuple[list[Dialogue], dic
         safe, count = tallies[_reply(row)]
         if votes == "drop":
             if 0 < safe < count:
-                dropped["labelled safe and toxic"] += 1
+                dropped.append(("labelled safe and toxic", row))
             else:
                 kept.append(row)
         elif 2 * safe == count:
-            dropped["votes that tie"] += 1
+            dropped.append(("votes that tie", row))
         elif _reply(row) in seen:
-            dropped["further votes on a reply"] += 1
+            dropped.append(("further votes on a reply", row))
         else:
             seen.add(_reply(row))
             kept.append(replace(row, is_safe=2 * safe > count))
-    return kept, dict(dropped)
+    return kept, dropped
 
 
 def _tallies(rows: Iterable[Dialogue]) -> dict[Any, tuple[int, int]]:
