@@ -304,6 +304,8 @@ def test_a_conversation_may_repeat_the_prompt_first_or_last() -> None:
         ({"instruction": "a", "output": "b", "messages": []}, "'messages' beside 'instruction'"),
         ({"instruction": "a", "output": "b", "history": ["x"]}, "list of .instruction, response."),
         ({"instruction": 3, "output": "b"}, "'instruction' and 'input' must be text"),
+        ({"prompt": "a", "completion": "b", "rejected": "c"}, "'rejected' alone"),
+        ({"messages": [QUESTION, BLUE], "chosen": "c"}, "'chosen' alone"),
         ({"preferred_output": [BLUE], "non_preferred_output": [GOOSE]}, "'input' must hold"),
         (
             {

@@ -121,7 +121,9 @@ def _dialogues(
     if speaker not in ("bot", "human"):
         raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
     side: Role = "assistant" if speaker == "bot" else "user"
-    if "chosen" in row:
+    if sides := {"chosen", "rejected"} & row.keys():
+        if len(sides) == 1:
+            raise ValueError(f"{min(sides)!r} alone; a pair has 'chosen' and 'rejected'")
         if "completion" in row:
             raise ValueError(
                 "'completion' beside 'chosen' and 'rejected'; drop the one or the others"
