@@ -50,6 +50,12 @@ class Dialogue:
         last = self.history[-1].text if self.history else ""
         return normal_form(last), normal_form(self.reply)
 
+    @property
+    def normal_form(self) -> tuple[tuple[Turn, ...], str]:
+        """History and reply in normal form, roles as they are."""
+        turns = tuple(Turn(role, normal_form(text)) for role, text in self.history)
+        return turns, normal_form(self.reply)
+
 
 def as_turns(items: Iterable[Any], last: Role = "user") -> tuple[Turn, ...]:
     """Turns from turns, from messages {"role", "content"}, or from strings.

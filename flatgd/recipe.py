@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from flatgd.data.jsonl import KEYS
+from flatgd.data.labels import Labels
 from flatgd.errors import nearest
 
 PACKAGE = Path(__file__).parent
@@ -90,25 +91,36 @@ class Source(Section):
     columns: dict[str, str] = {}
     """jsonl: which key or column holds what of ours, as {completion: tweet}; others are ignored."""
     toxic_values: tuple[str, ...] = ()
-    """jsonl: the labels that mean toxic; without it, a label is true (safe) or false (toxic)."""
+    """jsonl: the labels that mean toxic; without it, a label is true (safe) or false (toxic). Case,
+    white space and the type of a number do not count."""
+    safe_values: tuple[str, ...] = ()
+    """jsonl: the labels that mean safe. With both lists any other label is an error; one alone is
+    for files with two labels."""
     label: Literal["safe", "toxic", "none"] | None = None
-    """jsonl: the label of rows that carry none."""
+    """jsonl: the label of rows that carry none, where `label` is missing, null, NaN or blank."""
+    votes: Literal["keep", "majority", "drop"] = "keep"
+    """Rows that label one reply both safe and toxic. keep: all of them, counted; majority: one row
+    a reply, with the label of most, none where they tie; drop: none of them."""
     roles: dict[str, Literal["user", "assistant", "system"]] = {}
     """jsonl: what role names of your own mean, as {customer: user}; any case."""
     label_by: Literal["question", "statement", "refusal", "topic_change", "evasive"] | None = None
     """Another attribute than safety: replies of this kind count as safe, others as toxic, by the
     patterns of flatgd/behaviour.py and whatever the data's own labels."""
 
-    @field_validator("toxic_values", mode="before")
+    @field_validator("toxic_values", "safe_values", mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:
         return [str(value) for value in values] if isinstance(values, list) else values
 
     @model_validator(mode="after")
     def _check(self) -> "Source":
-        given = {"columns", "toxic_values", "label", "roles"} & self.model_fields_set
+        own = {"columns", "toxic_values", "safe_values", "label", "roles"}
+        given = own & self.model_fields_set
         if given and self.format != "jsonl":
             raise ValueError(f"{sorted(given)[0]} is for format jsonl, not {self.format}")
+        Labels(self.safe_values, self.toxic_values)
+        if self.label_by and self.votes != "keep":
+            raise ValueError("votes are of no use with label_by, which labels a reply by its words")
         if wrong := [name for name in self.columns if name not in KEYS]:
             raise ValueError(f"columns: unknown {wrong[0]!r}{nearest(wrong[0], list(KEYS))}")
         if not 0 <= self.share[0] < self.share[1] <= 1:

@@ -1,21 +1,36 @@
 """How files of records are read and written."""
 
-import csv
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, Problem
 
 Record = TypeVar("Record")
+UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".xz": lzma.decompress,
+    ".bz2": bz2.decompress,
+}
+_BEGINNINGS = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\x00": ".xz", b"BZh": ".bz2"}
+_OTHER_KINDS = {
+    b"\x28\xb5\x2f\xfd": "packed with zstd; unpack it first: zstd -d FILE",
+    b"PAR1": "a Parquet file; write it as JSON lines first: "
+    "pandas.read_parquet(FILE).to_json('rows.jsonl', orient='records', lines=True)",
+    b"ARROW1": "an Arrow file; write it as JSON lines first: "
+    "datasets.Dataset.from_file(FILE).to_json('rows.jsonl')",
+    b"PK\x03\x04": "a ZIP archive or an Excel sheet; unpack it, or save it as CSV",
+}
 
 
 def checked_text(text: str) -> str:
@@ -48,7 +63,7 @@ def leaving_out(wanted: bool = True) -> Iterator[list[Problem]]:
         _left_out.reset(token)
 
 
-def _tell(problems: list[Problem]) -> None:
+def tell(problems: list[Problem]) -> None:
     """Rows that cannot be read: DataError, unless they are being left out."""
     found = _left_out.get()
     if found is not None:
@@ -62,17 +77,32 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def unpacked_name(name: str) -> str:
+    """The name of a file without .gz, .xz or .bz2.
+
+    >>> unpacked_name("rows.jsonl.gz")
+    'rows.jsonl'
+    """
+    stem, _, last = name.rpartition(".")
+    return stem if f".{last.lower()}" in UNPACK else name
+
+
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, plain or .gz. Raises DataError when it cannot be read."""
+    """The text of a UTF-8 file, plain or packed (UNPACK). DataError when it cannot be read."""
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+        for beginning, reason in _OTHER_KINDS.items():
+            if raw.startswith(beginning):
+                raise DataError([Problem(str(path), 0, reason)])
+        packed = (kind for beginning, kind in _BEGINNINGS.items() if raw.startswith(beginning))
+        kind = path.suffix.lower() if path.suffix.lower() in UNPACK else next(packed, None)
+        text = (UNPACK[kind](raw) if kind else raw).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError([Problem(str(path), 0, "no such file")]) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError([Problem(str(path), line, "not UTF-8; convert the file first")]) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise DataError([Problem(str(path), 0, f"cannot be read: {error}")]) from None
     if not text.strip():
         raise DataError([Problem(str(path), 0, "the file is empty")])
@@ -92,7 +122,7 @@ def parse_lines(path: Path, parse: Callable[[str], Record]) -> list[tuple[int, R
             records.append((number, parse(line.rstrip("\r"))))
         except ValueError as error:
             problems.append(Problem(str(path), number, str(error)))
-    _tell(problems)
+    tell(problems)
     return records
 
 
@@ -115,6 +145,29 @@ def parse_json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def parse_json(path: Path) -> Iterable[tuple[int, Any]]:
+    """(line number, element) of a JSON array, or (line number, object) of JSON lines, told apart by
+    how the file begins."""
+    text = read_text(path).lstrip()
+    if text.startswith("["):
+        return parse_json_array(path)
+    first = text.split("\n", 1)[0]
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError) as error:
+        if text.startswith("{") and _is_one_object(text):
+            reason = "one JSON object over several lines; expected an array or one object a line"
+            raise DataError([Problem(str(path), 1, reason)]) from error
+    return parse_lines(path, parse_json_object)
+
+
+def _is_one_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, element) of a JSON array, so that a fault can be told by its line."""
     text, decoder = read_text(path), json.JSONDecoder()
@@ -128,6 +181,7 @@ def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
             position += 1
         line += text.count("\n", start, position)
         if position < len(text) and text[position] == "]":
+            _refuse_rest(path, text, position + 1)
             return
         try:
             record, end = decoder.raw_decode(text, position)
@@ -141,35 +195,46 @@ def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
         position = end
 
 
-def parse_table(path: Path, separator: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a CSV file with a header."""
-    reader = csv.DictReader(StringIO(read_text(path), newline=""), delimiter=separator)
-    try:
-        columns = len(reader.fieldnames or ())
-        for row in reader:
-            if None in row or None in row.values():
-                reason = f"expected {columns} cells as in the header"
-                raise DataError([Problem(str(path), reader.line_num, reason)])
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError([Problem(str(path), reader.line_num, str(error))]) from None
+def _refuse_rest(path: Path, text: str, position: int) -> None:
+    rest = text[position:]
+    if rest.strip():
+        line = text.count("\n", 0, len(text) - len(rest.lstrip())) + 1
+        reason = "more text after the end of the JSON array; one file holds one array"
+        raise DataError([Problem(str(path), line, reason)])
 
 
 def parse_rows(
     path: Path, rows: Iterable[tuple[int, Any]], parse: Callable[[dict[str, Any]], list[Record]]
 ) -> list[Record]:
-    """What `parse` makes of each (line number, JSON object); all reasons in one DataError."""
+    """What `parse` makes of each (line number, object); all reasons in one DataError.
+
+    A row that cannot be read is a ValueError in the object's place. Dialogues learn where they
+    stand.
+    """
     records: list[Record] = []
     problems = []
+    name = str(path)
     for line, row in rows:
         try:
+            if isinstance(row, ValueError):
+                raise row
             if not isinstance(row, dict):
                 raise ValueError(f"expected a JSON object, got {type(row).__name__}")
-            records += parse(row)
+            found = parse(row)
         except ValueError as error:
-            problems.append(Problem(str(path), line, str(error)))
-    _tell(problems)
+            problems.append(Problem(name, line, str(error)))
+            continue
+        stands_at(found, f"{name}:{line}")
+        records += found
+    tell(problems)
     return records
+
+
+def stands_at(records: Iterable[Any], where: str) -> None:
+    """Tell Dialogues, fresh from a file, the file and line they stand at."""
+    for record in records:
+        if isinstance(record, Dialogue):
+            object.__setattr__(record, "where", where)
 
 
 def text_field(row: Mapping[str, Any], key: str) -> str:

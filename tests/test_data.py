@@ -23,7 +23,7 @@ from flatgd.data.mixture import (
     weigh,
 )
 from flatgd.data.stats import count, overlaps
-from flatgd.dialogue import Dialogue
+from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError
 from flatgd.recipe import Data, Source
 
@@ -184,7 +184,7 @@ def test_jsonl_reads_bom_crlf_gz_and_lists(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(text.encode()))
     for path in (plain, packed):
         (row,) = load_jsonl(path)
-        assert row.texts == ("a", "b c")
+        assert row.texts == ("a", " b  c ")
         assert row.is_safe is False
 
 
@@ -227,8 +227,8 @@ def test_sets_share_no_conversation_and_no_pair(tmp_path: Path) -> None:
             test=[jsonl_source(tmp_path / "test.jsonl", test)],
         )
     )
-    assert [row.history[0] for row in sets.policy] == ["c", "d"]
-    assert [row.history[0] for row in sets.judge] == ["f", "g"]
+    assert [row.texts[0] for row in sets.policy] == ["c", "d"]
+    assert [row.texts[0] for row in sets.judge] == ["f", "g"]
     assert len(sets.test) == 2
     assert sets.dropped["policy: also in test"] == 2
     assert sets.dropped["judge: also in policy or test"] == 1
@@ -261,7 +261,7 @@ def test_canned_replies_leave_targets_and_histories(tmp_path: Path) -> None:
     source = jsonl_source(tmp_path / "a.jsonl", rows)
     loaded = load_source(source)
     assert loaded.canned == 1
-    assert [row.history for row in loaded.rows] == [("a", "b")]
+    assert [row.texts for row in loaded.rows] == [("a", "b")]
     kept = load_source(source.model_copy(update={"keep_canned": True}))
     assert [len(row.history) for row in kept.rows] == [3, 1]
     test_rows = load_source(source, drop_replies=False).rows
@@ -273,7 +273,9 @@ def test_history_length_by_speaker(tmp_path: Path) -> None:
     turns = ["1", "2", "3", "4"]
     rows = [turn(turns, "x", True, "1"), turn(turns, "y", True, "2", speaker="human")]
     source = jsonl_source(tmp_path / "a.jsonl", rows, speaker="all", history_lines=3)
-    assert [row.history for row in load_source(source).rows] == [("2", "3", "4"), ("3", "4")]
+    bot, human = load_source(source).rows
+    assert bot.history == (Turn("user", "2"), Turn("assistant", "3"), Turn("user", "4"))
+    assert human.history == (Turn("user", "3"), Turn("assistant", "4"))
 
 
 def test_shares_of_conversations_are_complementary(tmp_path: Path) -> None:
@@ -370,7 +372,7 @@ def test_counts_and_overlaps() -> None:
     assert (counts.conversations, counts.words_median, counts.lines_max) == (2, 2, 1)
     other = [row("A", "B c", True, "3"), row("a", "z", True, "4"), row("q", "q", True, "2")]
     (shared,) = overlaps({"train": one, "test": other})
-    assert shared == ("train", "test", 1, 1, 1)
+    assert shared == ("train", "test", 1, 2, 1)
     assert count("empty", []).rows == 0
     assert overlaps({"a": [], "b": []})[0][2:] == (0, 0, 0)
 

@@ -169,7 +169,7 @@ def test_convabuse_takes_the_majority(tmp_path: Path) -> None:
     assert [row.is_safe for row in rows] == [False, None, None, True, True]
     assert {row.speaker for row in rows} == {"human"}
     assert rows[0].texts == ("Hello.", "Hi", "How are you?")
-    assert rows[4].reply == "Fi ne"
+    assert rows[4].reply == "Fi\nne"
 
 
 def test_convabuse_faults(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_convabuse_faults(tmp_path: Path) -> None:
     path.write_text(convabuse({"user": ""}))
     assert faults(load_convabuse, path, "train") == ["2: 'user' is empty"]
     path.write_text(convabuse({}) + "1.0,2.0\n")
-    assert faults(load_convabuse, path, "train") == ["3: expected 22 cells as in the header"]
+    assert faults(load_convabuse, path, "train") == ["3: expected 22 cells as in the header, got 2"]
     path.write_text(convabuse({"user": "x" * 140_000}))
-    assert "field larger than field limit" in faults(load_convabuse, path, "train")[0]
+    assert len(load_convabuse(path, "train")[0].reply) == 140_000
 
 
 # ToxiChat
@@ -243,7 +243,7 @@ def test_hh_pairs(tmp_path: Path) -> None:
         ("Go away.", False),
         ("Fine.", True),
     ]
-    assert loaded[0].texts == ("hello", "Hi!", "how are you?")
+    assert loaded[0].texts == ("hello", "Hi!", "how\nare you?")
 
 
 def test_hh_faults(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from test_conversations import FORMS_OF_PAIRS, FORMS_OF_REPLIES
 from test_formats import TALK, convabuse, hub_form, thread, utterance
 from test_jsonl import MESSAGES, PLAIN
 
@@ -23,6 +24,7 @@ OWN = [
     {"messages": MESSAGES, "label": True},
     {"prompt": "a", "chosen": "b", "rejected": "c"},
 ]
+PUBLISHED = [*FORMS_OF_PAIRS.values(), *FORMS_OF_REPLIES.values()]
 DIA = {"context": "a", "response": "b", "label": "Safe", "category": "x"}
 WHOLE = {
     "bad/a.txt": "text:hi\\nyo\tlabels:__ok__\tspeaker_to_eval:bot\n" * 3,
@@ -33,6 +35,11 @@ WHOLE = {
     "hh/a.jsonl": json.dumps(TRANSCRIPTS) + "\n",
     "jsonl/a.jsonl": "".join(json.dumps(row) + "\n" for row in OWN),
     "jsonl/a.csv": "prompt,completion,label\nhi,hello,true\n",
+    "jsonl/b.csv": 'prompt,completion,label\n"hi, ""you""","one\ntwo",true\n'
+    + 'hi,"hello",false\n' * 3,
+    "jsonl/a.tsv": 'label\tcompletion\tconversation\ntrue\t"a\nb"\t1\nfalse\tc\t\n',
+    "jsonl/b.jsonl": "".join(json.dumps(row) + "\n" for row in PUBLISHED),
+    "jsonl/a.json": json.dumps(PUBLISHED),
     "prosocial/a.json": json.dumps([TALK]),
     "prosocial/b.json": hub_form([TALK]),
     "toxichat/a.jsonl": json.dumps(thread()) + "\n",

@@ -47,7 +47,8 @@ PLAIN = {"prompt": list(HISTORY), "completion": "fine.", "label": True}
 )
 def test_forms_that_say_the_same(row: dict) -> None:
     (dialogue,) = dialogues_from_row(row)
-    assert dialogue.history == HISTORY
+    assert dialogue.texts == HISTORY
+    assert [turn.role for turn in dialogue.history] == ["user", "assistant", "user"]
     assert (dialogue.reply, dialogue.is_safe, dialogue.speaker) == ("fine.", True, "bot")
     has_system = "messages" in row or isinstance(row.get("prompt", [""])[0], dict)
     assert dialogue.system == ("be brief" if has_system else "")
@@ -68,7 +69,8 @@ def test_pairs_give_two_rows(row: dict) -> None:
     safe, toxic = dialogues_from_row(row)
     assert (safe.reply, safe.is_safe) == ("fine.", True)
     assert (toxic.reply, toxic.is_safe) == ("go away.", False)
-    assert safe.history == toxic.history == HISTORY
+    assert safe.history == toxic.history
+    assert safe.texts == HISTORY
     assert safe.conversation == toxic.conversation
 
 
@@ -80,24 +82,23 @@ def test_pairs_give_two_rows(row: dict) -> None:
         ({**PLAIN, "lable": False}, "unknown key 'lable'"),
         ({"prompt": "a", "completion": "b"}, "no 'label'"),
         ({"prompt": "a", "completion": "b", "label": 1}, "must be true .safe. or false"),
-        ({"prompt": "a", "completion": "b", "label": None}, "got None"),
         ({"prompt": 3, "completion": "b", "label": True}, "'prompt' must be text or a list"),
         ({"prompt": [3], "completion": "b", "label": True}, "a turn of 'prompt' must be text"),
         ({"prompt": "a", "completion": " ", "label": True}, "'completion' is empty"),
         ({"prompt": "a", "completion": None, "label": True}, "'completion' must be text"),
-        ({"prompt": "a", "completion": [], "label": True}, "must hold one message, got 0"),
-        ({"messages": [], "label": True}, "'messages' must be a list of turns"),
+        ({"prompt": "a", "completion": [], "label": True}, "'completion' is an empty list"),
+        ({"messages": [], "label": True}, "'messages' is an empty list"),
         (
             {"messages": MESSAGES[:-1], "label": True},
-            "must be the assistant's reply, is of the user",
+            "must be the assistant's, got a message of the user",
         ),
         ({"messages": MESSAGES, "prompt": "a", "label": True}, "drop the other form"),
         ({"messages": [{"role": "tool", "content": "a"}], "label": True}, "role 'tool'"),
         ({"messages": [{"role": [], "content": "a"}], "label": True}, "role .. in 'messages'"),
-        ({"messages": [{"role": "user"}], "label": True}, "has no text 'content'"),
+        ({"messages": [{"role": "user"}], "label": True}, "must have text as 'content', got none"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}], "label": True},
-            "more than text",
+            "holds 'image'; only text is supported",
         ),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "label": True}, "a pair has its labels"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "format: hh"),
@@ -118,7 +119,8 @@ def test_rows_that_are_refused(tmp_path: Path, row: dict, reason: str) -> None:
         ("x.jsonl", b'{"prompt": "\xff"}\n', ".*UTF-8"),
         ("x.jsonl.gz", b"no gzip", ".*gz"),
         ("x.json", b"{", ".*JSON"),
-        ("x.json", b'{"a": 1}', ".*list|array"),
+        ("x.json", b'{"a": 1}', ":1: no reply"),
+        ("x.json", b'{"a":\n1}', ":1: one JSON object over several lines"),
         ("x.csv", b"a,b\nc\n", ":2: expected 2 cells"),
     ],
 )
@@ -131,7 +133,7 @@ def test_files_that_are_refused(tmp_path: Path, name: str, text: bytes, reason: 
 
 
 def test_other_names_and_labels(tmp_path: Path) -> None:
-    layout = Layout({"completion": "tweet", "label": "class"}, ("hate", "2"))
+    layout = Layout({"completion": "tweet", "label": "class"}, ("hate", "2"), safe_values=("fine",))
     path = tmp_path / "tweets.csv"
     path.write_text('id,tweet,class\n1,"hi, all",fine\n2,goose!,hate\n3,daft,2\n')
     rows = load_jsonl(path, layout)
@@ -143,9 +145,6 @@ def test_other_names_and_labels(tmp_path: Path) -> None:
     path = tmp_path / "tweets.json"
     path.write_text('[{"tweet": "hi", "class": 2, "extra": [1]}, {"tweet": "hi", "class": "hate"}]')
     assert [row.is_safe for row in load_jsonl(path, layout)] == [False, False]
-    path.write_text('[{"tweet": "hi", "class": "Hate"}, {"tweet": "hi", "class": 2}]')
-    told = faults(load_jsonl, path, layout)
-    assert told == ["0: toxic_values: 'hate' is the label of no row; the labels are 'Hate', '2'"]
     path.write_text('[{"tweet": "hi"}]')
     assert "no 'class'; the keys are 'tweet'" in faults(load_jsonl, path, layout)[0]
 

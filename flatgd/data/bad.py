@@ -42,12 +42,20 @@ def load_bad(path: Path, split: Split = "train") -> list[Dialogue]:
     """Every row of one file, or of one split of a folder: human and bot turns, in file order."""
     path = find_split(path, split)
     cut = ".jsonl" in path.suffixes
-    rows = [row for _, row in parse_lines(path, _parse_json if cut else _parse_parlai)]
-    turns = [[clean_text(line) for line in lines] for lines, _, _ in rows]
+    rows = parse_lines(path, _parse_json if cut else _parse_parlai)
+    turns = [[clean_text(line) for line in lines] for _, (lines, _, _) in rows]
     names = _names_by_shared_lines(turns) if cut else _names_by_order(turns)
     return [
-        Dialogue(before(lines[:-1], speaker), lines[-1], is_safe, "bad", f"bad:{name}", speaker)
-        for (lines, is_safe, speaker), name in zip(rows, names, strict=True)
+        Dialogue(
+            before(lines[:-1], speaker),
+            lines[-1],
+            is_safe,
+            "bad",
+            f"bad:{name}",
+            speaker,
+            where=f"{path}:{number}",
+        )
+        for (number, (lines, is_safe, speaker)), name in zip(rows, names, strict=True)
     ]
 
 

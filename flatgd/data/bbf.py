@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import SPLITS, Split
-from flatgd.dialogue import Dialogue, before
+from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.records import checked_text, clean_text, digest, read_text
+from flatgd.records import checked_text, digest, read_text, stands_at
 
 KEYS: dict[Split, str] = {"train": "train", "val": "valid", "test": "test"}
 LABELS = {"__ok__": True, "__notok__": False}
@@ -38,6 +38,7 @@ def load_bbf(path: Path, split: Split) -> list[Dialogue]:
     for place, record in _records(path, _load(path), KEYS[split]):
         try:
             rows.append(_dialogue(record))
+            stands_at(rows[-1:], f"{path}: {place}")
         except ValueError as error:
             problems.append(Problem(str(path), 0, f"{place}: {error}"))
     if problems:
@@ -87,5 +88,5 @@ def _dialogue(record: Any) -> Dialogue:
     if not reply.strip():
         raise ValueError("the judged utterance, the last line of 'text', is empty")
     first = next((line for line in history if line.strip()), reply)
-    name = f"bbf:{digest(clean_text(first))}"
+    name = f"bbf:{digest(normal_form(first))}"
     return Dialogue(before(history), reply, LABELS[labels[0]], "bbf", name)

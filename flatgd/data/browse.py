@@ -7,8 +7,8 @@ from typing import Any
 
 from flatgd.data.mixture import LOADERS
 from flatgd.data.splits import SPLITS
-from flatgd.dialogue import Dialogue, as_messages
-from flatgd.errors import DataError
+from flatgd.dialogue import Dialogue, as_messages, normal_form
+from flatgd.errors import DataError, RecipeError
 from flatgd.recipe import Source
 from flatgd.recipe_file import set_field, validated
 
@@ -53,6 +53,8 @@ def _source(format_: str, path: str, split: str | None, overrides: Iterable[str]
     raw: dict[str, Any] = {"name": format_, "format": format_, "path": path, "speaker": "all"}
     for override in overrides:
         set_field(raw, override)
+    if unused := raw.keys() & {"share", "weight", "history_lines", "keep_canned", "votes"}:
+        raise RecipeError(f"{min(unused)} is for recipes; here whole files are read as they are")
     if split is not None:
         raw["split"] = split
     return validated(Source, raw, Path(), f"{path} cannot be read as {format_}")
@@ -76,13 +78,13 @@ class Mask:
     def __init__(self, rows: Iterable[Dialogue]):
         labels: dict[str, set[bool | None]] = {}
         for row in rows:
-            labels.setdefault(row.reply, set()).add(row.is_safe)
+            labels.setdefault(normal_form(row.reply), set()).add(row.is_safe)
         self._safe = {line for line, found in labels.items() if found == {True}}
 
     def shown(self, row: Dialogue) -> tuple[str, ...]:
         """History and reply, line by line."""
         return tuple(
-            line if line in self._safe else f"[masked: {len(line.split())} words]"
+            line if normal_form(line) in self._safe else f"[masked: {len(line.split())} words]"
             for line in (*row.texts, row.reply)
         )
 

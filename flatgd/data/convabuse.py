@@ -8,7 +8,8 @@ user turn, 1 (no abuse), 0 (ambiguous), -1 to -3 (mild to strong abuse). An inve
     7.0,12.0,Hello.,Hi!,How are you?,Fine!,CarbonBot,1,...
 
 All rows are of speaker human: histories to answer, and data for judges; no replies to train on. A
-label needs more than half of the marks: abuse, or none; else the row has no label.
+label needs more than half of the marks: abuse, or none; else the row has no label. One column of
+the published files, which is not read, stands twice.
 """
 
 import re
@@ -17,7 +18,8 @@ from typing import Any
 
 from flatgd.data.splits import Split, find_split
 from flatgd.dialogue import Dialogue, Role, Turn
-from flatgd.records import checked_text, parse_rows, parse_table, text_field, word_field
+from flatgd.records import checked_text, parse_rows, text_field, word_field
+from flatgd.tables import parse_table
 
 TURNS: tuple[tuple[str, Role], ...] = (
     ("prev_agent", "assistant"),
@@ -30,7 +32,7 @@ _MARK = re.compile(r"Annotator\d+_is_abuse\.(-?\d)")
 def load_convabuse(path: Path, split: Split) -> list[Dialogue]:
     """The user turns of one file or one split of a folder."""
     path = find_split(path, split)
-    return parse_rows(path, parse_table(path), _dialogues)
+    return parse_rows(path, parse_table(path, twins=True), _dialogues)
 
 
 def _marks(row: dict[str, str]) -> list[int]:

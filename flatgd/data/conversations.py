@@ -1,62 +1,76 @@
 """One row of a user's file as system message, history and reply, in any published form.
 
 Roles and text are kept as they are: two turns of one role in a row, empty turns and an assistant
-that opens stay. Plain strings have no roles; they alternate, and the last of a history is the
-user's. What cannot be represented is an error: tools, content that is no text, a system message
-after the first turn.
+that opens stay. Plain strings have no roles; they alternate, and the last of a history is of the
+side that the reply answers. Text parts of one message are joined by a space, system messages before
+the first turn by an empty line. What cannot be represented is an error: tools, content that is no
+text, a system message after the first turn.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from flatgd.dialogue import Role, Turn, as_turns
+from flatgd.dialogue import Role, Turn
 from flatgd.records import checked_text, text_field
 
+AnyRole = Literal["user", "assistant", "system"]
 FORMS = (
     "'messages', 'conversations' or 'turns', 'prompt' with 'completion', 'instruction' with "
     "'output', or 'chosen' with 'rejected'"
 )
 TURNS = ("messages", "conversations", "turns")
-REPLIES = ("completion", "chosen", "rejected")
-ABOUT = ("system", "tools", "prompt_id", "id", "score_chosen", "score_rejected", "kto_tag")
+PAIR = ("chosen", "rejected")
+REPLIES = ("completion", *PAIR)
+ABOUT = (
+    "system",
+    "tools",
+    "parallel_tool_calls",
+    "prompt_id",
+    "id",
+    "score_chosen",
+    "score_rejected",
+)
 """Keys of published forms beside the conversation. `system` and `tools` are read, the rest not."""
 
 _SPOKEN: dict[str, Role] = {
     **dict.fromkeys(("user", "human", "prompter", "person", "customer"), "user"),
     **dict.fromkeys(
-        ("assistant", "bot", "gpt", "model", "chatgpt", "chatbot", "ai", "agent", "llm"),
+        ("assistant", "bot", "gpt", "model", "chatgpt", "chatbot", "ai", "agent", "llm", "bing"),
         "assistant",
     ),
 }
-ROLES: dict[str, Literal["user", "assistant", "system"]] = {
+ROLES: dict[str, AnyRole] = {
     **_SPOKEN,
     "system": "system",
     "developer": "system",
 }
 TOOLS = (
     "tool",
+    "tools",
     "function",
     "function_call",
+    "function_response",
     "tool_call",
+    "tool_calls",
     "tool_response",
     "observation",
     "ipython",
 )
-KTO_LABELS = {"true": True, "false": False}
 
 
 class Conversation(NamedTuple):
-    """System message, history and reply of one row."""
+    """System message, history and reply of one row. The history is of plain strings where the row
+    gives no roles."""
 
     system: str
-    history: tuple[Turn, ...]
+    history: tuple[Turn, ...] | tuple[str, ...]
     reply: str
 
 
 class _Said(NamedTuple):
     """A turn as read. `role` is None where the row gives none."""
 
-    role: Literal["user", "assistant", "system"] | None
+    role: AnyRole | None
     text: str
 
 
@@ -70,25 +84,39 @@ def unified(row: Mapping[str, Any]) -> dict[str, Any]:
     row = dict(row)
     if "preferred_output" in row:
         given = row.pop("input", None)
-        if not isinstance(given, dict) or "messages" not in given:
+        if not isinstance(given, Mapping) or "messages" not in given:
             raise ValueError("'input' must hold 'messages' beside 'preferred_output'")
-        if given.get("tools"):
-            raise ValueError("'tools' are not supported; use rows without tool calls")
+        _refuse_tools(given)
+        _refuse_beside(row, "preferred_output", ("prompt", "completion", *TURNS, *PAIR))
         row["prompt"] = given["messages"]
         row["chosen"] = row.pop("preferred_output")
         row["rejected"] = row.pop("non_preferred_output", None)
     if "instruction" in row:
-        if clash := [key for key in ("prompt", "completion", *TURNS) if key in row]:
-            raise ValueError(f"{clash[0]!r} beside 'instruction'; drop the one or the other")
+        _refuse_beside(row, "instruction", ("prompt", "completion", *TURNS))
         row["prompt"] = _alpaca_prompt(row)
         if "output" in row:
             row["completion"] = row.pop("output")
-    if "chosen" in row and "messages" in row:
+    if "messages" in row and "chosen" in row and ("prompt" in row or _is_talk(row["chosen"])):
         del row["messages"]
     if "kto_tag" in row:
-        tag = row.pop("kto_tag")
-        row.setdefault("label", KTO_LABELS.get(str(tag).lower(), tag))
+        _refuse_beside(row, "kto_tag", ("label",))
+        row["label"] = row.pop("kto_tag")
     return row
+
+
+def _refuse_beside(row: Mapping[str, Any], key: str, others: Sequence[str]) -> None:
+    if clash := [other for other in others if other in row]:
+        raise ValueError(f"{clash[0]!r} beside {key!r}; drop the one or the other")
+
+
+def _refuse_tools(row: Mapping[str, Any]) -> None:
+    if row.get("tools") not in (None, "", "[]", []):
+        raise ValueError("'tools' are not supported; use rows without tools")
+
+
+def _is_talk(value: Any) -> bool:
+    """Whether a reply is given as a conversation of more than one turn."""
+    return isinstance(value, list) and len(value) > 1
 
 
 def _alpaca_prompt(row: dict[str, Any]) -> list[Any]:
@@ -103,22 +131,27 @@ def _alpaca_prompt(row: dict[str, Any]) -> list[Any]:
     return [*turns, "\n".join(part for part in (question, more) if part.strip())]
 
 
-def conversation(row: Mapping[str, Any], roles: Mapping[str, str]) -> Conversation:
-    """The conversation of a row with one reply. `roles` adds role names of the user's own."""
+def conversation(row: Mapping[str, Any], roles: Mapping[str, str], side: Role) -> Conversation:
+    """The conversation of a row with one reply, which is of `side`. `roles` adds role names of the
+    user's own."""
     if forms := [key for key in TURNS if key in row]:
         if len(forms) > 1 or "prompt" in row or "completion" in row:
             raise ValueError(f"{forms[0]!r} holds prompt and reply; drop the other form")
-        return _whole(_read(row[forms[0]], forms[0], roles), forms[0], _system(row))
-    return _answered(row, "completion", roles)
+        return _whole(_read(row[forms[0]], forms[0], roles), forms[0], _system(row), side)
+    return _answered(row, "completion", roles, side)
 
 
-def pair(row: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[Conversation, Conversation]:
+def pair(
+    row: Mapping[str, Any], roles: Mapping[str, str], side: Role
+) -> tuple[Conversation, Conversation]:
     """The two conversations of a row with `chosen` and `rejected`."""
-    one, other = (_answered(row, key, roles) for key in ("chosen", "rejected"))
+    one, other = (_answered(row, key, roles, side) for key in PAIR)
     return one, other
 
 
-def _answered(row: Mapping[str, Any], key: str, roles: Mapping[str, str]) -> Conversation:
+def _answered(
+    row: Mapping[str, Any], key: str, roles: Mapping[str, str], side: Role
+) -> Conversation:
     """`row[key]` as the reply to the prompt: text, a message, or a whole conversation, which may
     repeat the prompt."""
     prompt = _prompt(row, roles)
@@ -130,40 +163,40 @@ def _answered(row: Mapping[str, Any], key: str, roles: Mapping[str, str]) -> Con
             raise ValueError(f"{key!r} is an HH-RLHF transcript; read this file with format: hh")
         return _closed(prompt, text_field(row, key), _system(row))
     said = _read(value, key, roles)
-    if prompt and len(said) > 1:
-        said = _without_prompt(said, prompt, key)
-    return _whole([*prompt, *said], key, _system(row))
+    return _whole(_joined(prompt, said, key), key, _system(row), side)
 
 
-def _without_prompt(said: list[_Said], prompt: list[_Said], key: str) -> list[_Said]:
-    """The turns after the prompt that they repeat, with or without its system message."""
+def _joined(prompt: list[_Said], said: list[_Said], key: str) -> list[_Said]:
+    """Prompt and reply. A conversation that repeats the prompt, at its beginning or just before the
+    reply, stands for itself, with the prompt's system messages."""
+    if not prompt or len(said) == 1:
+        return [*prompt, *said]
     spoken = [turn.text.strip() for turn in prompt if turn.role != "system"]
-    texts = [turn.text.strip() for turn in said if turn.role != "system"]
-    if texts[: len(spoken)] != spoken:
+    before = [turn.text.strip() for turn in said[:-1] if turn.role != "system"]
+    if spoken not in (before[: len(spoken)], before[len(before) - len(spoken) :]):
         raise ValueError(
-            f"{key!r} must be one reply, or the conversation that begins with the prompt; it has "
-            f"{len(said)} turns and begins otherwise"
+            f"{key!r} must be one reply, or a conversation that holds the prompt; it has "
+            f"{len(said)} turns and neither begins nor ends with the prompt"
         )
-    own = [turn for turn in said if turn.role == "system" and turn not in prompt]
-    return own + [turn for turn in said if turn.role != "system"][len(spoken) :]
+    return [turn for turn in prompt if turn.role == "system" and turn not in said] + said
 
 
 def _prompt(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[_Said]:
-    for name in TURNS:  # LLaMA-Factory's ranked conversations
-        if name in row:
-            return _read(row[name], name, roles)
-    if "prompt" not in row:
+    """The turns before the reply; those of LLaMA-Factory's ranked conversations too."""
+    forms = [key for key in ("prompt", *TURNS) if key in row]
+    if len(forms) > 1:
+        raise ValueError(f"{forms[1]!r} beside {forms[0]!r}; drop the one or the other")
+    if not forms or row[forms[0]] == []:
         return []
-    if isinstance(row["prompt"], str):
-        return [_Said("user", text_field(row, "prompt"))]
-    if not isinstance(row["prompt"], list):
-        raise ValueError("'prompt' must be text or a list of turns, oldest first")
-    return _read(row["prompt"], "prompt", roles) if row["prompt"] else []
+    if isinstance(row[forms[0]], str):
+        return [_Said(None, text_field(row, forms[0]))]
+    if not isinstance(row[forms[0]], list):
+        raise ValueError(f"{forms[0]!r} must be text or a list of turns, oldest first")
+    return _read(row[forms[0]], forms[0], roles)
 
 
 def _system(row: Mapping[str, Any]) -> str:
-    if row.get("tools") not in (None, "", [], "[]"):
-        raise ValueError("'tools' are not supported; use rows without tool calls")
+    _refuse_tools(row)
     system = row.get("system")
     if system is None:
         return ""
@@ -172,38 +205,40 @@ def _system(row: Mapping[str, Any]) -> str:
     return checked_text(system)
 
 
-def _whole(said: Sequence[_Said], key: str, system: str) -> Conversation:
+def _whole(said: Sequence[_Said], key: str, system: str, side: Role) -> Conversation:
     """A conversation whose last turn is the reply."""
-    if not said or said[-1].role == "system":
-        raise ValueError(f"{key!r} must end with the assistant's reply")
     *history, last = said
-    if last.role == "user":
-        raise ValueError(f"the last turn of {key!r} must be the assistant's, but is the user's")
-    return _closed(history, text_field({"reply": last.text}, "reply"), system)
+    if last.role not in (side, None):
+        raise ValueError(
+            f"the last turn of {key!r} must be the {side}'s, got a message of the {last.role}"
+        )
+    if not last.text.strip():
+        raise ValueError(f"the last turn of {key!r}, the reply, is empty")
+    return _closed(history, last.text, system)
 
 
 def _closed(history: Sequence[_Said], reply: str, system: str) -> Conversation:
     opening = next((n for n, t in enumerate(history) if t.role != "system"), len(history))
     spoken = history[opening:]
-    if any(turn.role == "system" for turn in spoken):
-        raise ValueError("a system message after the first turn; only one before it is supported")
-    messages = [turn.text for turn in history[:opening] if turn.text.strip()]
-    if system.strip():
-        messages.insert(0, system)
-    named = [turn for turn in spoken if turn.role]
-    if named and len(named) < len(spoken):
-        raise ValueError("some turns have a role and some have none; give every turn a role")
-    turns = (
-        tuple(Turn(turn.role, turn.text) for turn in spoken)  # type: ignore[arg-type]
-        if named
-        else as_turns(turn.text for turn in spoken)
-    )
-    return Conversation("\n\n".join(dict.fromkeys(messages)), turns, reply)
+    messages = [system, *(turn.text for turn in history[:opening])]
+    told = "\n\n".join(dict.fromkeys(text for text in messages if text.strip()))
+    if all(turn.role is None for turn in spoken):
+        return Conversation(told, tuple(turn.text for turn in spoken), reply)
+    turns = []
+    for turn in spoken:
+        if turn.role is None:
+            raise ValueError("some turns have a role and some have none; give every turn a role")
+        if turn.role == "system":
+            raise ValueError("a system message after the first turn; only those before it are read")
+        turns.append(Turn(turn.role, turn.text))
+    return Conversation(told, tuple(turns), reply)
 
 
 def _read(turns: Any, key: str, roles: Mapping[str, str]) -> list[_Said]:
-    if not isinstance(turns, list) or not turns:
+    if not isinstance(turns, list):
         raise ValueError(f"{key!r} must be a list of turns, oldest first")
+    if not turns:
+        raise ValueError(f"{key!r} is an empty list; expected turns, oldest first")
     return [_turn(item, key, roles) for item in turns]
 
 
@@ -215,13 +250,19 @@ def _turn(item: Any, key: str, roles: Mapping[str, str]) -> _Said:
         raise ValueError(f"a turn of {key!r} must be text or a message, got {type(item).__name__}")
     if item.get("tool_calls") or item.get("function_call"):
         raise ValueError(f"a message of {key!r} calls a tool; tool calls are not supported")
-    role = _role(item.get("role", item.get("from")), key, roles)
-    text = item["content"] if "content" in item else item.get("value", item.get("text"))
+    role = _role(_first(item, "role", "from"), key, roles)
+    text = _first(item, "content", "value", "text")
     if isinstance(text, list):  # content in parts, as [{"type": "text", "text": "hi"}]
         text = " ".join(_part(part, key) for part in text)
     if not isinstance(text, str):
-        raise ValueError(f"a message of {key!r} must have text as 'content', got {text!r}")
+        kind = "none" if text is None else type(text).__name__
+        raise ValueError(f"a message of {key!r} must have text as 'content', got {kind}")
     return _Said(role, checked_text(text))
+
+
+def _first(item: Mapping[str, Any], *names: str) -> Any:
+    """What stands under the first of the names that is there and not null."""
+    return next((item[name] for name in names if item.get(name) is not None), None)
 
 
 def _part(part: Any, key: str) -> str:
@@ -229,18 +270,24 @@ def _part(part: Any, key: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         raise ValueError(f"a message of {key!r} holds {kind!r}; only text is supported")
     if not isinstance(text := part.get("text"), str):
-        raise ValueError(f"a text part of a message of {key!r} must hold text, got {text!r}")
+        raise ValueError(
+            f"a text part of a message of {key!r} must hold text, got {type(text).__name__}"
+        )
     return text
 
 
-def _role(name: Any, key: str, roles: Mapping[str, str]) -> Literal["user", "assistant", "system"]:
-    plain = name.strip().casefold() if isinstance(name, str) else ""
-    known = ROLES | {own.strip().casefold(): role for own, role in roles.items()}
-    if plain in known:
-        return known[plain]  # type: ignore[return-value]
+def _role(name: Any, key: str, roles: Mapping[str, str]) -> AnyRole:
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"role {name!r:.40} in {key!r}; a message needs 'role' (or 'from')")
+    plain = name.strip().casefold()
+    for own, role in roles.items():
+        if own.strip().casefold() == plain:
+            return role  # type: ignore[return-value]
+    if plain in ROLES:
+        return ROLES[plain]
     if plain in TOOLS:
         raise ValueError(f"role {name!r} in {key!r}: tool turns are not supported")
     raise ValueError(
-        f"unknown role {name!r} in {key!r}; say in the recipe's source what it is, as "
-        f"roles: {{{name}: user}} (or assistant, or system). Known are {', '.join(ROLES)}"
+        f"unknown role {name!r:.40} in {key!r}; say in the recipe's source what it is, as "
+        f"roles: {{{name:.40}: user}} (or assistant, or system). Known are {', '.join(ROLES)}"
     )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
-from flatgd.dialogue import Dialogue, before
-from flatgd.records import clean_text, digest, parse_json_array, parse_rows, text_field, word_field
+from flatgd.dialogue import Dialogue, before, normal_form
+from flatgd.records import digest, parse_json_array, parse_rows, text_field, word_field
 
 LABELS = {"Safe": True, "Unsafe": False}
 ORDER: tuple[Split, ...] = ("test", "val", "train")  # a shared context goes to the first of them
@@ -47,5 +47,5 @@ def _dialogues(record: dict[str, Any]) -> list[Dialogue]:
     label = word_field(record, "label")
     if label not in LABELS:
         raise ValueError(f"'label' must be Safe or Unsafe, got {label!r}")
-    name = f"diasafety:{digest(clean_text(context))}"
+    name = f"diasafety:{digest(normal_form(context))}"
     return [Dialogue(before([context]), reply, LABELS[label], "diasafety", name)]

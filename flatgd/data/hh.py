@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
-from flatgd.dialogue import Dialogue, Turn
+from flatgd.dialogue import Dialogue, Turn, normal_form
 from flatgd.records import (
     checked_text,
-    clean_text,
     digest,
     parse_json_object,
     parse_lines,
@@ -41,8 +40,8 @@ def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
     for key, is_safe in (("chosen", True), ("rejected", False)):
         text_field(row, key)
         history, reply = transcript(row[key])
-        if reply:
-            name = f"hh:{digest(clean_text(history[0].text if history else reply))}"
+        if reply.strip():
+            name = f"hh:{digest(normal_form(history[0].text if history else reply))}"
             rows.append(Dialogue(history, reply, is_safe, "hh", name))
     if not rows:
         raise ValueError("both replies are empty")
@@ -61,7 +60,7 @@ def transcript(text: str) -> tuple[tuple[Turn, ...], str]:
             "expected '\\n\\nHuman: ... \\n\\nAssistant: ...', the assistant's turn last"
         )
     turns = [
-        Turn("user" if who == "Human" else "assistant", checked_text(said).strip())
+        Turn("user" if who == "Human" else "assistant", checked_text(said).removeprefix(" "))
         for who, said in zip(parts[::2], parts[1::2], strict=True)
     ]
     return tuple(turns[:-1]), turns[-1].text

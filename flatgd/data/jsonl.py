@@ -1,4 +1,4 @@
-"""Your own data: one labelled reply a row, in JSON lines, a JSON array, CSV or TSV, plain or .gz.
+"""Your own data, one labelled reply a row: JSON lines, a JSON array, CSV or TSV, plain or packed.
 
 Any of these forms, told by their keys (all invented); `label` is true where the reply is safe:
 
@@ -12,17 +12,17 @@ Any of these forms, told by their keys (all invented); `label` is true where the
     {"prompt": "hi", "chosen": "hello!", "rejected": "go away."}
 
 `prompt`, `completion`, `chosen` and `rejected` may be lists of messages too; then `prompt` may be
-left out, or repeated at their beginning. The forms of LLaMA-Factory (instruction, input, output),
-UltraFeedback and OpenAI's preferences are read as they are (conversations.py). The last turn is the
-reply. A pair gives two rows: the chosen reply is safe, the rejected
-one toxic. Optional keys: `conversation` (rows that belong together; without it, rows that open with
-the same line do), `speaker` (bot or human, who gave the reply) and `source`.
+left out, or repeated in the conversations. The forms of LLaMA-Factory, UltraFeedback and OpenAI's
+preferences are read as they are (conversations.py). The last turn is the reply. A pair gives two
+rows: the chosen reply is safe, the rejected one toxic. Optional keys: `conversation` (rows that
+belong together; without it, rows that open with the same turn do), `speaker` (bot or human, who
+gave the reply) and `source`.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flatgd.data.conversations import (
     ABOUT,
@@ -34,22 +34,16 @@ from flatgd.data.conversations import (
     pair,
     unified,
 )
-from flatgd.dialogue import Dialogue, Speaker, normal_form
+from flatgd.data.labels import Default, Labels, plain_value
+from flatgd.dialogue import Dialogue, Role, Speaker, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.records import (
-    digest,
-    parse_json_array,
-    parse_json_object,
-    parse_lines,
-    parse_rows,
-    parse_table,
-    word_field,
-)
+from flatgd.records import clean_text, digest, parse_json, parse_rows, unpacked_name, word_field
+from flatgd.tables import parse_table
 
 COMMON = ("label", "conversation", "speaker", "source")
 KEYS = (*TURNS, "prompt", *REPLIES, *COMMON, *ABOUT)
-CSV_LABELS = {"true": True, "false": False}
-Label = Literal["safe", "toxic", "none"]
+OPTIONAL = ("conversation", "speaker", "source", "system", "tools", "input", "history")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -57,15 +51,16 @@ class Layout:
     """How rows are read that do not use our names.
 
     `columns` says which key of a row holds what of ours, as {"completion": "tweet"}; then no other
-    keys are read. `toxic_values` are the labels that mean toxic, all others mean safe. `label` is
-    that of rows without one: None refuses them, "none" leaves them without. `roles` says what
-    role names of the user's own mean, as {"customer": "user"}.
+    keys are read. `toxic_values` and `safe_values` are the labels that mean toxic and safe: with
+    both, any other label is an error; one alone is for files with two labels. `label` is that of
+    rows without one. `roles` says what role names of the user's own mean, as {"client": "user"}.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     toxic_values: tuple[str, ...] = ()
-    label: Label | None = None
+    label: Default | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
+    safe_values: tuple[str, ...] = ()
 
     def renamed(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row under our names."""
@@ -75,48 +70,26 @@ class Layout:
             raise ValueError(f"no {missing[0]!r}; the keys are {', '.join(map(repr, row))}")
         return {ours: row[theirs] for ours, theirs in self.columns.items()}
 
-    def is_safe(self, row: dict[str, Any]) -> bool | None:
-        if "label" not in row:
-            if self.label is None:
-                raise ValueError(
-                    "no 'label'; true is safe, false is toxic. For a file of one kind, the source "
-                    "takes label: safe (or toxic, or none)"
-                )
-            return {"safe": True, "toxic": False, "none": None}[self.label]
-        value = row["label"]
-        if self.toxic_values:
-            return str(value) not in self.toxic_values
-        if not isinstance(value, bool):
-            raise ValueError(
-                f"'label' must be true (safe) or false (toxic), got {value!r}. Where other values "
-                "mean toxic, name them in the recipe's source: toxic_values: [...]"
-            )
-        return value
+    def labels(self) -> Labels:
+        """ValueError where a value is both, or none."""
+        return Labels(self.safe_values, self.toxic_values, self.label)
 
 
 def load_jsonl(path: str | Path, layout: Layout = Layout()) -> list[Dialogue]:
-    """The rows of one file, read by its suffix. Raises DataError with every bad line."""
+    """The rows of one file: a table by its suffix, else JSON. Raises DataError with every bad
+    line."""
     path = Path(path)
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    suffix = Path(unpacked_name(path.name)).suffix.lower()
     rows: Iterable[tuple[int, Any]]
-    if suffix in (".csv", ".tsv"):
-        rows = _table(path, "," if suffix == ".csv" else "\t", bool(layout.toxic_values))
-    elif suffix == ".json":
-        rows = parse_json_array(path)
-    else:
-        rows = parse_lines(path, parse_json_object)
-    labels: dict[str, None] = {}
-
-    def parse(row: dict[str, Any]) -> list[Dialogue]:
-        dialogues = dialogues_from_row(row, layout)
-        labels[str(layout.renamed(row).get("label"))] = None
-        return dialogues
-
-    dialogues = parse_rows(path, rows, parse)
-    if unseen := [value for value in layout.toxic_values if value not in labels]:
-        told = ", ".join(map(repr, list(labels)[:10]))
-        reason = f"toxic_values: {unseen[0]!r} is the label of no row; the labels are {told}"
-        raise DataError([Problem(str(path), 0, reason)])
+    rows = parse_table(path, SEPARATORS[suffix]) if suffix in SEPARATORS else parse_json(path)
+    try:
+        labels = layout.labels()
+    except ValueError as error:
+        raise DataError([Problem(str(path), 0, str(error))]) from None
+    seen: dict[str, int] = {}
+    dialogues = parse_rows(path, rows, lambda row: _dialogues(row, layout, labels, seen))
+    if fault := labels.fault(seen):
+        raise DataError([Problem(str(path), 0, fault)])
     return dialogues
 
 
@@ -127,7 +100,13 @@ def dialogues_from_row(row: dict[str, Any], layout: Layout = Layout()) -> list[D
     >>> [(d.texts, d.reply) for d in dialogues_from_row(row)]
     [(('hi',), 'hello!')]
     """
-    row = unified(layout.renamed(row))
+    return _dialogues(row, layout, layout.labels(), {})
+
+
+def _dialogues(
+    row: dict[str, Any], layout: Layout, labels: Labels, seen: dict[str, int]
+) -> list[Dialogue]:
+    row = unified(_without_blanks(layout.renamed(row)))
     if not ({"completion", *TURNS} & row.keys() or {"chosen", "rejected"} <= row.keys()):
         keys = ", ".join(map(repr, row)) or "none"
         raise ValueError(
@@ -138,37 +117,46 @@ def dialogues_from_row(row: dict[str, Any], layout: Layout = Layout()) -> list[D
         raise ValueError(
             f"unknown key {unknown[0]!r}; drop it, or say with `columns` which keys to read"
         )
-    if "chosen" in row:
+    speaker: Speaker = row.get("speaker", "bot")
+    if speaker not in ("bot", "human"):
+        raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
+    side: Role = "assistant" if speaker == "bot" else "user"
+    if sides := {"chosen", "rejected"} & row.keys():
+        if len(sides) == 1:
+            raise ValueError(f"{min(sides)!r} alone; a pair has 'chosen' and 'rejected'")
         if "completion" in row:
             raise ValueError(
                 "'completion' beside 'chosen' and 'rejected'; drop the one or the others"
             )
         if "label" in row:
             raise ValueError("'label' beside 'chosen' and 'rejected'; a pair has its labels")
-        chosen, rejected = pair(row, layout.roles)
-        return [_dialogue(row, chosen, True), _dialogue(row, rejected, False)]
-    return [_dialogue(row, conversation(row, layout.roles), layout.is_safe(row))]
+        chosen, rejected = pair(row, layout.roles, side)
+        return [_dialogue(row, chosen, True, speaker), _dialogue(row, rejected, False, speaker)]
+    said = conversation(row, layout.roles, side)
+    return [_dialogue(row, said, labels.is_safe(row, seen), speaker)]
 
 
-def _dialogue(row: dict[str, Any], said: Conversation, is_safe: bool | None) -> Dialogue:
-    speaker: Speaker = row.get("speaker", "bot")
-    if speaker not in ("bot", "human"):
-        raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
+def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without optional keys that hold nothing, as tables have them."""
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in OPTIONAL or isinstance(value, list | dict) or plain_value(value) is not None
+    }
+
+
+def _dialogue(
+    row: dict[str, Any], said: Conversation, is_safe: bool | None, speaker: Speaker
+) -> Dialogue:
     source = word_field(row, "source") if "source" in row else "jsonl"
-    if "conversation" in row:
-        name = str(row["conversation"])
-    else:
-        name = digest(normal_form(said.history[0].text if said.history else said.reply))
-    return Dialogue(
-        said.history, said.reply, is_safe, source, f"{source}:{name}", speaker, said.system
-    )
+    history = before(said.history, speaker)
+    name = _conversation_id(row) or digest(normal_form(history[0].text if history else said.reply))
+    return Dialogue(history, said.reply, is_safe, source, f"{source}:{name}", speaker, said.system)
 
 
-def _table(path: Path, separator: str, own_labels: bool) -> Iterable[tuple[int, Any]]:
-    """The rows of a table; `true` and `false` are labels unless others are given."""
-    for line, row in parse_table(path, separator):
-        label = row.get("label", "").lower()
-        if not own_labels and label in CSV_LABELS:
-            yield line, {**row, "label": CSV_LABELS[label]}
-        else:
-            yield line, row
+def _conversation_id(row: dict[str, Any]) -> str | None:
+    """The row's own name for its conversation."""
+    value = row.get("conversation")
+    if isinstance(value, list | dict):
+        raise ValueError(f"'conversation' must be text or a number, got {type(value).__name__}")
+    return clean_text(value) if isinstance(value, str) else plain_value(value)

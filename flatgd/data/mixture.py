@@ -3,9 +3,10 @@
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import NamedTuple
 
 from flatgd.behaviour import behaviour
@@ -20,6 +21,7 @@ from flatgd.data.jsonl import Layout, load_jsonl
 from flatgd.data.prosocial import load_prosocial
 from flatgd.data.splits import find_split
 from flatgd.data.toxichat import load_toxichat
+from flatgd.data.votes import both_ways, settled
 from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError, Problem
 from flatgd.recipe import Data, Format, Source
@@ -33,7 +35,7 @@ LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "hh": lambda source: load_hh(source.path, source.split),
     "jsonl": lambda source: load_jsonl(
         find_split(source.path, source.split),
-        Layout(source.columns, source.toxic_values, source.label, source.roles),
+        Layout(source.columns, source.toxic_values, source.label, source.roles, source.safe_values),
     ),
     "prosocial": lambda source: load_prosocial(source.path, source.split),
     "toxichat": lambda source: load_toxichat(source.path, source.split),
@@ -42,7 +44,8 @@ LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
 
 class Sets(NamedTuple):
     """The rows of a run. `dropped` counts what each rule left out, by set and rule; `rejected` are
-    the rows that could not be read, where those are left out."""
+    the rows that could not be read, where those are left out; `both_ways` counts replies of each
+    set that are labelled safe and toxic."""
 
     policy: list[Dialogue]
     judge: list[Dialogue]
@@ -50,6 +53,7 @@ class Sets(NamedTuple):
     dropped: dict[str, int]
     rejected: Sequence[Problem] = ()
     eval: Sequence[Dialogue] = ()
+    both_ways: Mapping[str, int] = MappingProxyType({})
 
     def described(self) -> list[tuple[str, str]]:
         """(what, how many) of each set and each rule, for the terminal."""
@@ -60,6 +64,11 @@ class Sets(NamedTuple):
             talks = len({row.conversation for row in rows})
             text = f"{len(rows):,} replies, {toxic:,} toxic, {talks:,} conversations"
             lines.append((f"data: {name}", text))
+        lines += [
+            ("data: both labels", f"{count:,} replies of {part} are labelled safe and toxic")
+            for part, count in self.both_ways.items()
+            if count
+        ]
         return lines + [
             ("data: left out", f"{count:,} of {rule}")
             for rule, count in self.dropped.items()
@@ -88,12 +97,14 @@ def load_sets(data: Data, seed: int = 0) -> Sets:
     held_out = _apart(
         parts["eval"], [test, policy, judge], "eval: also in policy, judge or test", dropped
     )
+    loaded = {"policy": policy, "judge": judge, "test": test, "eval": held_out}
+    both = {part: both_ways(rows) for part, rows in loaded.items()}
     policy, judge = weigh(policy, data.policy, seed), weigh(judge, data.judge, seed)
     sets = {"policy": policy, "judge": judge, "test": test}
     for part, rows in (sets | ({"eval": held_out} if data.eval else {})).items():
         if not {True, False} <= {row.is_safe for row in rows}:
             raise DataError([Problem(f"data.{part}", 0, _one_kind(part, rows, dropped))])
-    return Sets(policy, judge, test, dict(dropped), rejected, held_out)
+    return Sets(policy, judge, test, dict(dropped), rejected, held_out, both)
 
 
 def _one_kind(part: str, rows: list[Dialogue], dropped: Counter[str]) -> str:
@@ -119,6 +130,8 @@ def _load_all(
             continue
         labelled = [row for row in loaded.rows if part == "test" or row.is_safe is not None]
         dropped[f"{part}: canned reply"] += loaded.canned
+        for rule, count in loaded.votes.items():
+            dropped[f"{part}: {rule}"] += count
         dropped[f"{part}: without a label"] += len(loaded.rows) - len(labelled)
         rows += labelled
     return rows
@@ -136,8 +149,12 @@ def weigh(rows: list[Dialogue], sources: Iterable[Source], seed: int) -> list[Di
 
 
 class Loaded(NamedTuple):
+    """The rows of a source, how many canned replies were left out, and how many rows by its rule on
+    votes."""
+
     rows: list[Dialogue]
     canned: int
+    votes: dict[str, int]
 
 
 def load_source(source: Source, drop_replies: bool = True) -> Loaded:
@@ -146,12 +163,14 @@ def load_source(source: Source, drop_replies: bool = True) -> Loaded:
     """
     if not source.path.exists():
         raise DataError([Problem(str(source.path), 0, f"no such file{fetch_hint(source.format)}")])
-    rows = [row for row in LOADERS[source.format](source) if _wanted(row, source)]
+    settled_rows, voted = settled(LOADERS[source.format](source), source.votes)
+    rows = [row for row in settled_rows if _wanted(row, source)]
+    votes = Counter(rule for rule, row in voted if _wanted(row, source))
     kept = rows
     if not source.keep_canned:
         kept = [strip_canned(row) for row in rows if not (drop_replies and is_canned(row.reply))]
     cut = [_labelled(_cut_history(row, source), source) for row in kept]
-    return Loaded(cut, len(rows) - len(kept))
+    return Loaded(cut, len(rows) - len(kept), votes)
 
 
 def _labelled(row: Dialogue, source: Source) -> Dialogue:
@@ -203,7 +222,7 @@ def to_answer(rows: Iterable[Dialogue], sources: Sequence[Source]) -> list[Dialo
 
 
 def answerable(rows: Iterable[Dialogue], limit: int | None, seed: int) -> list[Dialogue]:
-    """Bot rows with distinct histories to answer, at most `limit`.
+    """Bot rows with histories to answer that are distinct in normal form, at most `limit`.
 
     One from each conversation, in an order drawn by `seed`, before a second from any: so the sample
     holds as many conversations as it can.
@@ -212,8 +231,9 @@ def answerable(rows: Iterable[Dialogue], limit: int | None, seed: int) -> list[D
     by_conversation: dict[str, list[Dialogue]] = {}
     seen = set()
     for row in rows:
-        if row.speaker == "bot" and row.history and row.history not in seen:
-            seen.add(row.history)
+        history, _ = row.normal_form
+        if row.speaker == "bot" and history and history not in seen:
+            seen.add(history)
             by_conversation.setdefault(row.conversation, []).append(row)
     queues = [rng.sample(part, len(part)) for part in by_conversation.values()]
     rng.shuffle(queues)
@@ -240,7 +260,8 @@ def _cut_history(row: Dialogue, source: Source) -> Dialogue:
 def _apart(
     rows: list[Dialogue], others: Iterable[list[Dialogue]], rule: str, dropped: Counter[str]
 ) -> list[Dialogue]:
-    """Rows that share neither conversation nor (last line, reply) with any of the others."""
+    """Rows that share neither conversation nor (last turn, reply), in normal form, with any of the
+    others."""
     taken = {key for other in others for row in other for key in _keys(row)}
     kept = [row for row in rows if taken.isdisjoint(_keys(row))]
     dropped[rule] += len(rows) - len(kept)

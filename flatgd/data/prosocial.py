@@ -19,10 +19,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from flatgd.data.labels import plain_value
 from flatgd.data.splits import Split, find_split
-from flatgd.dialogue import Dialogue, before
+from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.records import (
-    clean_text,
     digest,
     parse_json_array,
     parse_json_object,
@@ -48,11 +48,18 @@ def load_prosocial(path: Path, split: Split) -> list[Dialogue]:
     if read_text(path).lstrip().startswith("["):
         turns = ((line, {"turns": dialogue}) for line, dialogue in parse_json_array(path))
         return parse_rows(path, turns, _original)
-    rows = parse_lines(path, parse_json_object)
-    parts = groupby(rows, key=lambda row: row[1].get("dialogue_id"))
+    rows = parse_lines(path, _turn_of_hub)
+    parts = groupby(rows, key=lambda row: plain_value(row[1]["dialogue_id"]))
     dialogues = [list(part) for _, part in parts]
     numbered = ((part[0][0], {"turns": [_renamed(row) for _, row in part]}) for part in dialogues)
     return parse_rows(path, numbered, _original)
+
+
+def _turn_of_hub(line: str) -> dict[str, Any]:
+    row = parse_json_object(line)
+    if plain_value(row.get("dialogue_id")) is None:
+        raise ValueError("no 'dialogue_id', which says what turns are of one dialogue")
+    return row
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def _original(row: dict[str, Any]) -> list[Dialogue]:
     lines: list[str] = []
     for turn in turns:
         text = text_field(turn, "text")
-        name = f"prosocial:{digest(clean_text(lines[0] if lines else text))}"
+        name = f"prosocial:{digest(normal_form(lines[0] if lines else text))}"
         safe = _is_casual(word_field(turn, "safety_label"))
         rows.append(Dialogue(before(lines, "human"), text, safe, "prosocial", name, "human"))
         lines.append(text)

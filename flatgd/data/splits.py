@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from flatgd.errors import DataError, Problem
+from flatgd.records import unpacked_name
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -24,7 +25,7 @@ def find_split(path: Path, split: Split) -> Path:
     if not path.is_dir():
         return path
     files = sorted(path.iterdir(), reverse=True)  # of a file packed and unpacked, the unpacked
-    by_name = {file.name.removesuffix(".gz"): file for file in files}
+    by_name = {unpacked_name(file.name): file for file in files}
     found = [file for file in by_name.values() if _stem(file).endswith(NAMES[split])]
     if len(found) == 1:
         return found[0]
@@ -37,12 +38,12 @@ def find_split(path: Path, split: Split) -> Path:
 
 
 def _stem(path: Path) -> str:
-    """The name without .gz and the data suffix; "" for other files.
+    """The name without .gz, .xz or .bz2 and the data suffix; "" for other files.
 
     >>> _stem(Path("ConvAbuseEMNLPtest.csv.gz"))
     'convabuseemnlptest'
     """
-    name = path.name.lower().removesuffix(".gz")
+    name = unpacked_name(path.name.lower())
     for suffix in SUFFIXES:
         if name.endswith(suffix):
             return name.removesuffix(suffix)

@@ -7,14 +7,14 @@ from statistics import median
 from typing import NamedTuple
 
 from flatgd.data.canned import is_canned
-from flatgd.dialogue import Dialogue, Turn, normal_form
+from flatgd.dialogue import Dialogue, normal_form
 
 
 class Counts(NamedTuple):
     """One split in numbers. Lines are of the history, words of the reply.
 
-    `duplicates` are rows whose history and reply stand in an earlier row; `contradictions` are
-    those of them with the other label.
+    `duplicates` are rows whose history and reply, in normal form, stand in an earlier row;
+    `contradictions` are those of them with the other label.
     """
 
     split: str
@@ -52,9 +52,9 @@ def count(split: str, rows: Sequence[Dialogue]) -> Counts:
     lines = [len(row.history) for row in rows] or [0]
     words = sorted(len(row.reply.split()) for row in rows) or [0]
     labelled = [row for row in rows if row.is_safe is not None]
-    first: dict[tuple[tuple[Turn, ...], str], bool | None] = {}
+    first: dict[object, bool | None] = {}
     other_label = sum(
-        first.setdefault((row.history, row.reply), row.is_safe) != row.is_safe for row in labelled
+        first.setdefault(row.normal_form, row.is_safe) != row.is_safe for row in labelled
     )
     return Counts(
         split,
@@ -70,7 +70,7 @@ def count(split: str, rows: Sequence[Dialogue]) -> Counts:
         median(words),
         words[int(0.95 * (len(words) - 1))],
         sum(is_canned(row.reply) for row in rows),
-        len(rows) - len({(row.history, row.reply) for row in rows}),
+        len(rows) - len({row.normal_form for row in rows}),
         other_label,
     )
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
-from flatgd.dialogue import Dialogue, before
+from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.records import (
-    clean_text,
     digest,
     parse_json_object,
     parse_lines,
@@ -40,14 +39,14 @@ def load_toxichat(path: Path, split: Split) -> list[Dialogue]:
 def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
     thread = [_turn(turn) for turn in _column(row, "reddit_thread", list)]
     lines = tuple(text for text, _ in thread)
-    name = f"toxichat:{digest(clean_text(lines[0]) if lines else '')}"
+    name = f"toxichat:{digest(normal_form(lines[0]) if lines else '')}"
     rows = [
         Dialogue(before(lines[:place], "human"), text, label, "toxichat", name, "human")
         for place, (text, label) in enumerate(thread)
     ]
     for key in REPLIES:
         reply = _column(row, key, dict)
-        if clean_text(str(reply.get("text", ""))):
+        if str(reply.get("text", "")).strip():
             text, label = _turn(reply)
             rows.append(Dialogue(before(lines), text, label, "toxichat", name))
     return rows

@@ -330,9 +330,15 @@ def _groups(rows: Rows, place: str) -> list[tuple[Dialogue, ...]]:
             problems.append(Problem(place, number, str(error)))
     if not groups and not problems:
         problems.append(Problem(place, 0, "no rows"))
+    labelled = [group for group in groups if all(row.is_safe is not None for row in group)]
+    if unlabelled := len(groups) - len(labelled):
+        told = f"{unlabelled:,} of {len(groups):,} rows have no label"
+        logger.warning("%s: %s and are left out", place, told)
+        if not labelled and not problems:
+            problems.append(Problem(place, 0, f"{told}; rows need is_safe, or a label"))
     if problems:
         raise DataError(problems)
-    return groups
+    return labelled
 
 
 def _collate(family: Family, has_pairs: bool, groups: Sequence[tuple[Example, ...]]) -> Batch:
