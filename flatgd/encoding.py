@@ -156,14 +156,11 @@ class Family:
         """Turns with the separator between them and `close` after the last, cut at their old end;
         the system message comes first and is never cut."""
         turns = [[turn.text for turn in row.history if turn.text.strip()] for row in rows]
-        systems = [row.system + self.separator if row.system else "" for row in rows]
-        mark = self.text.mark
-        body = [
-            mark(self.separator).join(map(mark, said)) + (close if said else "") for said in turns
-        ]
-        body = [self._unmark_separator(text) for text in body]
+        mark, sep = self.text.mark, self.separator  # the separator may be a special token
+        systems = [mark(row.system) + sep if row.system else "" for row in rows]
+        body = [sep.join(map(mark, said)) + (close if said else "") for said in turns]
         found, problems = [], []
-        heads = self.text.ids([self._unmark_separator(mark(system)) for system in systems])
+        heads = self.text.ids(systems)
         for row, said, head, ids in zip(rows, turns, heads, self.text.ids(body), strict=True):
             ids = ids or self._nothing(bool(head))
             least = len(self.prefix) + len(head) + len(self.suffix)
@@ -179,10 +176,6 @@ class Family:
         if problems:
             raise DataError(problems)
         return found
-
-    def _unmark_separator(self, text: str) -> str:
-        """The separator may be a special token."""
-        return text.replace(self.text.mark(self.separator), self.separator)
 
     def _nothing(self, has_system: bool) -> list[int]:
         """What is read of a history without text."""
