@@ -398,6 +398,7 @@ def test_counts_compare_in_normal_form() -> None:
     assert (shared.histories, shared.replies) == (1, 1)
     assert len(answerable([one, other], None, 0)) == 1
     assert Mask([one, other]).shown(one)[1] == "[masked: 1 words]"
+    assert Mask([one]).shown(one)[1] == "Gladly."
     swapped = Dialogue((Turn(A, "a caf\u00e9?"),), "Gladly.", False, "a", "3")
     assert count("x", [one, swapped]).duplicates == 0  # another role says it
 
