@@ -37,11 +37,11 @@ def test_all_models_answer_one_history_and_the_chosen_reply_is_gone_on_with() ->
     session = two(samples=2, seed=5)
     session.say("  hi \n there ")
     assert [r.text for r in session.turns[0].replies] == [
-        *("f 1 hi there 0 5", "f 1 hi there 1 5", "c 1 hi there 0 5", "c 1 hi there 1 5"),
+        *("f 1 hi \n there 0 5", "f 1 hi \n there 1 5", "c 1 hi \n there 0 5", "c 1 hi \n there 1 5"),
     ]
     session.pick(4)
     session.say("and now?")
-    assert session.history(-1) == ["hi there", "c 1 hi there 1 5"]
+    assert session.history(-1) == ["hi \n there", "c 1 hi \n there 1 5"]
     assert session.turns[1].replies[0].text == "f 3 and now? 0 6"
     session.reset()
     assert session.history() == []
@@ -193,8 +193,8 @@ def test_checkpoints_of_a_run_answer_as_they_did_there(recipe_file: Path, tmp_pa
     settings = recipe.generate.model_copy(update={"samples": 3})
     assert said == speaker.generate([row], settings, 7).texts[0]
     assert said == talkers.speakers["flatgd"](row.history, 3, 7)
-    chances = talkers.judge([(row.history, said[0])])
-    assert chances == pytest.approx(list(run._judges["linear"].score([(row.history, said[0])])))
+    chances = talkers.judge([(row.texts, said[0])])
+    assert chances == pytest.approx(list(run._judges["linear"].score([(row.texts, said[0])])))
     typed_in = CliRunner().invoke(
         app,
         ["chat", str(methods / "flatgd"), "--to", str(tmp_path / "s.jsonl"), "--seed", "3"],
