@@ -91,13 +91,12 @@ class Source(Section):
     columns: dict[str, str] = {}
     """jsonl: which key or column holds what of ours, as {completion: tweet}; others are ignored."""
     toxic_values: tuple[str, ...] = ()
-    """jsonl: the labels that mean toxic; without it, a label is true (safe) or false (toxic). Case,
-    white space and the type of a number do not count."""
+    """jsonl: the labels that mean toxic; without it, a label is true (safe) or false (toxic)."""
     safe_values: tuple[str, ...] = ()
     """jsonl: the labels that mean safe. With both lists any other label is an error; one alone is
     for files with two labels."""
     label: Literal["safe", "toxic", "none"] | None = None
-    """jsonl: the label of rows that carry none, where `label` is missing, null, NaN or blank."""
+    """jsonl: the label of rows that carry none."""
     votes: Literal["keep", "majority", "drop"] = "keep"
     """Rows that label one reply both safe and toxic. keep: all of them, counted; majority: one row
     a reply, with the label of most, none where they tie; drop: none of them."""
@@ -115,8 +114,7 @@ class Source(Section):
     @model_validator(mode="after")
     def _check(self) -> "Source":
         own = {"columns", "toxic_values", "safe_values", "label", "roles"}
-        given = own & self.model_fields_set
-        if given and self.format != "jsonl":
+        if (given := own & self.model_fields_set) and self.format != "jsonl":
             raise ValueError(f"{sorted(given)[0]} is for format jsonl, not {self.format}")
         Labels(self.safe_values, self.toxic_values)
         if self.label_by and self.votes != "keep":

@@ -37,7 +37,12 @@ def test_all_models_answer_one_history_and_the_chosen_reply_is_gone_on_with() ->
     session = two(samples=2, seed=5)
     session.say("  hi \n there ")
     assert [r.text for r in session.turns[0].replies] == [
-        *("f 1 hi \n there 0 5", "f 1 hi \n there 1 5", "c 1 hi \n there 0 5", "c 1 hi \n there 1 5"),
+        *(
+            "f 1 hi \n there 0 5",
+            "f 1 hi \n there 1 5",
+            "c 1 hi \n there 0 5",
+            "c 1 hi \n there 1 5",
+        ),
     ]
     session.pick(4)
     session.say("and now?")

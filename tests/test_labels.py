@@ -182,13 +182,13 @@ def test_rows_without_a_label_train_nothing_in_python(caplog: pytest.LogCaptureF
     none = Dialogue(("a",), "b", None, "x", "1")
     null = {"prompt": "a", "completion": "b", "label": None}
     with caplog.at_level(logging.WARNING):
-        groups = _groups([safe, none, (safe, toxic), (safe, none), null])
+        groups = _groups([safe, none, (safe, toxic), (safe, none), null], "train_dataset")
     assert groups == [(safe,), (safe, toxic)]
     assert [record.getMessage() for record in caplog.records] == [
         "train_dataset: 3 of 5 rows have no label and are left out"
     ]
     with pytest.raises(DataError, match="train_dataset: 2 of 2 rows have no label"):
-        _groups([none, null])
+        _groups([none, null], "train_dataset")
 
 
 def test_rows_without_a_label_are_counted_in_a_recipe(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def sets_of(folder: Path, **fields: Any) -> Sets:
 def test_both_labels_are_counted_and_shown(tmp_path: Path) -> None:
     sets = sets_of(tmp_path)
     assert len(sets.policy) == 11
-    assert sets.both_ways == {"policy": 3, "judge": 0, "test": 0}
+    assert sets.both_ways == {"policy": 3, "judge": 0, "test": 0, "eval": 0}
     shown = ("data: both labels", "3 replies of policy are labelled safe and toxic")
     assert shown in sets.described()
     assert not any("judge are" in text for _, text in sets.described())
