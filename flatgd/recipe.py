@@ -93,13 +93,12 @@ class Source(Section):
     toxic_values: tuple[str, ...] = ()
     """jsonl: the labels that mean toxic; without it, a label is true (safe) or false (toxic)."""
     safe_values: tuple[str, ...] = ()
-    """jsonl: the labels that mean safe. With both lists any other label is an error; one alone is
-    for files with two labels."""
+    """jsonl: the labels that mean safe. Beside toxic_values, any other label is an error."""
     label: Literal["safe", "toxic", "none"] | None = None
     """jsonl: the label of rows that carry none."""
     votes: Literal["keep", "majority", "drop"] = "keep"
-    """Rows that label one reply both safe and toxic. keep: all of them, counted; majority: one row
-    a reply, with the label of most, none where they tie; drop: none of them."""
+    """Rows that label one reply both ways. keep: all, counted; majority: one row, none at a tie;
+    drop: none."""
     roles: dict[str, Literal["user", "assistant", "system"]] = {}
     """jsonl: what role names of your own mean, as {customer: user}; any case."""
     label_by: Literal["question", "statement", "refusal", "topic_change", "evasive"] | None = None
