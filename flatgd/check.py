@@ -342,13 +342,19 @@ def _check_judge(settings: JudgeSettings) -> None:
         check_trained_judge(settings)
 
 
+def _layout(family: Family) -> tuple[type, dict[str, Any]]:
+    """How a family lays out a dialogue, whichever tokenizer it does so with."""
+    names = {field.name for field in dataclasses.fields(family)} - {"tokenizer", "vocabulary"}
+    return type(family), {name: getattr(family, name) for name in names}
+
+
 def _expert_faults(backbone: Family, expert: Family) -> list[str]:
     """Whether experts of another size can steer the backbone: one token map, one layout."""
     try:
         check_token_map(backbone.tokenizer, expert.tokenizer, ("backbone", "expert_backbone"))
     except FlatGDError as error:
         return [str(error)]
-    if replace(backbone, tokenizer=expert.tokenizer, vocabulary=expert.vocabulary) != expert:
+    if _layout(backbone) != _layout(expert):
         return ["expert_backbone lays out a dialogue in another way; use the backbone's family"]
     return []
 

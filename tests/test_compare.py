@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM
 from flatgd import making
 from flatgd.data.mixture import load_source
 from flatgd.data.sampled import contrasting_pairs, judged_replies
-from flatgd.dialogue import Dialogue
+from flatgd.dialogue import Dialogue, as_turns
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.evaluation.judge import Calibration, load_calibration
 from flatgd.hub import Parcel
@@ -145,7 +145,7 @@ def test_the_judge_in_the_loop_is_of_the_policy_s_rows(finished: Run) -> None:
     assert (finished.root / IN_LOOP).parent.name == "sampled"
     rows = list(read_jsonl(finished.root / "sampled/clean.jsonl"))
     policy = {row.history for row in finished.sets.policy}
-    assert {tuple(row["history"]) for row in rows} <= policy
+    assert {as_turns(row["history"]) for row in rows} <= policy
     assert all(len(row["toxic"]) == len(row["nll"]) == 4 for row in rows)
 
 

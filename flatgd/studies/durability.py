@@ -16,6 +16,7 @@ should keep its gain for longer.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ class Attacks:
         return float(np.mean(gaps))
 
     def benign(self, point: Point) -> list[Row]:
-        rows = [row for row in ordinary(self.sets.test) if row.history]
+        given = [row for row in ordinary(self.sets.test) if row.history]
+        rows = [replace(row, is_safe=True) for row in given]  # dialogue in which nothing is wrong
         return self._tuned(point, "benign", rows or [r for r in self.sets.policy if r.is_safe])
 
     def toxic(self, point: Point) -> list[Row]:
