@@ -20,6 +20,7 @@ from flatgd.errors import CheckpointError
 from flatgd.methods import NPO, Unlikelihood
 from flatgd.training import fingerprint
 from flatgd.training.checkpoints import compare
+from flatgd.training.config import CHECKPOINTING
 
 EACH_STEP = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
 
@@ -102,7 +103,7 @@ def test_every_field_either_counts_or_is_listed(tmp_path: Path) -> None:
         {"save_only_model": True},
         {"per_device_eval_batch_size": 1},
         {"run_name": "another"},
-        {"activation_checkpointing": True},
+        {CHECKPOINTING: True},
         {"dataloader_num_workers": 1},
         {"eval_steps": 3},
     ],
