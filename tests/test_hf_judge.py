@@ -211,6 +211,7 @@ def test_settings_that_are_refused(fields: dict, reason: str) -> None:
         JudgeSettings(**fields)
 
 
+@pytest.mark.slow
 def test_two_judges_in_one_recipe(recipe_file: Path, tmp_path: Path) -> None:
     folder = roberta(tmp_path / "judge_model", ["neutral", "toxic"])
     judges = f"[{{kind: linear}}, {{kind: hf, name: tiny, model: {folder}}}]"

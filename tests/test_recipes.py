@@ -123,6 +123,7 @@ def invent_prosocial(folder: Path, rng: random.Random) -> None:
         (folder / f"{split}.json").write_text(json.dumps(talks))
 
 
+@pytest.mark.slow
 def test_the_paper_s_recipe_runs_scaled_down(tmp_path: Path) -> None:
     rng = random.Random(0)
     data = tmp_path / "data"
@@ -160,6 +161,7 @@ def test_the_paper_s_recipe_runs_scaled_down(tmp_path: Path) -> None:
 # flatgd init
 
 
+@pytest.mark.slow
 def test_the_template_is_a_recipe_that_runs(
     tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ from flatgd.studies.durability import half_lost, losses_of, rounded
 from flatgd.studies.flatness import study_flatness
 from flatgd.studies.points import Landscape, between, first_below, open_run
 
+pytestmark = pytest.mark.slow
+
 SNAPSHOTS = "train.snapshots=2"
 
 
@@ -57,7 +59,6 @@ def two_sources(recipe_file: Path) -> Path:
     return recipe_file
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("real_figures")
 def test_flatness_and_durability_of_a_run(two_sources: Path) -> None:
     job = finished(two_sources, SNAPSHOTS)
@@ -160,7 +161,6 @@ def test_what_was_lost_by_hand() -> None:
     assert found["half_lost"] == pytest.approx(25.0)
 
 
-@pytest.mark.slow
 def test_generalisation_trains_what_is_left_and_reuses_the_rest(two_sources: Path) -> None:
     job = finished(two_sources)
     judges = (job.root / "judges/linear/calibration.json").stat().st_mtime
@@ -194,7 +194,6 @@ def test_without_a_second_data_set_there_is_nothing_to_hold_out(
     assert "no data set of data.policy can be held out" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_further_seeds_answer_the_same_histories_and_enter_the_intervals(recipe_file: Path) -> None:
     job = finished(recipe_file, "seeds=2", "methods={clean: {}, flatgd: {}}")
     other = job.root / "seeds/1"
