@@ -49,9 +49,6 @@ class TextEncoder:
         """The text with its control strings wrapped."""
         return self._names.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", text)
 
-    def unmarked(self, text: str) -> str:
-        return self._marked.sub(r"\1", text)
-
     def first_control(self, text: str) -> re.Match[str] | None:
         """The first control string that the layout itself writes."""
         return self._names.search(self._marked.sub(lambda found: " " * len(found[0]), text))
