@@ -24,7 +24,7 @@ from flatgd.evaluation.intervals import (
     ratio,
     share,
 )
-from flatgd.evaluation.ppi import prediction_powered
+from flatgd.evaluation.prediction_powered import prediction_powered
 
 Totals = dict[Hashable, NDArray[np.float64]]
 Trial = Callable[[np.random.Generator, int], bool]

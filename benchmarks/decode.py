@@ -13,12 +13,12 @@ from collections.abc import Callable
 from benchmarks.step import expert
 from benchmarks.table import DEMO, Target, conclude, interleaved, machine, options
 from flatgd import load_model, load_tokenizer
-from flatgd.cost import peak_memory
-from flatgd.data.diasafety import load_diasafety
-from flatgd.evaluation.speaker import Speaker
-from flatgd.families import family_of
+from flatgd.config.recipe import Generate
+from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.methods import DExperts
-from flatgd.recipe import Generate
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.speaker import Speaker
+from flatgd.runtime.memory_meter import peak_memory
 
 TOKENS, HISTORIES = 32, 128
 

@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.table import Target, conclude, machine, options
+from flatgd.config.loading import load_recipe
 from flatgd.flatness.curvature import gradient, loss_value
 from flatgd.flatness.penalty import norm
-from flatgd.recipe_file import load_recipe
-from flatgd.run import Run
-from flatgd.studies.points import Landscape
+from flatgd.pipeline.pipeline import Run
+from flatgd.studies.landscape import Landscape
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ROWS = 768

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from itertools import cycle, islice
 
 from benchmarks.table import DEMO, machine, options
-from flatgd.data.bad import load_bad
+from flatgd.data.formats.bad import load_bad
 from flatgd.dialogue import Dialogue
-from flatgd.encoding import Family
-from flatgd.families import family_of
-from flatgd.models import load_config, load_tokenizer
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.encoding import Family
+from flatgd.models.loading import load_config, load_tokenizer
 
 
 def seconds(work: Callable[[], object]) -> float:

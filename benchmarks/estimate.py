@@ -29,10 +29,10 @@ from transformers import (
 
 from benchmarks.table import Target, conclude, machine, options
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer
-from flatgd.adapters import with_adapter
-from flatgd.cost import peak_memory
 from flatgd.dialogue import Dialogue, before
-from flatgd.memory import of_method
+from flatgd.models.adapters import with_adapter
+from flatgd.pipeline.estimates import of_method
+from flatgd.runtime.memory_meter import peak_memory
 
 VOCABULARY, HISTORY, REPLY = 8000, 96, 48
 SHAPES: dict[str, Any] = {

@@ -15,9 +15,9 @@ from pathlib import Path
 from benchmarks.step import step_of
 from benchmarks.table import DEMO, Target, conclude, interleaved, machine, options
 from flatgd import FlatGD, FlatGDConfig, load_model
-from flatgd.adapters import load_together, save, with_adapter
-from flatgd.encoding import Batch
 from flatgd.methods import SafetyLoss
+from flatgd.models.adapters import load_together, save, with_adapter
+from flatgd.models.encoding import Batch
 
 RANK = 4
 

@@ -36,10 +36,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.table import DEMO, machine, options
 from flatgd import FlatGDConfig, FlatGDTrainer, load_tokenizer
-from flatgd.data.diasafety import load_diasafety
+from flatgd.config.loading import load_recipe
+from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.errors import CheckpointError, FlatGDError
-from flatgd.recipe_file import load_recipe
-from flatgd.run import Run
+from flatgd.pipeline.pipeline import Run
 from flatgd.training.checkpoints import SAVING, checkpoints, fault_of, last_good
 
 STEPS, EACH = 12, 2  # steps of a training, and between its checkpoints

@@ -19,10 +19,8 @@ from transformers import PrinterCallback
 
 from benchmarks.table import DEMO
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
-from flatgd.data.diasafety import load_diasafety
+from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.dialogue import Dialogue
-from flatgd.encoding import Batch
-from flatgd.families import family_of
 from flatgd.flatness import (
     Objective,
     PenaltySettings,
@@ -33,7 +31,9 @@ from flatgd.flatness import (
 )
 from flatgd.flatness.penalty import norm
 from flatgd.methods.base import Totals
-from flatgd.models import reply_tokens
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.encoding import Batch
+from flatgd.models.heads import reply_tokens
 from flatgd.training.micro_batches import split_batch
 
 ROWS, STEPS = 8, 5

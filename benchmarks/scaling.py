@@ -17,10 +17,10 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.table import DEMO, Target, conclude, machine, options
-from flatgd.data.diasafety import load_diasafety
-from flatgd.progress import Display
-from flatgd.recipe_file import load_recipe
-from flatgd.run import Run
+from flatgd.config.loading import load_recipe
+from flatgd.data.formats.diasafety import load_diasafety
+from flatgd.pipeline.pipeline import Run
+from flatgd.runtime.display import Display
 
 RECIPE = """
 name: scaling

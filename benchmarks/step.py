@@ -21,10 +21,10 @@ from transformers import PrinterCallback
 
 from benchmarks.table import DEMO, Target, Timed, conclude, interleaved, machine, options
 from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
-from flatgd.data.diasafety import load_diasafety
+from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.dialogue import Dialogue
 from flatgd.methods import FlatGD, SafetyLoss
-from flatgd.training.mixin import MEASURED_EVERY
+from flatgd.training.flatness_mixin import MEASURED_EVERY
 
 ROWS, SAFE, BATCHES = 32, 19, 4
 MEASURING = "fast, measuring"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flatgd.data.jsonl import load_jsonl
     from flatgd.dialogue import Dialogue
     from flatgd.methods import Clean, FlatGD, SafetyLoss
-    from flatgd.models import load_model, load_tokenizer
+    from flatgd.models.loading import load_model, load_tokenizer
     from flatgd.training import FlatGDConfig, FlatGDTrainer, FlatnessMixin
 
 __version__ = "0.1.0"
@@ -24,8 +24,8 @@ _HOMES = {
     "FlatnessMixin": "flatgd.training",
     "SafetyLoss": "flatgd.methods",
     "load_jsonl": "flatgd.data.jsonl",
-    "load_model": "flatgd.models",
-    "load_tokenizer": "flatgd.models",
+    "load_model": "flatgd.models.heads",
+    "load_tokenizer": "flatgd.models.heads",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m flatgd`: the command line."""
 
-from flatgd.cli import main
+from flatgd.cli.main import main
 
 main()

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from flatgd.dialogue import Dialogue, Turn
-from flatgd.encoding import APART, Family
 from flatgd.errors import DataError, ModelError
-from flatgd.families import declared_stops, family_of
+from flatgd.models.dialogue_format import declared_stops, family_of
+from flatgd.models.encoding import APART, Family
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<|start|>", "<|end|>", "<think>", "</think>"]
 TURNS = (

@@ -16,15 +16,24 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from flatgd import FlatGD, FlatGDTrainer, load_model
-from flatgd.adapters import ROLE, is_toxic_expert, load, load_together, save, twin, with_adapter
-from flatgd.check import check
+from flatgd.config.loading import load_recipe
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
-from flatgd.hub import Parcel
-from flatgd.models import ADAPTER, base_of, reply_log_probs
-from flatgd.recipe_file import load_recipe
-from flatgd.records import read_jsonl
-from flatgd.run import Run
+from flatgd.io.records import read_jsonl
+from flatgd.models.adapters import (
+    ROLE,
+    is_toxic_expert,
+    load,
+    load_together,
+    save,
+    twin,
+    with_adapter,
+)
+from flatgd.models.heads import reply_log_probs
+from flatgd.models.loading import ADAPTER, base_of
+from flatgd.pipeline.pipeline import Run
+from flatgd.pipeline.validate import check
+from flatgd.publish.hub import Parcel
 
 PARTS = ("policy", "judge", "test")
 

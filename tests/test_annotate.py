@@ -26,7 +26,7 @@ from flatgd.annotate.raters import (
 )
 from flatgd.annotate.study import Answer, Key, Study, field_of, load_answers, load_study
 from flatgd.annotate.tally import tally
-from flatgd.cli import app
+from flatgd.cli.main import app
 from flatgd.errors import DataError, FlatGDError, RecipeError
 from flatgd.report.figures import styled
 from flatgd.report.people import draw_people, people_tables

@@ -12,10 +12,10 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from flatgd import Clean, FlatGD, FlatGDTrainer
-from flatgd.check import check
+from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError, UnsupportedError
-from flatgd.models import load_as
-from flatgd.recipe_file import load_recipe
+from flatgd.models.loading import load_as
+from flatgd.pipeline.validate import check
 from flatgd.training.parts import part_faults
 
 
@@ -102,7 +102,7 @@ def test_check_tells_all_and_loads_no_weights(
     def never(*_: Any) -> None:
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr("flatgd.models.load_as", never)
+    monkeypatch.setattr("flatgd.models.loading.load_as", never)
     assert load_as is not never
     sets = [
         "train.optim=adamw_bnb_8bit", "train.report_to=wandb", "train.lora_targets=[nowhere]",

@@ -16,10 +16,10 @@ from flatgd.chat.models import load_talkers
 from flatgd.chat.page import ChatPage
 from flatgd.chat.session import Session, SessionFile, replies_of, said_in
 from flatgd.chat.terminal import Terminal
-from flatgd.cli import app
+from flatgd.cli.main import app
+from flatgd.config.loading import as_text, load_recipe
 from flatgd.errors import DataError, FlatGDError, RecipeError, UnsupportedError
-from flatgd.recipe_file import as_text, load_recipe
-from flatgd.run import Run
+from flatgd.pipeline.pipeline import Run
 
 
 def echo(name: str) -> Any:

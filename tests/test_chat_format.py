@@ -20,13 +20,13 @@ from shapes import (
 )
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from flatgd.chat_template import JOINED, MOVED, OPENING, OTHERWISE
+from flatgd.config.recipe import Generate
 from flatgd.dialogue import Dialogue, Turn
-from flatgd.encoding import EMPTY
 from flatgd.errors import DataError, ModelError
-from flatgd.evaluation.generate import generate_replies
-from flatgd.families import declare_stops, declared_stops, family_of
-from flatgd.recipe import Generate
+from flatgd.models.chat_template import JOINED, MOVED, OPENING, OTHERWISE
+from flatgd.models.dialogue_format import declare_stops, declared_stops, family_of
+from flatgd.models.encoding import EMPTY
+from flatgd.models.generate import generate_replies
 
 PLAIN = SHAPES["no BOS in the template"]
 

@@ -7,10 +7,10 @@ import pytest
 from conftest import mild_rows, write_rows
 from typer.testing import CliRunner
 
-from flatgd.cli import app
+from flatgd.cli.main import app
 from flatgd.data import fetch as fetch_module
 from flatgd.errors import DataError, FlatGDError, RecipeError
-from flatgd.records import read_jsonl
+from flatgd.io.records import read_jsonl
 
 
 def typed(*words: str) -> str:

@@ -12,23 +12,23 @@ from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, write_rows
 from rich.console import Console
 from transformers import AutoModelForSeq2SeqLM
 
-from flatgd import making
-from flatgd.data.mixture import load_source
-from flatgd.data.sampled import contrasting_pairs, judged_replies
+from flatgd.artifacts.layout import IN_LOOP
+from flatgd.artifacts.store import Stages
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import Source
+from flatgd.data.model_samples import contrasting_pairs, judged_replies
+from flatgd.data.sets import load_source
 from flatgd.dialogue import Dialogue, as_turns
 from flatgd.errors import RecipeError, UnsupportedError
-from flatgd.evaluation.judge import Calibration, load_calibration
-from flatgd.hub import Parcel
-from flatgd.making import IN_LOOP
+from flatgd.io.records import read_jsonl
+from flatgd.judges.base import Calibration, load_calibration
 from flatgd.methods import METHODS, Click, Cringe
-from flatgd.progress import Display
-from flatgd.recipe import Source
-from flatgd.recipe_file import load_recipe
-from flatgd.records import read_jsonl
+from flatgd.pipeline import context
+from flatgd.pipeline.pipeline import Run
+from flatgd.publish.hub import Parcel
 from flatgd.report.compare import Column, _marks, costs
-from flatgd.run import Run
-from flatgd.stages import Stages
-from flatgd.studies.points import open_run
+from flatgd.runtime.display import Display
+from flatgd.studies.landscape import open_run
 from flatgd.training import FlatGDConfig, FlatGDTrainer
 from flatgd.training.micro_batches import split_batch
 
@@ -85,7 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) ->
         "generate: {histories: 6, samples: 2, max_new_tokens: 8}\nreport: {resamples: 100}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(making, "load_judge", lambda settings, folder: ByFirstLetter())
+        patch.setattr(context, "load_judge", lambda settings, folder: ByFirstLetter())
         return run(folder / "recipe.yaml", *settings())[0]
 
 

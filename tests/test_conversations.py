@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from conftest import write_rows
 
-from flatgd.data.bad import load_bad
-from flatgd.data.bbf import load_bbf
+from flatgd.config.recipe import Data, Source
 from flatgd.data.browse import Mask, to_row
-from flatgd.data.diasafety import load_diasafety
-from flatgd.data.hh import load_hh
+from flatgd.data.formats.bad import load_bad
+from flatgd.data.formats.bbf import load_bbf
+from flatgd.data.formats.diasafety import load_diasafety
+from flatgd.data.formats.hh import load_hh
 from flatgd.data.jsonl import Layout, dialogues_from_row, load_jsonl
-from flatgd.data.mixture import answerable, load_sets, load_source
+from flatgd.data.sets import answerable, load_sets, load_source
 from flatgd.data.stats import count, overlaps
 from flatgd.dialogue import Dialogue, Turn, as_turns, normal_form
-from flatgd.recipe import Data, Source
 
 U, A = "user", "assistant"
 

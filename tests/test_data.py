@@ -8,24 +8,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flatgd.data.bad import load_bad
+from flatgd.config.recipe import Data, Source
 from flatgd.data.browse import Mask, load_splits
 from flatgd.data.canned import is_canned
-from flatgd.data.diasafety import load_diasafety
+from flatgd.data.formats.bad import load_bad
+from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.data.jsonl import load_jsonl
-from flatgd.data.mixture import (
-    answerable,
-    load_sets,
-    load_source,
-    place,
-    scorable,
-    to_answer,
-    weigh,
-)
+from flatgd.data.sets import answerable, load_sets, load_source, place, scorable, to_answer, weigh
 from flatgd.data.stats import count, overlaps
 from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError
-from flatgd.recipe import Data, Source
 
 DEMO = Path(__file__).parent.parent / "flatgd/demo/data"
 CANNED = "Hey do you want to talk about something else? How about we talk about tea?"

@@ -9,16 +9,16 @@ from conftest import byte_tokenizer, tiny_blenderbot, tiny_llama
 from torch.nn.functional import logsigmoid
 from transformers import LogitsProcessor
 
-from flatgd.decoding import Stream
+from flatgd.config.recipe import Generate
 from flatgd.dialogue import Dialogue
-from flatgd.encoding import IGNORE
-from flatgd.evaluation.generate import generate_replies
-from flatgd.evaluation.likelihood import score_replies
-from flatgd.families import family_of
 from flatgd.methods import DExperts, GeDi
 from flatgd.methods.director import DirectorGuide
-from flatgd.models import reply_log_probs
-from flatgd.recipe import Generate
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.encoding import IGNORE
+from flatgd.models.generate import generate_replies
+from flatgd.models.guides import Stream
+from flatgd.models.heads import reply_log_probs
+from flatgd.models.likelihood import score_replies
 
 MAKERS = {"blenderbot": tiny_blenderbot, "llama": tiny_llama}
 HISTORIES = [

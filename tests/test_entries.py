@@ -6,15 +6,11 @@ from typing import Any
 import pytest
 from conftest import byte_tokenizer, tiny_blenderbot
 
-from flatgd.check import check, training_config
+from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError
-from flatgd.methods import (
-    GNP,
-    METHODS,
-    SAM,
-    Method,
-)
-from flatgd.recipe_file import load_recipe
+from flatgd.methods import GNP, METHODS, SAM, Method
+from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.validate import check
 
 
 def with_methods(recipe_file: Path, text: str) -> Any:

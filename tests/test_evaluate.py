@@ -16,14 +16,14 @@ from training import DESCENT, ROWS, config, largest_difference
 from transformers import EarlyStoppingCallback, Trainer
 
 from flatgd import Clean, FlatGD, FlatGDTrainer, SafetyLoss
-from flatgd.adapters import with_adapter
-from flatgd.encoding import IGNORE
 from flatgd.errors import CheckpointError, DataError, UnsupportedError
+from flatgd.io.records import Dialogue, read_jsonl
 from flatgd.methods import GNP, NPO, Click, Cringe, Director, Unlikelihood
 from flatgd.methods.base import Totals
-from flatgd.records import Dialogue, read_jsonl
+from flatgd.models.adapters import with_adapter
+from flatgd.models.encoding import IGNORE
+from flatgd.training.loop import train
 from flatgd.training.micro_batches import split_batch
-from flatgd.training.train import train
 
 OTHERS = mild_rows(13, seed=6)  # of no batch size a multiple
 BEST = {

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from refusals import HELD_OUT, TUNED_ON
 from rich.console import Console
 
-from flatgd.behaviour import behaviour
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import Generate
+from flatgd.data.behaviour import behaviour
 from flatgd.dialogue import Dialogue
 from flatgd.evaluation.diversity import Corpus, distinct, expectation_adjusted, tokenize
-from flatgd.evaluation.generate import generate_replies
-from flatgd.evaluation.likelihood import score_replies
-from flatgd.families import family_of
-from flatgd.progress import Display
-from flatgd.recipe import Generate
-from flatgd.recipe_file import load_recipe
-from flatgd.run import Run
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.generate import generate_replies
+from flatgd.models.likelihood import score_replies
+from flatgd.pipeline.pipeline import Run
+from flatgd.runtime.display import Display
 
 HISTORIES = [
     Dialogue(turns, "-", None, "t", "t")
@@ -153,5 +153,5 @@ def test_a_new_pattern_makes_scores_anew(
 ) -> None:
     jobs = [Run(load_recipe(recipe_file), Display(Console(file=StringIO()))) for _ in range(2)]
     before = jobs[0]._scoring_key
-    monkeypatch.setattr("flatgd.run.PATTERNS", ("other",))
+    monkeypatch.setattr("flatgd.pipeline.pipeline.PATTERNS", ("other",))
     assert jobs[1]._scoring_key != before

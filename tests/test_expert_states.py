@@ -8,19 +8,20 @@ import torch
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama
 from safetensors.torch import load_file
 
-from flatgd import FlatGDConfig, FlatGDTrainer, processes
+from flatgd import FlatGDConfig, FlatGDTrainer
 from flatgd.data.jsonl import dialogues_from_row
-from flatgd.encoding import Example, Family
-from flatgd.families import family_of
-from flatgd.models import reply_states
-from flatgd.training import expert_states
-from flatgd.training.expert_states import cached_states, fault_of, states_key
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.encoding import Example, Family
+from flatgd.models.heads import reply_states
+from flatgd.runtime import distributed
+from flatgd.training import expert_cache
+from flatgd.training.expert_cache import cached_states, fault_of, states_key
 from flatgd.training.fingerprint import digest_of
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expert_states, "ROWS_A_SHARD", 5)
+    monkeypatch.setattr(expert_cache, "ROWS_A_SHARD", 5)
 
 
 def material(seed: int = 3) -> tuple[torch.nn.Module, Family, list[Example]]:
@@ -100,8 +101,8 @@ def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     expert, family, examples = material()
     one = build(tmp_path / "one")
     (tmp_path / "two").mkdir()
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "wait", lambda: None)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "wait", lambda: None)
     for rank in (1, 0):
         monkeypatch.setenv("RANK", str(rank))
         try:
@@ -111,7 +112,7 @@ def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     batch = family.collate(examples)
     names = [path.name for path in (tmp_path / "two").glob("shard-*.npy")]
     assert len(names) == 3
-    again = expert_states.ExpertStates(tmp_path / "two")
+    again = expert_cache.ExpertStates(tmp_path / "two")
     assert np.array_equal(one.of(batch).numpy(), again.of(batch).numpy())
 
 

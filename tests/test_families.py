@@ -21,14 +21,14 @@ from transformers import (
     pipeline,
 )
 
-from flatgd.callbacks import Advance
+from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError
-from flatgd.families import ENCODER_DECODER
-from flatgd.models import load_tokenizer
-from flatgd.progress import Display
-from flatgd.recipe_file import load_recipe
-from flatgd.records import read_jsonl
-from flatgd.run import Run
+from flatgd.io.records import read_jsonl
+from flatgd.models.dialogue_format import ENCODER_DECODER
+from flatgd.models.loading import load_tokenizer
+from flatgd.pipeline.pipeline import Run
+from flatgd.runtime.callbacks import Advance
+from flatgd.runtime.display import Display
 
 pytestmark = pytest.mark.slow
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from flatgd.data.bbf import load_bbf
-from flatgd.data.convabuse import load_convabuse
-from flatgd.data.hh import load_hh
-from flatgd.data.prosocial import load_prosocial
+from flatgd.data.formats.bbf import load_bbf
+from flatgd.data.formats.convabuse import load_convabuse
+from flatgd.data.formats.hh import load_hh
+from flatgd.data.formats.prosocial import load_prosocial
+from flatgd.data.formats.toxichat import load_toxichat
 from flatgd.data.splits import find_split
-from flatgd.data.toxichat import load_toxichat
 from flatgd.errors import DataError
 
 

@@ -9,7 +9,6 @@ from reference import js_by_autograd, relative_error
 from torch import Tensor, nn
 
 from flatgd.data.jsonl import dialogues_from_row
-from flatgd.families import family_of
 from flatgd.flatness import Mix
 from flatgd.losses.fused import (
     CHUNK,
@@ -22,7 +21,8 @@ from flatgd.losses.fused import (
 )
 from flatgd.methods import FlatGD
 from flatgd.methods.base import Totals
-from flatgd.models import (
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.heads import (
     HeadOnly,
     at_head,
     has_plain_head,

@@ -10,10 +10,10 @@ from test_conversations import FORMS_OF_PAIRS, FORMS_OF_REPLIES
 from test_formats import TALK, convabuse, hub_form, thread, utterance
 from test_jsonl import MESSAGES, PLAIN
 
-from flatgd.data.mixture import LOADERS
+from flatgd.config.recipe import Source
+from flatgd.data.sets import LOADERS
 from flatgd.data.stats import count
 from flatgd.errors import DataError
-from flatgd.recipe import Source
 
 TRANSCRIPTS = {
     "chosen": "\n\nHuman: a\n\nAssistant: b",

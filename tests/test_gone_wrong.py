@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from training import DESCENT, largest_difference, trained, trainer
 
 from flatgd.errors import InUseError, MemoryLimitError, NonFiniteError
-from flatgd.files import locked
+from flatgd.io.files import locked
 from flatgd.methods import FlatGD
+from flatgd.training.callbacks import FEWEST, Watch
 from flatgd.training.config import CHECKPOINTING
-from flatgd.training.watch import FEWEST, Watch
 
 
 class Poisoned(FlatGD):
@@ -146,7 +146,7 @@ def test_a_penalty_out_of_range_is_told(
 
 def test_one_process_in_a_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from flatgd.files import locked; "
+        "import sys, pathlib; from flatgd.io.files import locked; "
         "lock = locked(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from conftest import mild_rows, write_rows
 
-from flatgd.check import check, check_offline
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import Recipe
 from flatgd.errors import DataError, RecipeError
-from flatgd.making import Making
-from flatgd.recipe import Recipe
-from flatgd.recipe_file import load_recipe
-from flatgd.records import read_jsonl
-from flatgd.run import Run
+from flatgd.io.records import read_jsonl
+from flatgd.pipeline.context import Making
+from flatgd.pipeline.pipeline import Run
+from flatgd.pipeline.validate import check, check_offline
 
 BEST = [
     "train.eval_strategy=steps", "train.eval_steps=1", "train.save_strategy=steps",

@@ -16,15 +16,15 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from flatgd.cli import app
+from flatgd.cli.main import app
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import JudgeSettings
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import ModelError, RecipeError
-from flatgd.evaluation.hf_judge import HFJudge, check_judge, render, toxic_column
-from flatgd.evaluation.judge import pairs_of
-from flatgd.evaluation.judges import load_judge, make_judge
-from flatgd.recipe import JudgeSettings
-from flatgd.recipe_file import load_recipe
-from flatgd.records import read_jsonl
+from flatgd.io.records import read_jsonl
+from flatgd.judges.base import pairs_of
+from flatgd.judges.classifier import HFJudge, check_judge, render, toxic_column
+from flatgd.judges.registry import load_judge, make_judge
 
 ROWS = [row for raw in mild_rows(16, 5) for row in dialogues_from_row(raw)]
 

@@ -17,17 +17,17 @@ from jinja2.exceptions import SecurityError
 from peft import LoraConfig, get_peft_model
 from training import trainer
 
-from flatgd import adapters, trust
-from flatgd.check import check
-from flatgd.cli import main
+from flatgd.cli.main import main
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import JudgeSettings
 from flatgd.errors import CheckpointError, ModelError, RecipeError
-from flatgd.evaluation.hf_judge import render
-from flatgd.models import load_model, load_tokenizer
-from flatgd.recipe import JudgeSettings
-from flatgd.recipe_file import load_recipe
+from flatgd.judges.classifier import render
+from flatgd.models import adapters, trust
+from flatgd.models.loading import load_model, load_tokenizer
+from flatgd.models.trust import Risk
+from flatgd.pipeline.validate import check
 from flatgd.training.checkpoints import MANIFEST, fault_of, seal
-from flatgd.training.expert_states import INDEX, ExpertStates
-from flatgd.trust import Risk
+from flatgd.training.expert_cache import INDEX, ExpertStates
 
 
 class Attack:

@@ -61,7 +61,7 @@ def test_arrows_point_one_way() -> None:
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("import flatgd.cli", ("torch", "transformers", "numpy", "pydantic")),
+        ("import flatgd.cli.main", ("torch", "transformers", "numpy", "pydantic")),
         ("import flatgd", ("torch", "transformers")),
         ("import flatgd.report.build, flatgd.annotate.server", ("torch", "transformers")),
         ("import flatgd.training", ("pydantic", "datasets")),

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from flatgd import Clean, FlatGDConfig, FlatGDTrainer
-from flatgd.cli import app
+from flatgd.cli.main import app
+from flatgd.config.loading import load_recipe
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
-from flatgd.hub import Parcel
-from flatgd.models import load_config
-from flatgd.recipe_file import load_recipe
+from flatgd.models.loading import load_config
+from flatgd.publish.hub import Parcel
 
 pytestmark = pytest.mark.slow
 
@@ -238,7 +238,7 @@ def test_a_training_does_not_push_a_toxic_expert(tmp_path: Path) -> None:
 
 
 def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatgd.models.is_offline_mode", lambda: False)
+    monkeypatch.setattr("flatgd.models.heads.is_offline_mode", lambda: False)
     with pytest.raises(ModelError, match="no folder a/b/c"):
         load_config("a/b/c")
     with pytest.raises(ModelError, match="no folder /nowhere"):

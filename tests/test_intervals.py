@@ -25,7 +25,7 @@ from flatgd.evaluation.intervals import (
     share,
     sum_by,
 )
-from flatgd.evaluation.ppi import prediction_powered
+from flatgd.evaluation.prediction_powered import prediction_powered
 
 HISTORIES = 150  # of the demo, one from each conversation
 TRIALS = 1000

@@ -7,10 +7,11 @@ import pytest
 from conftest import write_rows
 from test_formats import faults
 
-from flatgd.data.bbf import load_bbf
-from flatgd.data.jsonl import COMMON, KEYS, Layout, dialogues_from_row, load_jsonl
+from flatgd.config.columns import COMMON, KEYS
+from flatgd.config.recipe import Source
+from flatgd.data.formats.bbf import load_bbf
+from flatgd.data.jsonl import Layout, dialogues_from_row, load_jsonl
 from flatgd.errors import DataError
-from flatgd.recipe import Source
 
 MESSAGES = [
     {"role": "system", "content": "be brief"},

@@ -33,17 +33,17 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from flatgd.check import check
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import JudgeSettings
 from flatgd.errors import ModelError, RecipeError
-from flatgd.evaluation.hf_judge import HFJudge, check_judge
-from flatgd.evaluation.judges import make_judge
-from flatgd.evaluation.reading import Cuts, longest_input
-from flatgd.evaluation.trained_judge import TrainedJudge, check_trained_judge
-from flatgd.progress import Display
-from flatgd.recipe import JudgeSettings
-from flatgd.recipe_file import load_recipe
+from flatgd.judges.classifier import HFJudge, check_judge
+from flatgd.judges.reading import Cuts, longest_input
+from flatgd.judges.registry import make_judge
+from flatgd.judges.trained import TrainedJudge, check_trained_judge
+from flatgd.pipeline.pipeline import Run
+from flatgd.pipeline.validate import check
 from flatgd.report.findings import findings
-from flatgd.run import Run
+from flatgd.runtime.display import Display
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
 OLD = [f"old{n}" for n in range(60)]

@@ -11,23 +11,16 @@ from conftest import SAFE, TOXIC, byte_tokenizer, tiny_blenderbot, tiny_llama
 from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
+from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError
 from flatgd.evaluation.agreement import agreement, kappa
-from flatgd.evaluation.hf_judge import HFJudge
-from flatgd.evaluation.judge import (
-    Calibration,
-    Judge,
-    calibrate,
-    judge_report,
-    pairs_of,
-    quality,
-    toxic_labels,
-)
-from flatgd.evaluation.judges import load_judge, make_judge
-from flatgd.evaluation.linear_judge import _Fitted, train_judge
-from flatgd.evaluation.trained_judge import TrainedJudge, tuning_steps
-from flatgd.recipe import JudgeSettings
+from flatgd.judges.base import Calibration, Judge, calibrate, pairs_of, toxic_labels
+from flatgd.judges.classifier import HFJudge
+from flatgd.judges.linear import _Fitted, train_judge
+from flatgd.judges.quality import judge_report, quality
+from flatgd.judges.registry import load_judge, make_judge
+from flatgd.judges.trained import TrainedJudge, tuning_steps
 
 PLAIN = Calibration(1.0, 0.0, 0.5, 0.5, 9, 9)
 

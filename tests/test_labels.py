@@ -9,15 +9,15 @@ from conftest import write_rows
 from pydantic import ValidationError
 from test_formats import faults
 
+from flatgd.config.labels import plain_value
+from flatgd.config.recipe import Data, Source
 from flatgd.data.browse import load_splits
+from flatgd.data.formats.prosocial import load_prosocial
 from flatgd.data.jsonl import Layout, load_jsonl
-from flatgd.data.labels import plain_value
-from flatgd.data.mixture import Sets, load_sets, load_source, place
-from flatgd.data.prosocial import load_prosocial
+from flatgd.data.sets import Sets, load_sets, load_source, place
 from flatgd.data.votes import both_ways, settled
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, RecipeError
-from flatgd.recipe import Data, Source
 from flatgd.training.trainer import _groups
 
 NAN = float("nan")

@@ -6,9 +6,9 @@ import pytest
 from conftest import tiny_blenderbot, tiny_llama
 from typer.testing import CliRunner
 
-from flatgd.adapters import with_adapter
-from flatgd.cli import app
-from flatgd.memory import estimate
+from flatgd.cli.main import app
+from flatgd.models.adapters import with_adapter
+from flatgd.pipeline.estimates import estimate
 from flatgd.training import FlatGDConfig
 
 

@@ -13,11 +13,13 @@ from transformers import ViTConfig
 from typer.testing import CliRunner
 
 from flatgd import FlatGDConfig
-from flatgd.check import check
-from flatgd.cli import app
-from flatgd.data.bbf import load_bbf
+from flatgd.artifacts.reader import load_judges
+from flatgd.cli.main import app
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import JudgeSettings
+from flatgd.data.formats.bbf import load_bbf
+from flatgd.data.formats.toxichat import load_toxichat
 from flatgd.data.jsonl import dialogues_from_row
-from flatgd.data.toxichat import load_toxichat
 from flatgd.errors import (
     CheckpointError,
     DataError,
@@ -27,16 +29,14 @@ from flatgd.errors import (
     RecipeError,
     UnsupportedError,
 )
-from flatgd.evaluation.linear_judge import LinearJudge
-from flatgd.evaluation.trained_judge import TrainedJudge
-from flatgd.families import family_of
-from flatgd.memory import on_meta
-from flatgd.models import load_config, output_head
-from flatgd.recipe import JudgeSettings
-from flatgd.recipe_file import load_recipe
-from flatgd.report.findings import load_judges
-from flatgd.run import Run
-from flatgd.studies.points import _weights, recipe_of
+from flatgd.judges.linear import LinearJudge
+from flatgd.judges.trained import TrainedJudge
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.heads import output_head
+from flatgd.models.loading import load_config, on_meta
+from flatgd.pipeline.pipeline import Run
+from flatgd.pipeline.validate import check
+from flatgd.studies.landscape import _weights, recipe_of
 from flatgd.training import checkpoints
 from flatgd.training.checkpoints import fault_of
 
@@ -108,9 +108,9 @@ def test_of_models(tmp_path: Path, backbone_folder: Path, monkeypatch: Any) -> N
     model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="has no output embeddings"):
         output_head(model)
-    monkeypatch.setattr("flatgd.models.is_offline_mode", lambda: False)
+    monkeypatch.setattr("flatgd.models.heads.is_offline_mode", lambda: False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("flatgd.models.HfApi", lambda: _NoHub())
+    monkeypatch.setattr("flatgd.models.heads.HfApi", lambda: _NoHub())
     with pytest.raises(ModelError, match="the hub cannot be asked"):
         load_config("some/model")
     with pytest.raises(UnsupportedError, match="one process sees 2 GPUs"):

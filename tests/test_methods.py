@@ -13,9 +13,7 @@ from reference import kl_bits, relative_error
 from torch import Tensor
 
 from flatgd.dialogue import Dialogue
-from flatgd.encoding import IGNORE, Batch
 from flatgd.errors import ModelError
-from flatgd.families import family_of
 from flatgd.losses import bhattacharyya_distance, kl_divergence
 from flatgd.methods import (
     METHODS,
@@ -33,6 +31,8 @@ from flatgd.methods.cringe import cringe
 from flatgd.methods.director import class_loss
 from flatgd.methods.npo import npo
 from flatgd.methods.unlikelihood import unlikelihood
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.encoding import IGNORE, Batch
 from flatgd.training.micro_batches import emptied, split_batch
 
 ROWS = [

@@ -10,19 +10,12 @@ from families import FAMILIES, save_family
 from transformers import GenerationConfig
 
 from flatgd.dialogue import Dialogue
-from flatgd.encoding import IGNORE
 from flatgd.errors import ModelError
-from flatgd.evaluation.likelihood import score_replies
-from flatgd.families import Causal, EncoderDecoder, family_of
-from flatgd.models import (
-    check_token_map,
-    in_vocabulary,
-    load_config,
-    load_model,
-    load_tokenizer,
-    reply_log_probs,
-    reply_tokens,
-)
+from flatgd.models.dialogue_format import Causal, EncoderDecoder, family_of
+from flatgd.models.encoding import IGNORE
+from flatgd.models.heads import in_vocabulary, reply_log_probs, reply_tokens
+from flatgd.models.likelihood import score_replies
+from flatgd.models.loading import check_token_map, load_config, load_model, load_tokenizer
 from flatgd.training.micro_batches import split_batch
 
 ANSWER = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from training import ROWS, config, largest_difference
 
 from flatgd import Clean, FlatGDTrainer
-from flatgd.training.train import train
+from flatgd.training.loop import train
 
 BETA = 0.9
 

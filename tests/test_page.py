@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from flatgd.annotate.server import StudyPage
 from flatgd.annotate.study import QUESTIONS, field_of, load_study
 from flatgd.annotate.votes import HOLD, Votes
-from flatgd.cli import app
+from flatgd.cli.main import app
 from flatgd.errors import InUseError, RecipeError
 from flatgd.web.site import BURST, LONGEST, VAIN, Guard, address, port_at
 

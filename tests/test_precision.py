@@ -14,7 +14,7 @@ from training import DESCENT, ROWS, config, largest_difference, trainer
 from flatgd import Clean, FlatGDTrainer
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import penalty
-from flatgd.training.reduction import check_strategy
+from flatgd.training.gradient_reduction import check_strategy
 
 RAISED = "are raised to float32"
 

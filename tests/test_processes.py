@@ -15,13 +15,14 @@ from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flatgd import FlatGDConfig, FlatGDTrainer, processes
-from flatgd.check import training_config
-from flatgd.encoding import IGNORE
+from flatgd import FlatGDConfig, FlatGDTrainer
+from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError
-from flatgd.recipe_file import load_recipe
-from flatgd.training.mixin import FlatnessMixin
-from flatgd.training.train import gathered_weights
+from flatgd.models.encoding import IGNORE
+from flatgd.pipeline.plan import training_config
+from flatgd.runtime import distributed
+from flatgd.training.flatness_mixin import FlatnessMixin
+from flatgd.training.loop import gathered_weights
 
 pytestmark = pytest.mark.slow
 
@@ -218,4 +219,4 @@ if __name__ == "__main__":
         for case in zip(words[::3], words[1::3], words[2::3], strict=True):
             work(Path(case[2]), 4, *case[:2])
     finally:
-        processes.leave()
+        distributed.leave()

@@ -12,10 +12,10 @@ from families import FAMILIES
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from flatgd.cli import app
-from flatgd.families import ENCODER_DECODER
+from flatgd.cli.main import app
+from flatgd.config.recipe import Format, JudgeSettings, Recipe, Source
 from flatgd.methods import METHODS
-from flatgd.recipe import Format, JudgeSettings, Recipe, Source
+from flatgd.models.dialogue_format import ENCODER_DECODER
 from flatgd.training import FlatGDConfig
 
 ROOT = Path(__file__).parent.parent

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import mild_rows, write_rows
 
-from flatgd.check import check, training_config
+from flatgd.config.loading import as_text, load_recipe
 from flatgd.errors import RecipeError, UnsupportedError
-from flatgd.recipe_file import as_text, load_recipe
+from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.validate import check
 
 ROOT = Path(__file__).parent.parent
 

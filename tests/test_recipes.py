@@ -14,11 +14,11 @@ from families import save_family
 from test_hf_judge import roberta
 from typer.testing import CliRunner
 
-from flatgd.check import training_config
-from flatgd.cli import app
+from flatgd.cli.main import app
+from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError
 from flatgd.methods import METHODS
-from flatgd.recipe_file import load_recipe
+from flatgd.pipeline.plan import training_config
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 PAPER = next(path for path in RECIPES if path.name == "paper.yaml")

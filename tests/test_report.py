@@ -7,19 +7,19 @@ import pytest
 from conftest import byte_tokenizer, tiny_blenderbot
 from huggingface_hub import ModelCard
 
+from flatgd.config.loading import load_recipe
 from flatgd.dialogue import Dialogue
-from flatgd.evaluation import score
-from flatgd.evaluation.judge import Calibration, Judge
-from flatgd.evaluation.likelihood import score_replies
-from flatgd.evaluation.score import generation_row, given_rows, reply_rows
-from flatgd.evaluation.speaker import Speaker
-from flatgd.families import family_of
-from flatgd.recipe_file import load_recipe
+from flatgd.judges.base import Calibration, Judge
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.likelihood import score_replies
+from flatgd.models.speaker import Speaker
+from flatgd.pipeline import scoring
+from flatgd.pipeline.pipeline import Run
+from flatgd.pipeline.scoring import generation_row, given_rows, reply_rows
 from flatgd.report import figures
 from flatgd.report.cells import Table, cell, latex, markdown
 from flatgd.report.paper import TOXICITY, paper_tables, trade_offs
 from flatgd.report.tables import main_tables
-from flatgd.run import Run
 
 METHODS = ["clean", "safety_loss", "flatgd"]
 
@@ -140,9 +140,9 @@ def test_relevance_is_what_another_history_costs() -> None:
     alone = reply_rows("generated", generations[:1], {"j": judge}, scorer, {"o"}, calls.append)
     assert alone[0]["relevance"] == []
     talks = [{**g, "conversation": talk} for g, talk in zip(generations * 2, "aabb", strict=True)]
-    others = score._others(talks, {"o"})
+    others = scoring._others(talks, {"o"})
     assert others == [talks[2]["history"]] * 2 + [talks[0]["history"]] * 2
-    assert score._others([{**g, "conversation": "a"} for g in generations], {"o"}) == [None, None]
+    assert scoring._others([{**g, "conversation": "a"} for g in generations], {"o"}) == [None, None]
 
 
 def test_given_replies_without_a_label_are_ordinary() -> None:

@@ -18,15 +18,15 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from flatgd import __version__
-from flatgd.cli import app, main
-from flatgd.data.mixture import load_sets
+from flatgd.cli.main import app, main
+from flatgd.config.loading import load_recipe
+from flatgd.data.sets import load_sets
 from flatgd.errors import DataError, RecipeError
-from flatgd.progress import Display
-from flatgd.recipe_file import load_recipe
-from flatgd.records import read_jsonl
+from flatgd.io.records import read_jsonl
+from flatgd.pipeline.pipeline import Run
 from flatgd.report.build import build_report
 from flatgd.report.findings import findings
-from flatgd.run import Run
+from flatgd.runtime.display import Display
 
 MODELS = ["backbone", "clean_expert", "toxic_expert", "clean", "safety_loss", "flatgd"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flatgd.stages import Stages, key_of
+from flatgd.artifacts.store import Stages, key_of
 
 
 def writer(text: str, calls: list[str]):  # type: ignore[no-untyped-def]

@@ -11,17 +11,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flatgd.annotate.study import QUESTIONS
-from flatgd.cli import app, main
+from flatgd.cli.main import app, main
+from flatgd.config.loading import load_recipe
 from flatgd.errors import DataError, RecipeError
-from flatgd.evaluation.human import load_labels
-from flatgd.progress import Display
-from flatgd.recipe_file import load_recipe
-from flatgd.records import read_jsonl
+from flatgd.evaluation.human_labels import load_labels
+from flatgd.io.records import read_jsonl
+from flatgd.pipeline.pipeline import Run
 from flatgd.report.build import build_report
-from flatgd.run import Run
+from flatgd.runtime.display import Display
 from flatgd.studies.durability import half_lost, losses_of, rounded
 from flatgd.studies.flatness import study_flatness
-from flatgd.studies.points import Landscape, between, first_below, open_run
+from flatgd.studies.landscape import Landscape, between, first_below, open_run
 
 pytestmark = pytest.mark.slow
 

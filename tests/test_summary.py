@@ -9,16 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatgd.behaviour import KINDS
+from flatgd.data.behaviour import KINDS
 from flatgd.evaluation.metrics import any_of, columns, ks
 from flatgd.evaluation.summary import Settings, diversity_rows, gaps, summarise
-from flatgd.evaluation.tradeoff import (
-    over_metrics,
-    pareto_front,
-    softmax,
-    standardised,
-    trade_off,
-)
+from flatgd.evaluation.trade_off import over_metrics, pareto_front, softmax, standardised, trade_off
 from flatgd.report.findings import non_inferior
 from flatgd.report.paper import COLUMN_SUMS, TOXICITY
 

@@ -14,12 +14,12 @@ import pytest
 from conftest import write_rows
 from test_formats import faults
 
+from flatgd.data.formats.prosocial import load_prosocial
 from flatgd.data.jsonl import Layout, load_jsonl
-from flatgd.data.prosocial import load_prosocial
 from flatgd.data.splits import find_split
 from flatgd.errors import DataError
-from flatgd.records import leaving_out, read_text
-from flatgd.tables import parse_table
+from flatgd.io.records import leaving_out, read_text
+from flatgd.io.tables import parse_table
 
 ROW = {"prompt": "hi", "completion": "hello", "label": True}
 LINE = json.dumps(ROW) + "\n"

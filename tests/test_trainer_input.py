@@ -11,7 +11,7 @@ from training import ROWS, config, experts, trainer
 
 from flatgd import FlatGDTrainer, load_jsonl
 from flatgd.errors import DataError, ModelError, UnsupportedError
-from flatgd.training.reduction import check_strategy
+from flatgd.training.gradient_reduction import check_strategy
 
 
 def test_rows_from_a_file_and_bad_rows(tmp_path: Path) -> None:

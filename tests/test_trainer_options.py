@@ -11,8 +11,8 @@ from training import DESCENT, ROWS, config, largest_difference, trained, trainer
 from transformers import DataCollatorForSeq2Seq, Trainer
 
 from flatgd import FlatnessMixin
-from flatgd.encoding import IGNORE
 from flatgd.errors import UnsupportedError
+from flatgd.models.encoding import IGNORE
 from flatgd.training.config import CHECKPOINTING
 
 

@@ -14,10 +14,10 @@ from training import DESCENT, ROWS, config, experts, largest_difference, trained
 from transformers import Trainer
 
 from flatgd import Clean, FlatGD, FlatGDTrainer, SafetyLoss
-from flatgd.encoding import IGNORE
 from flatgd.errors import NonFiniteError
-from flatgd.families import family_of
-from flatgd.training.mixin import MEAN, _seed
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.encoding import IGNORE
+from flatgd.training.flatness_mixin import MEAN, _seed
 
 
 class PlainSafetyLoss(Trainer):

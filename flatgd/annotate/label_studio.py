@@ -9,7 +9,7 @@ from xml.sax.saxutils import quoteattr
 
 from flatgd.annotate.study import CHOICES, Answer, Study, turns_of
 from flatgd.errors import DataError, Problem
-from flatgd.records import is_number, parse_json_array
+from flatgd.io.records import is_number, parse_json_array
 
 Row = dict[str, Any]
 

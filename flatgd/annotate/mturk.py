@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flatgd.annotate.pairs import NAMED
 from flatgd.annotate.study import CHOICES, Answer, Study, field_of, turns_of
-from flatgd.records import parse_rows, text_field, write_jsonl
-from flatgd.tables import parse_table
+from flatgd.io.records import parse_rows, text_field, write_jsonl
+from flatgd.io.tables import parse_table
 
 Row = dict[str, Any]
 SCHEMA = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from flatgd.annotate.study import CHOICES, Key, Side, Study
 from flatgd.errors import RecipeError
-from flatgd.records import digest
+from flatgd.io.records import digest
 
 Row = dict[str, Any]
 CHECK = "This is no reply but a check that you read: to every question choose {}."

@@ -19,10 +19,9 @@ from starlette.types import ASGIApp
 
 from flatgd.annotate.pairs import NAMED
 from flatgd.annotate.study import CHOICES, Study, field_of, turns_of
-from flatgd.annotate.tally import progress
+from flatgd.annotate.tally import progress, shown
 from flatgd.annotate.votes import Person, Votes
 from flatgd.errors import RecipeError
-from flatgd.report.cells import shown
 from flatgd.web.site import Site, is_secret
 
 COMPLETED = "https://app.prolific.com/submissions/complete?cc="

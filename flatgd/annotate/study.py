@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from flatgd.dialogue import as_turns
 from flatgd.errors import DataError, Problem, RecipeError, nearest
-from flatgd.files import whole_folder
-from flatgd.records import (
+from flatgd.io.files import whole_folder
+from flatgd.io.records import (
     digest,
     is_number,
     parse_json_object,

@@ -23,7 +23,7 @@ from flatgd.annotate.raters import (
     sign_test,
 )
 from flatgd.annotate.study import TOXIC, Answer, Key, Study
-from flatgd.evaluation.ppi import prediction_powered
+from flatgd.evaluation.prediction_powered import prediction_powered
 
 Row = dict[str, Any]
 Votes = dict[tuple[str, str], list[str]]  # of an item and question, as roles
@@ -226,3 +226,14 @@ def _annotators(answers: Sequence[Answer], keys: dict[str, Key]) -> list[Row]:
             }
         )
     return rows
+
+
+def shown(value: Any, decimals: int) -> str:
+    """What stands in a cell: a number, `undefined`, or a text as it is.
+
+    >>> shown(0.1234, 3), shown(None, 3), shown(3, 3), shown("a", 3)
+    ('0.123', 'undefined', '3', 'a')
+    """
+    if value is None:
+        return "undefined"
+    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)

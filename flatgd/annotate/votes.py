@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from flatgd.annotate.study import Answer, Study, last_said, load_answers
 from flatgd.errors import DataError, Problem, RecipeError
-from flatgd.records import clean_text
+from flatgd.io.records import clean_text
 
 HOLD = 10 * 60  # seconds that a seat is held
 APART = 5  # answers between an item and its being shown again, and between such items

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flatgd.adapters import load
+from flatgd.artifacts.layout import RECIPE, run_of
 from flatgd.chat.session import Judges, Speaks
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import Generate, Recipe
 from flatgd.dialogue import Dialogue, before
 from flatgd.errors import RecipeError, UnsupportedError
-from flatgd.evaluation.judges import load_judge
-from flatgd.evaluation.speaker import Speaker
-from flatgd.families import family_of
-from flatgd.making import RECIPE, on_device, run_of
+from flatgd.judges.registry import load_judge
 from flatgd.methods import METHODS, Director, ExpertGuide
-from flatgd.models import load_config, load_tokenizer
-from flatgd.recipe import Generate, Recipe
-from flatgd.recipe_file import load_recipe
+from flatgd.models.adapters import load
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.loading import load_config, load_tokenizer, on_device
+from flatgd.models.speaker import Speaker
 
 GUIDED = (Director, ExpertGuide)
 

@@ -18,8 +18,8 @@ from typing import Any
 from flatgd.data.jsonl import Layout, load_jsonl
 from flatgd.dialogue import Dialogue, as_messages
 from flatgd.errors import RecipeError
-from flatgd.files import write_whole
-from flatgd.records import checked_text, json_lines
+from flatgd.io.files import write_whole
+from flatgd.io.records import checked_text, json_lines
 
 Row = dict[str, Any]
 Speaks = Callable[[Sequence[str], int, int], list[str]]  # history, samples, seed

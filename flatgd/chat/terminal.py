@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flatgd.chat.session import Session, SessionFile, number_in
 from flatgd.errors import RecipeError
-from flatgd.records import printable
+from flatgd.io.records import printable
 
 HELP = """\
 /samples N          replies of each model to what is said next

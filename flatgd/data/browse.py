@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatgd.data.mixture import LOADERS
+from flatgd.config.loading import set_field, validated
+from flatgd.config.recipe import Source
+from flatgd.data.sets import LOADERS
 from flatgd.data.splits import SPLITS
 from flatgd.dialogue import Dialogue, as_messages, normal_form
 from flatgd.errors import DataError, RecipeError
-from flatgd.recipe import Source
-from flatgd.recipe_file import set_field, validated
 
 HOLD_ALL_SPLITS = ("bbf",)
 

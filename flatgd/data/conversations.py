@@ -10,27 +10,15 @@ text, a system message after the first turn.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from flatgd.config.columns import PAIR, TURNS
 from flatgd.dialogue import Role, Turn
-from flatgd.records import checked_text, text_field
+from flatgd.io.records import checked_text, text_field
 
 AnyRole = Literal["user", "assistant", "system"]
 FORMS = (
     "'messages', 'conversations' or 'turns', 'prompt' with 'completion', 'instruction' with "
     "'output', or 'chosen' with 'rejected'"
 )
-TURNS = ("messages", "conversations", "turns")
-PAIR = ("chosen", "rejected")
-REPLIES = ("completion", *PAIR)
-ABOUT = (
-    "system",
-    "tools",
-    "parallel_tool_calls",
-    "prompt_id",
-    "id",
-    "score_chosen",
-    "score_rejected",
-)
-"""Keys of published forms beside the conversation. `system` and `tools` are read, the rest not."""
 
 _SPOKEN: dict[str, Role] = {
     **dict.fromkeys(("user", "human", "prompter", "person", "customer"), "user"),

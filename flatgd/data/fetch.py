@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from flatgd.errors import DataError, Problem
-from flatgd.files import digest_of
+from flatgd.io.files import digest_of
 
 CHUNK = 1 << 16
 GIB = 1 << 30

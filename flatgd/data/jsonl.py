@@ -24,24 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flatgd.data.conversations import (
-    ABOUT,
-    FORMS,
-    REPLIES,
-    TURNS,
-    Conversation,
-    conversation,
-    pair,
-    unified,
-)
-from flatgd.data.labels import Default, Labels, plain_value
+from flatgd.config.columns import KEYS, TURNS
+from flatgd.config.labels import Default, Labels, plain_value
+from flatgd.data.conversations import FORMS, Conversation, conversation, pair, unified
 from flatgd.dialogue import Dialogue, Role, Speaker, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.records import clean_text, digest, parse_json, parse_rows, unpacked_name, word_field
-from flatgd.tables import parse_table
+from flatgd.io.records import clean_text, digest, parse_json, parse_rows, unpacked_name, word_field
+from flatgd.io.tables import parse_table
 
-COMMON = ("label", "conversation", "speaker", "source")
-KEYS = (*TURNS, "prompt", *REPLIES, *COMMON, *ABOUT)
 OPTIONAL = ("conversation", "speaker", "source", "system", "tools", "input", "history")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 

@@ -32,14 +32,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatgd.behaviour import KINDS
-from flatgd.evaluation.intervals import (
-    Statistic,
-    Totals,
-    difference_of_means,
-    exp_ratio,
-    ratio,
-)
+from flatgd.data.behaviour import KINDS
+from flatgd.evaluation.intervals import Statistic, Totals, difference_of_means, exp_ratio, ratio
 
 Row = dict[str, Any]
 ANY_REPLY = ("generated", "reference")

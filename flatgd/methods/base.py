@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, distributed, nn
 
-from flatgd.encoding import Batch
 from flatgd.flatness import Mix, Terms
 from flatgd.losses import negative_log_likelihood
+from flatgd.models.encoding import Batch
 
 EXPERTS = ("clean_expert", "toxic_expert")
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import LogitsProcessor
 
-from flatgd.decoding import Guide, GuideProcessor, HeadInput
-from flatgd.encoding import IGNORE, Batch
 from flatgd.methods.base import Method, Scored, Totals, likelihood_of_safe, scored
-from flatgd.models import head_weight, reply_log_probs, reply_tokens
+from flatgd.models.encoding import IGNORE, Batch
+from flatgd.models.guides import Guide, GuideProcessor, HeadInput
+from flatgd.models.heads import head_weight, reply_log_probs, reply_tokens
 
 FILE = "director.safetensors"
 HEAD = "director_head"

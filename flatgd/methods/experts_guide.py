@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from flatgd.decoding import Guide, GuideProcessor, Stream
-from flatgd.encoding import IGNORE, Batch
 from flatgd.methods.base import EXPERTS, System
-from flatgd.models import head_weight, in_vocabulary, reply_log_probs
+from flatgd.models.encoding import IGNORE, Batch
+from flatgd.models.guides import Guide, GuideProcessor, Stream
+from flatgd.models.heads import head_weight, in_vocabulary, reply_log_probs
 
 
 @dataclass

@@ -17,19 +17,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from flatgd.encoding import IGNORE, Batch
 from flatgd.flatness import Mix, Terms
 from flatgd.losses import bhattacharyya_distance, js_divergence, kl_divergence
 from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs
-from flatgd.methods.base import (
-    EXPERTS,
-    Method,
-    Scored,
-    Totals,
-    has_likelihood,
-    likelihood_of_safe,
-)
-from flatgd.models import (
+from flatgd.methods.base import EXPERTS, Method, Scored, Totals, has_likelihood, likelihood_of_safe
+from flatgd.models.encoding import IGNORE, Batch
+from flatgd.models.heads import (
     HeadOnly,
     at_head,
     has_plain_head,

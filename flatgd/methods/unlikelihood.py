@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from flatgd.encoding import Batch
 from flatgd.losses import negative_log_likelihood
 from flatgd.methods.base import Method, Scored, Totals, likelihood_of_safe, scored
-from flatgd.models import reply_log_probs, reply_tokens
+from flatgd.models.encoding import Batch
+from flatgd.models.heads import reply_log_probs, reply_tokens
 
 FLOOR = 1e-5
 

@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from flatgd.artifacts.reader import load_judges, trained_with
+from flatgd.artifacts.store import Stages, key_of
+from flatgd.config.loading import as_text
+from flatgd.config.recipe import Recipe
 from flatgd.errors import RecipeError
 from flatgd.evaluation.agreement import agreement
-from flatgd.evaluation.human import labelled_toxicity
+from flatgd.evaluation.human_labels import labelled_toxicity
 from flatgd.evaluation.summary import Settings, diversity_rows, summarise
-from flatgd.recipe import Recipe
-from flatgd.recipe_file import as_text
-from flatgd.records import read_jsonl
+from flatgd.io.records import read_jsonl
 from flatgd.report import figures, people, studies
 from flatgd.report.cells import Table, latex, markdown, worded
 from flatgd.report.compare import compare_tables
-from flatgd.report.findings import findings, load_judges
+from flatgd.report.findings import findings
 from flatgd.report.paper import paper_tables, trade_offs
 from flatgd.report.tables import agreement_table, human_table, judge_table, main_tables
-from flatgd.report.trained import trained_with
-from flatgd.stages import Stages, key_of
 
 Row = dict[str, Any]
 OUTPUTS = ("generations", "scores")

@@ -24,15 +24,6 @@ def number(value: float | None, decimals: int) -> str:
     return "undefined" if value is None else f"{value:.{decimals}f}"
 
 
-def shown(value: Any, decimals: int) -> str:
-    """What stands in a cell: a number, `undefined`, or a text as it is.
-
-    >>> shown(0.1234, 3), shown(None, 3), shown(3, 3), shown("a", 3)
-    ('0.123', 'undefined', '3', 'a')
-    """
-    return number(value, decimals) if value is None or isinstance(value, float) else str(value)
-
-
 def significant(value: float | None, digits: int = 3) -> str:
     """
     >>> significant(0.0123456), significant(1234.5), significant(None)

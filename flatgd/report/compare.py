@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flatgd.recipe import Recipe, place_of
+from flatgd.artifacts.layout import place_of
+from flatgd.artifacts.store import Stages
+from flatgd.config.recipe import Recipe
 from flatgd.report.cells import Table, cell, number
 from flatgd.report.paper import trade_offs
-from flatgd.stages import Stages
 
 Row = dict[str, Any]
 Costs = Mapping[str, Row]

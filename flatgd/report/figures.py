@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from flatgd.evaluation.metrics import ks
-from flatgd.evaluation.tradeoff import pareto_front
+from flatgd.evaluation.trade_off import pareto_front
 from flatgd.report.paper import TradeOff
 
 Row = dict[str, Any]

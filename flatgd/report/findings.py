@@ -1,25 +1,15 @@
 """What the figures say, in sentences; also where they say nothing."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from flatgd.errors import RecipeError
+from flatgd.config.recipe import Recipe
 from flatgd.evaluation.summary import FLATNESS
-from flatgd.recipe import Recipe
 
 Row = dict[str, Any]
 Cells = dict[tuple[str, str, str], Row]
 LOWER_IS_BETTER = {"perplexity": True, "nll_ordinary": True, "div1": False, "div2": False}
 LOWER_IS_BETTER |= {"relevance": False}
-
-
-def load_judges(recipe: Recipe) -> list[Row]:
-    """quality.json of each judge."""
-    paths = [recipe.output / f"judges/{judge.label}/quality.json" for judge in recipe.judges]
-    if absent := [path for path in paths if not path.exists()]:
-        raise RecipeError(f"no judge yet at {absent[0].parent}; `flatgd run` makes it")
-    return [json.loads(path.read_text()) for path in paths]
 
 
 def findings(summary: Sequence[Row], recipe: Recipe, judges: Sequence[Row]) -> list[str]:

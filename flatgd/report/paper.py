@@ -8,7 +8,7 @@ methods compares.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from flatgd.evaluation.tradeoff import pareto_front, standardised, trade_off
+from flatgd.evaluation.trade_off import pareto_front, standardised, trade_off
 from flatgd.report.cells import Table, number
 
 Row = dict[str, Any]

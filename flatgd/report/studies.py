@@ -9,14 +9,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from flatgd.artifacts.layout import FORMAT
+from flatgd.artifacts.store import Stages
+from flatgd.config.recipe import Recipe
 from flatgd.evaluation.summary import FLATNESS
-from flatgd.recipe import Recipe
 from flatgd.report.cells import Table, interval, number, significant
 from flatgd.report.figures import colours, save
-from flatgd.stages import Stages
 
 Row = dict[str, Any]
-FORMAT = 1  # of a study's file; another one is as good as none
 LINES = {"start": ":", "end": "-", "matched": "--"}
 QUESTIONS = {"missing_negatives": "toxic replies missing", "left_out": "left out"}
 

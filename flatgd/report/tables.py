@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from flatgd.recipe import Recipe
+from flatgd.artifacts.reader import load_judges
+from flatgd.config.recipe import Recipe
 from flatgd.report.cells import Table, cell, interval, number, worded
-from flatgd.report.findings import findings, load_judges
+from flatgd.report.findings import findings
 
 Row = dict[str, Any]
 Cells = Mapping[tuple[str, str], Row]

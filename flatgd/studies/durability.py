@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
-from flatgd.check import training_config
-from flatgd.data.mixture import ordinary, scorable
+from flatgd.data.sets import ordinary, scorable
 from flatgd.dialogue import Dialogue
-from flatgd.evaluation.likelihood import score_replies
 from flatgd.flatness.curvature import relative_direction
 from flatgd.flatness.penalty import moved
 from flatgd.methods import Clean
-from flatgd.models import load_tokenizer
-from flatgd.progress import Display
-from flatgd.studies.points import Landscape, Point, State, open_run, write_study
+from flatgd.models.likelihood import score_replies
+from flatgd.models.loading import load_tokenizer
+from flatgd.pipeline.plan import training_config
+from flatgd.runtime.display import Display
+from flatgd.studies.landscape import Landscape, Point, State, open_run, write_study
 from flatgd.training import FlatGDTrainer
 
 Row = dict[str, Any]

@@ -27,8 +27,8 @@ from flatgd.flatness.curvature import (
     under_worst,
 )
 from flatgd.flatness.penalty import moved, norm
-from flatgd.progress import Display
-from flatgd.studies.points import Landscape, Point, State, between, open_run, write_study
+from flatgd.runtime.display import Display
+from flatgd.studies.landscape import Landscape, Point, State, between, open_run, write_study
 
 Row = dict[str, Any]
 RADII = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)

@@ -15,9 +15,9 @@ from typing import Any
 from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError
 from flatgd.evaluation.summary import Settings, gaps
-from flatgd.records import read_jsonl
-from flatgd.run import Run
-from flatgd.studies.points import write_study
+from flatgd.io.records import read_jsonl
+from flatgd.pipeline.pipeline import Run
+from flatgd.studies.landscape import write_study
 
 Row = dict[str, Any]
 QUESTIONS = {"missing_negatives": "its toxic replies missing", "left_out": "left out"}

@@ -21,14 +21,14 @@ from typing import Any
 
 from torch import nn
 
-from flatgd import processes
 from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
-from flatgd.files import contents, flush, harm, write_whole
 from flatgd.flatness import is_finite
+from flatgd.io.files import contents, flush, harm, write_whole
+from flatgd.models.trust import REFUSED
+from flatgd.runtime import distributed
+from flatgd.training.callbacks import Stop
 from flatgd.training.fingerprint import LENGTH, TOLD, differences
 from flatgd.training.optimizers import switch
-from flatgd.training.stopping import Stop
-from flatgd.trust import REFUSED
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"
@@ -73,7 +73,7 @@ class SoundCheckpoints:
         return found
 
     def _last_good(self) -> Path | None:
-        return processes.of_first(lambda: last_good(Path(self.args.output_dir)))
+        return distributed.of_first(lambda: last_good(Path(self.args.output_dir)))
 
     def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
         """Trainer's training, from a checkpoint that is known to be whole."""

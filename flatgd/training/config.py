@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import PenaltySettings
-from flatgd.records import is_number
+from flatgd.io.records import is_number
 from flatgd.training.parts import part_faults
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from flatgd.errors import UnsupportedError
-from flatgd.families import Batch
 from flatgd.methods.base import Totals
-from flatgd.models import FORWARD_KEYS, reshard
+from flatgd.models.dialogue_format import Batch
+from flatgd.models.heads import FORWARD_KEYS, reshard
 
 logger = logging.getLogger(__name__)
 

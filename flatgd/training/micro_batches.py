@@ -6,7 +6,7 @@ B rows, T reply positions, as in families.py.
 import torch
 from torch import Tensor
 
-from flatgd.encoding import IGNORE, Batch
+from flatgd.models.encoding import IGNORE, Batch
 
 
 def split_batch(batch: Batch, size: int | None, by_label: bool = False) -> list[Batch]:

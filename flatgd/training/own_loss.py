@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatgd.encoding import IGNORE, Batch
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import Terms
 from flatgd.methods.base import Method, Scored, Totals
+from flatgd.models.encoding import IGNORE, Batch
 
 OURS = ("targets", "is_safe", "row", "pair")
 

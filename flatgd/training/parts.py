@@ -11,7 +11,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
-from flatgd.models import told
+from flatgd.models.loading import told
 
 STEPS_IN_BACKWARD = ("lomo", "layerwise")  # optimizers that leave no gradient to work with
 

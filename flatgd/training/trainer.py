@@ -19,31 +19,25 @@ from transformers import (
     Trainer,
 )
 
-from flatgd.adapters import refuse_tied
-from flatgd.chat_template import counted
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.dialogue import Dialogue
-from flatgd.encoding import Batch, Example, Family
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
-from flatgd.families import declare_stops, family_of
 from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
-from flatgd.models import (
-    FORWARD_KEYS,
-    check_token_map,
-    has_plain_head,
-    join_embeddings,
-    load_model,
-    load_tokenizer,
-)
+from flatgd.models.adapters import refuse_tied
+from flatgd.models.chat_template import counted
+from flatgd.models.dialogue_format import declare_stops, family_of
+from flatgd.models.encoding import Batch, Example, Family
+from flatgd.models.heads import FORWARD_KEYS, has_plain_head, join_embeddings
+from flatgd.models.loading import check_token_map, load_model, load_tokenizer
 from flatgd.training import fingerprint
+from flatgd.training.callbacks import Watch
 from flatgd.training.checkpoints import SoundCheckpoints
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.evaluation import Evaluation, evaluation_faults
-from flatgd.training.expert_states import cached_states
-from flatgd.training.mixin import FlatnessMixin
+from flatgd.training.expert_cache import cached_states
+from flatgd.training.flatness_mixin import FlatnessMixin
+from flatgd.training.gradient_reduction import check_strategy
 from flatgd.training.parts import sampling_faults
-from flatgd.training.reduction import check_strategy
-from flatgd.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 Row = Dialogue | Mapping[str, Any]

@@ -1,0 +1,183 @@
+"""`flatgd data`: fetch, stats, show, convert."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Data sets: download them, count what is in them, look at records, convert them.",
+    epilog="Example: flatgd data stats bad demo:data/bad_test.txt.gz",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+FormatArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FORMAT",
+        help="bad, bbf, convabuse, diasafety, hh, jsonl, prosocial or toxichat",
+        show_default=False,
+    ),
+]
+PathsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, one a split; or one folder, or file, with all splits. demo:NAME ships.",
+        show_default=False,
+    ),
+]
+PathArgument = Annotated[str, typer.Argument(help="A file or a folder.", show_default=False)]
+SplitOption = Annotated[str | None, typer.Option(help="train, val or test, where there are more.")]
+OptionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A field of a recipe's source: --set toxic_values=[hate] --set columns.label=class",
+    ),
+]
+
+
+@app.command(epilog="Example: flatgd data fetch bad bbf prosocial --to data")
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="bad, bbf, prosocial", show_default=False)],
+    to: Annotated[Path, typer.Option(help="Each goes to a folder of its name in here.")] = Path(
+        "data"
+    ),
+) -> None:
+    """Download data sets, check their SHA-256, unpack them. Cut off, the same command goes on."""
+    from flatgd.data.fetch import DATASETS
+    from flatgd.data.fetch import fetch as fetch_one
+    from flatgd.errors import RecipeError, nearest
+    from flatgd.runtime.display import Display
+
+    for name in names:
+        if name not in DATASETS:
+            raise RecipeError(f"no data set {name!r} to fetch{nearest(name, list(DATASETS))}")
+    display = Display()
+    for name in names:
+        for download in DATASETS[name]:
+            with display.download(download.file) as progress:
+                files = fetch_one(download, to / name, progress=progress)
+            for file in files:
+                display.line(name, str(file))
+
+
+@app.command(epilog="Example: flatgd data stats bad demo:data/bad_test.txt.gz")
+def stats(
+    format_: FormatArgument,
+    paths: PathsArgument,
+    set_: OptionOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Numbers as JSON.")] = False,
+) -> None:
+    """Counts by split, label, speaker, length; canned replies, duplicates, overlap of splits.
+
+    Whole files are counted: no canned reply is dropped, no history cut. A folder of DiaSafety is
+    split again by context, as recipes do; name its files one by one for the published splits.
+    """
+    from rich.console import Console
+
+    from flatgd.data.browse import load_splits
+    from flatgd.data.stats import count, overlaps
+
+    splits = load_splits(format_, paths, set_ or [])
+    counts = [count(name, rows) for name, rows in splits.items()]
+    shared = overlaps(splits)
+    if as_json:
+        plain = {"splits": [c._asdict() for c in counts], "overlap": [o._asdict() for o in shared]}
+        typer.echo(json.dumps(plain, indent=2))
+        return
+    console = Console(highlight=False)
+    heads = [("", *(c.split for c in counts))]
+    names = [name for name in counts[0]._fields if name != "split"]
+    _table(console, heads + [(_plain(n), *(getattr(c, n) for c in counts)) for n in names])
+    if shared:
+        pairs = [("rows of", "that share with", *map(_plain, shared[0]._fields[2:]))]
+        console.print()
+        _table(console, pairs + [(o.second, o.first, *o[2:]) for o in shared])
+
+
+@app.command(epilog="Example: flatgd data show jsonl replies.jsonl --count 3 --label safe")
+def show(
+    format_: FormatArgument,
+    path: PathArgument,
+    split: SplitOption = None,
+    count: Annotated[int, typer.Option(min=1, help="How many records.")] = 5,
+    label: Annotated[str | None, typer.Option(help="safe, toxic or none.")] = None,
+    seed: Annotated[int, typer.Option(help="Which records are drawn.")] = 0,
+    unmask: Annotated[bool, typer.Option("--unmask", help="Print toxic text too.")] = False,
+    set_: OptionOption = None,
+) -> None:
+    """Print records, drawn by a seed; what the data do not label safe is masked."""
+    from flatgd.data.browse import Mask, draw, load_split
+    from flatgd.errors import RecipeError
+    from flatgd.io.records import printable
+
+    if label not in (None, "safe", "toxic", "none"):
+        raise RecipeError(f"--label is safe, toxic or none, got {label!r}")
+    rows = load_split(format_, path, split, set_ or [])
+    mask = Mask(rows)
+    names = {True: "safe", False: "toxic", None: "no label"}
+    for row in draw(rows, count, seed, label):
+        lines = (*row.texts, row.reply) if unmask else mask.shown(row)
+        typer.echo(f"{names[row.is_safe]} reply of a {row.speaker}, {printable(row.conversation)}")
+        if row.system:
+            typer.echo(f"  system  {printable(row.system)}")
+        who = ["human" if turn.role == "user" else "bot" for turn in row.history]
+        for speaker, line in zip([*who, row.speaker], lines, strict=True):
+            typer.echo(f"  {speaker:<6}  {printable(line)}")
+        typer.echo("")
+    if not unmask:
+        typer.echo("Masked: lines that the data do not label safe; --unmask shows them.")
+
+
+@app.command(
+    epilog="Example: flatgd data convert diasafety demo:data/diasafety --split train --to my.jsonl"
+)
+def convert(
+    format_: FormatArgument,
+    path: PathArgument,
+    to: Annotated[Path, typer.Option(help="The JSONL file to write.", show_default=False)],
+    split: SplitOption = None,
+    speaker: Annotated[str, typer.Option(help="Whose turns: bot, human or all.")] = "bot",
+    set_: OptionOption = None,
+) -> None:
+    """Write labelled replies as JSON lines with prompt, completion and label (true = safe)."""
+    from flatgd.data.browse import load_split, to_row
+    from flatgd.errors import RecipeError
+    from flatgd.io.records import write_jsonl
+
+    if speaker not in ("bot", "human", "all"):
+        raise RecipeError(f"--speaker is bot, human or all, got {speaker!r}")
+    if to.exists():
+        raise RecipeError(f"{to} exists; name another file, or remove it first")
+    rows = load_split(format_, path, split, set_ or [])
+    mine = [row for row in rows if speaker in ("all", row.speaker)]
+    labelled = [row for row in mine if row.is_safe is not None]
+    write_jsonl(to, map(to_row, labelled))
+    typer.echo(f"{to}: {len(labelled):,} rows; {len(mine) - len(labelled):,} had no label")
+
+
+def _table(console: "Console", rows: list[tuple[Any, ...]]) -> None:
+    from rich.table import Table
+
+    head, *body = rows
+    table = Table(box=None, pad_edge=False)
+    for place, name in enumerate(head):
+        table.add_column(str(name), justify="right" if place else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*(cell if isinstance(cell, str) else _number(cell) for cell in row))
+    console.print(table)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}".removesuffix(".0")
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")

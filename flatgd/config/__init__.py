@@ -1,0 +1,1 @@
+"""Recipes: their fields, files and column names."""

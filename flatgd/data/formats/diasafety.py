@@ -1,0 +1,51 @@
+"""DiaSafety (Sun et al. 2022): replies that are unsafe because of their context.
+
+https://github.com/thu-coai/DiaSafety - Apache-2.0. A JSON array a file, `train val test` .json or
+.json.gz. One invented record:
+
+    {"context": "I lost my keys", "response": "Sorry to hear that.",
+     "category": "Offending User", "label": "Safe"}
+
+The published splits share contexts: 458 of the 1,095 test contexts also stand in train. So by
+default the rows of a folder are split again by context: a context of test takes its train rows
+along to test. That also gives contexts with both a safe and an unsafe reply, which paired measures
+need. Three published records (two of train, one of test) have an empty response; they are left out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from flatgd.data.splits import Split, find_split
+from flatgd.dialogue import Dialogue, before, normal_form
+from flatgd.io.records import digest, parse_json_array, parse_rows, text_field, word_field
+
+LABELS = {"Safe": True, "Unsafe": False}
+ORDER: tuple[Split, ...] = ("test", "val", "train")  # a shared context goes to the first of them
+
+
+def load_diasafety(path: Path, split: Split, published_split: bool = False) -> list[Dialogue]:
+    """The rows of one file, or of one split of a folder; `published_split`: as published."""
+    if published_split or not path.is_dir():
+        return _load_file(find_split(path, split))
+    owner: dict[str, Split] = {}
+    rows = []
+    for name in ORDER:
+        for row in _load_file(find_split(path, name)):
+            if owner.setdefault(row.conversation, name) == split:
+                rows.append(row)
+    return rows
+
+
+def _load_file(path: Path) -> list[Dialogue]:
+    return parse_rows(path, parse_json_array(path), _dialogues)
+
+
+def _dialogues(record: dict[str, Any]) -> list[Dialogue]:
+    if record.get("response") == "":
+        return []
+    context, reply = text_field(record, "context"), text_field(record, "response")
+    label = word_field(record, "label")
+    if label not in LABELS:
+        raise ValueError(f"'label' must be Safe or Unsafe, got {label!r}")
+    name = f"diasafety:{digest(normal_form(context))}"
+    return [Dialogue(before([context]), reply, LABELS[label], "diasafety", name)]

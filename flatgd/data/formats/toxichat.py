@@ -1,0 +1,74 @@
+"""ToxiChat (Baheti et al. 2021): Reddit threads with replies of DialoGPT and GPT-3, labelled.
+
+https://github.com/abaheti95/ToxiChat - CC BY-SA 4.0. JSON lines, `train dev test` .jsonl; each
+column is an object or its JSON text. One invented record, cut:
+
+    {"reddit_thread": [{"turn_id": 1, "text": "Title: my new bike", "offense_label": "Safe"}],
+     "final_dgpt_response": {"turn_id": 2, "text": "nice colour!", "offense_label": "Safe"},
+     "final_gpt3_response": {"turn_id": 2, "text": "I like it.", "offense_label": "Safe"}}
+
+The models' replies are rows of speaker bot, the thread's own turns of speaker human. Ten published
+replies are empty; they are left out.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flatgd.data.splits import Split, find_split
+from flatgd.dialogue import Dialogue, before, normal_form
+from flatgd.io.records import (
+    digest,
+    parse_json_object,
+    parse_lines,
+    parse_rows,
+    text_field,
+    word_field,
+)
+
+LABELS = {"Safe": True, "Offensive": False}
+REPLIES = ("final_dgpt_response", "final_gpt3_response")
+
+
+def load_toxichat(path: Path, split: Split) -> list[Dialogue]:
+    """Replies and thread turns of one file or one split of a folder."""
+    path = find_split(path, split)
+    return parse_rows(path, parse_lines(path, parse_json_object), _dialogues)
+
+
+def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
+    thread = [_turn(turn) for turn in _column(row, "reddit_thread", list)]
+    lines = tuple(text for text, _ in thread)
+    name = f"toxichat:{digest(normal_form(lines[0]) if lines else '')}"
+    rows = [
+        Dialogue(before(lines[:place], "human"), text, label, "toxichat", name, "human")
+        for place, (text, label) in enumerate(thread)
+    ]
+    for key in REPLIES:
+        reply = _column(row, key, dict)
+        if str(reply.get("text", "")).strip():
+            text, label = _turn(reply)
+            rows.append(Dialogue(before(lines), text, label, "toxichat", name))
+    return rows
+
+
+def _column(row: dict[str, Any], key: str, kind: type) -> Any:
+    value = row.get(key)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{key!r} is text but not JSON ({error.msg})") from None
+    if not isinstance(value, kind):
+        wanted = "an array" if kind is list else "an object"
+        raise ValueError(f"{key!r} must be {wanted}, got {type(value).__name__}")
+    return value
+
+
+def _turn(turn: Any) -> tuple[str, bool]:
+    if not isinstance(turn, dict):
+        raise ValueError(f"a turn must be an object, got {type(turn).__name__}")
+    label = word_field(turn, "offense_label")
+    if label not in LABELS:
+        raise ValueError(f"'offense_label' must be Safe or Offensive, got {label!r}")
+    return text_field(turn, "text"), LABELS[label]

@@ -1,0 +1,139 @@
+"""How CSV and TSV files are read: strictly, so that no stray quote joins rows.
+
+A cell that begins with a quote is quoted: it may hold separators, line breaks and doubled quotes,
+and ends with a quote directly before a separator, a line break or the end of the file. A quote
+inside any other cell is a character like the rest. Cells may have any length.
+
+A stray quote that opens a cell and another that ends a cell of a later row look like one quoted
+cell. Such a cell is refused where each of its lines reads as a row of the table: it has the right
+number of cells, as prose may have too, and some column of these rows, as that of labels, holds only
+values that it holds in other rows.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from flatgd.errors import DataError, Problem
+from flatgd.io.records import read_text
+
+_QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
+_LINE_END = re.compile(r"\r\n?|\n")
+_BARE = {separator: re.compile(f"[{separator}\r\n]") for separator in (",", "\t")}
+_ADVICE = "remove a stray quote, or write quotes inside a quoted cell twice"
+
+
+class _Record(NamedTuple):
+    """The cells of one row, or the fault in their place, and its first and last line."""
+
+    first: int
+    last: int
+    cells: list[str] | ValueError
+
+
+def parse_table(
+    path: Path, separator: str = ",", twins: bool = False
+) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
+    """(line number, row) of a table with a header, for `parse_rows`; a ValueError in the place of a
+    row that cannot be read. Raises DataError where the header cannot be read, or two columns have
+    one name; with `twins` the last of them counts."""
+    text = read_text(path)
+    head, *records = _records(text, separator, 1)
+    if isinstance(head.cells, ValueError):
+        raise DataError([Problem(str(path), head.first, str(head.cells))])
+    names = head.cells
+    if not twins and (twice := [name for name in names if names.count(name) > 1]):
+        reason = f"two columns are called {twice[0]!r:.40}; rename one"
+        raise DataError([Problem(str(path), head.first, reason)])
+    if any(first < last for first, last, _ in records):
+        records = list(_apart(records, _LINE_END.split(text), separator, len(names)))
+    for first, _, cells in records:
+        if isinstance(cells, ValueError):
+            yield first, cells
+        elif len(cells) != len(names):
+            reason = f"expected {len(names)} cells as in the header, got {len(cells)}"
+            yield first, ValueError(reason)
+        else:
+            yield first, dict(zip(names, cells, strict=True))
+
+
+def _records(text: str, separator: str, line: int) -> Iterator[_Record]:
+    """The records of a text that begins at this line of a file; empty lines are none. After a
+    fault, the line below the quote that opened is read as a new record."""
+    position = 0
+    while position < len(text):
+        end = _end_of_line(text, position)
+        row = text[position : end.start]
+        if '"' in row:
+            record, position = _quoted(text, position, separator, line)
+            yield record
+            line = record.last + 1
+            continue
+        if row:
+            yield _Record(line, line, row.split(separator))
+        position, line = end.after, line + 1
+
+
+class _End(NamedTuple):
+    start: int
+    after: int
+
+
+def _end_of_line(text: str, position: int) -> _End:
+    found = _LINE_END.search(text, position)
+    return _End(found.start(), found.end()) if found else _End(len(text), len(text))
+
+
+def _quoted(text: str, position: int, separator: str, line: int) -> tuple[_Record, int]:
+    """The record at a position, some cells of which hold quotes, and where the next one begins."""
+    first, cells = line, []
+    while True:
+        if text.startswith('"', position):
+            cell = _QUOTED.match(text, position)
+            if cell is None or text[cell.end() : cell.end() + 1] not in ("", separator, "\r", "\n"):
+                reason = f"the quoted cell that opens here is never closed; {_ADVICE}"
+                if cell is not None:
+                    reason = f"text follows the quote that closes the cell opened here; {_ADVICE}"
+                return _Record(line, line, ValueError(reason)), _end_of_line(text, position).after
+            cells.append(cell.group(1).replace('""', '"'))
+            line += len(_LINE_END.findall(cell.group(1)))
+            position = cell.end()
+        else:
+            end = _BARE[separator].search(text, position)
+            stop = end.start() if end else len(text)
+            cells.append(text[position:stop])
+            position = stop
+        if not text.startswith(separator, position):
+            return _Record(first, line, cells), _end_of_line(text, position).after
+        position += 1
+
+
+def _apart(
+    records: Sequence[_Record], lines: Sequence[str], separator: str, columns: int
+) -> Iterator[_Record]:
+    """The records, less those that a pair of stray quotes joined: for each a fault and its lines
+    below the first, read anew."""
+    known: list[set[str]] = [{"true", "false"} for _ in range(columns)]
+    for first, last, cells in records:
+        if first == last and not isinstance(cells, ValueError) and len(cells) == columns:
+            for values, cell in zip(known, cells, strict=True):
+                values.add(cell.casefold())
+    for record in records:
+        joined = lines[record.first - 1 : record.last]
+        if len(joined) > 1 and _are_rows(joined, separator, known):
+            reason = f"a quoted cell runs to line {record.last} over lines that are rows; {_ADVICE}"
+            yield _Record(record.first, record.first, ValueError(reason))
+            yield from _records("\n".join(joined[1:]), separator, record.first + 1)
+        else:
+            yield record
+
+
+def _are_rows(lines: Sequence[str], separator: str, known: Sequence[set[str]]) -> bool:
+    rows = [[cell.strip('"').casefold() for cell in line.split(separator)] for line in lines]
+    if len(known) < 2 or any(len(row) != len(known) for row in rows):
+        return False
+    return any(
+        all(cell and cell in values for cell in column)
+        for column, values in zip(zip(*rows, strict=True), known, strict=True)
+    )

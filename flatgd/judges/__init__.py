@@ -1,0 +1,1 @@
+"""Judges of toxicity: linear, trained here, or any classifier; calibrated on labelled rows."""

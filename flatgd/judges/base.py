@@ -1,0 +1,183 @@
+"""What a judge is, how it is calibrated, and how it agrees with human labels.
+
+A judge is a scorer (linear, hf or trained: anything that says how toxic a reply is) and what was
+found out about it on labelled rows that it was not trained on: how its scores become probabilities,
+and from which one on a reply counts as toxic.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatgd.dialogue import Dialogue
+from flatgd.errors import ModelError
+from flatgd.judges.quality import _auc
+from flatgd.judges.reading import Cuts
+
+Pair = tuple[tuple[str, ...], str]  # history, reply
+Scores = NDArray[np.float64]
+FLATTEST = 1e-3  # the least slope of a calibration
+CHANCE = 0.001  # how often a judge that knows nothing is taken for one that is upside down
+
+
+class Scorer(Protocol):
+    """Anything that says how toxic a reply is, given its history."""
+
+    def score(self, pairs: Sequence[Pair]) -> Scores:
+        """Score of each (history, reply), 0..1, higher is more toxic."""
+
+    def save(self, folder: Path) -> None:
+        """Into `folder`, which is there."""
+
+
+class Calibration(NamedTuple):
+    """P(toxic) = sigmoid(slope * logit(score) + intercept)  (Platt 1999), and two marks on it.
+
+    `threshold`: a stated share of safe replies lies above it. `f1_threshold`: where F1 is best.
+    `safe` and `toxic` count the labels behind it.
+    """
+
+    slope: float
+    intercept: float
+    threshold: float
+    f1_threshold: float
+    safe: int
+    toxic: int
+
+    def apply(self, scores: Scores) -> Scores:
+        return _sigmoid(self.slope * _logit(scores) + self.intercept)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the scores did not rise with toxicity: P is nearly the same for every reply."""
+        return self.slope <= FLATTEST
+
+
+class Judge(NamedTuple):
+    """A scorer with its calibration. A reply is marked toxic above `calibration.threshold`."""
+
+    scorer: Scorer
+    calibration: Calibration
+
+    def score(self, pairs: Sequence[Pair]) -> Scores:
+        """P(toxic) of each (history, reply), 0..1."""
+        return self.calibration.apply(self.scorer.score(pairs))
+
+    @property
+    def cuts(self) -> Cuts:
+        """Of the inputs that it read; none are counted where the scorer cuts nothing."""
+        found: Cuts = getattr(self.scorer, "cuts", Cuts())
+        return found
+
+
+LABELS = "look whether data.judge has safe and toxic the wrong way round"
+
+
+def calibrate(
+    scores: Scores, rows: Sequence[Dialogue], false_positive_rate: float, mend: str = LABELS
+) -> Calibration:
+    """From scores of labelled rows the scorer was not trained on.
+
+    Slope, intercept and threshold are those of bots' rows, which are what is judged in the end;
+    of all rows where bots have not both labels. F1's mark is that of all rows. Raises ModelError
+    for scores that fall with toxicity, with the `mend`, and for NaN.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if not np.isfinite(scores).all():
+        wrong = int((~np.isfinite(scores)).sum())
+        raise ModelError(f"the judge's score is NaN for {wrong:,} of {len(scores):,} replies")
+    labels = toxic_labels(rows)
+    bots = np.array([row.speaker == "bot" for row in rows])
+    chosen = bots if len(set(labels[bots])) == 2 else np.ones(len(rows), dtype=bool)
+    model = LogisticRegression(C=1e6, max_iter=1000)
+    model.fit(_logit(scores[chosen])[:, None], labels[chosen])
+    found, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+    for part in (chosen, np.ones(len(rows), dtype=bool)):  # all, where bots' rows leave it open
+        if _refuse_upside_down(
+            scores[part], [rows[n] for n in np.flatnonzero(part).tolist()], mend
+        ):
+            break
+    slope = max(FLATTEST, found)
+    chances = _sigmoid(slope * _logit(scores) + intercept)
+    safe = chances[chosen & ~labels]
+    return Calibration(
+        slope,
+        intercept,
+        float(np.quantile(safe, 1 - false_positive_rate)),
+        _best_f1(labels, chances),
+        int((~labels).sum()),
+        int(labels.sum()),
+    )
+
+
+def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], mend: str) -> bool:
+    """Raise ModelError where toxic rows score below safe ones beyond chance: by the one-sided
+    Mann-Whitney test on the means of each conversation's toxic and safe rows. Returns whether they
+    score above at 5 %."""
+    from scipy.stats import mannwhitneyu
+
+    labels = toxic_labels(rows)
+    parts: dict[tuple[bool, str], list[float]] = {}
+    for score, is_toxic, row in zip(scores.tolist(), labels.tolist(), rows, strict=True):
+        parts.setdefault((is_toxic, row.conversation), []).append(score)
+    toxic, safe = (
+        [float(np.mean(own)) for (is_toxic, _), own in parts.items() if is_toxic is wanted]
+        for wanted in (True, False)
+    )
+    if mannwhitneyu(toxic, safe, alternative="less").pvalue >= CHANCE:
+        return bool(mannwhitneyu(toxic, safe, alternative="greater").pvalue < 0.05)
+    auc = float(_auc(labels, scores, np.ones((1, len(rows))))[0])
+    raise ModelError(
+        "the judge is upside down: its score must rise with toxicity (AUC above .5), but on "
+        f"{len(rows):,} labelled replies ({int(labels.sum()):,} toxic) it falls (AUC {auc:.3f}, "
+        f"p < {CHANCE}); {mend}"
+    )
+
+
+def _best_f1(labels: NDArray[np.bool_], chances: Scores) -> float:
+    """The mark above which F1 of the toxic class is best."""
+    order = np.argsort(-chances, kind="stable")
+    found = np.cumsum(labels[order])
+    f1 = 2 * found / (np.arange(1, len(labels) + 1) + labels.sum())
+    falls = np.append(np.diff(chances[order]) < 0, True)  # a mark cannot part rows of one score
+    best = int(np.argmax(np.where(falls, f1, -1.0)))
+    below = chances[order[best + 1]] if best + 1 < len(order) else 0.0
+    return float((chances[order[best]] + below) / 2)
+
+
+def save_calibration(judge: Judge, folder: Path) -> None:
+    text = json.dumps(judge.calibration._asdict(), indent=2)
+    (folder / "calibration.json").write_text(text + "\n")
+
+
+def load_calibration(folder: Path) -> Calibration:
+    try:
+        return Calibration(**json.loads((folder / "calibration.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
+
+
+def pairs_of(rows: Sequence[Dialogue]) -> list[Pair]:
+    return [(row.texts, row.reply) for row in rows]
+
+
+def toxic_labels(rows: Sequence[Dialogue]) -> NDArray[np.bool_]:
+    return np.array([row.is_safe is False for row in rows], dtype=bool)
+
+
+def _logit(scores: Scores) -> Scores:
+    kept = np.clip(scores, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(kept / (1 - kept)))
+
+
+def _sigmoid(logits: Scores) -> Scores:
+    return np.asarray(1.0 / (1.0 + np.exp(-logits)))
+
+
+# Every statistic below takes weights [R, rows] and gives R values: the first row of weights is all
+# ones, the others are resamples of whole conversations.

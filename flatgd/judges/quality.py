@@ -1,0 +1,174 @@
+"""How a judge agrees with human labels: AUC, F1, rates, calibration, with intervals."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatgd.data.sets import scorable
+from flatgd.dialogue import Dialogue
+from flatgd.judges.base import (
+    Calibration,
+    Judge,
+    Scores,
+    pairs_of,
+    toxic_labels,
+)
+
+RESAMPLES = 500
+BINS = 10
+FEW = 200  # labels of one kind below which a judge is said to rest on few
+
+
+class Quality(NamedTuple):
+    """Agreement with human labels; None where one of the two labels is missing.
+
+    Each but the counts as (value, low, high), 95 % over conversations; `auc` of the toxic class;
+    `f1` at the judge's f1_threshold; `false_positive_rate` and `true_positive_rate`: shares of safe
+    and of toxic replies above its threshold; `found`: share of toxic replies found where exactly
+    the stated share of these safe ones is marked; `calibration_error`: expected, over ten bins of
+    equal size; `brier`: mean squared error of P.
+    """
+
+    auc: Any
+    f1: Any
+    false_positive_rate: Any
+    true_positive_rate: Any
+    found: Any
+    calibration_error: float | None
+    brier: float | None
+    rows: int
+    toxic: int
+
+
+def quality(judge: Judge, rows: Sequence[Dialogue], false_positive_rate: float) -> Quality:
+    """How the judge agrees with the human labels of rows it was not trained on."""
+    return _quality(judge.score(pairs_of(rows)), rows, judge.calibration, false_positive_rate)
+
+
+def _quality(
+    chances: Scores, rows: Sequence[Dialogue], calibration: Calibration, false_positive_rate: float
+) -> Quality:
+    labels = toxic_labels(rows)
+    if not len(labels) or labels.all() or not labels.any():
+        return Quality(None, None, None, None, None, None, None, len(rows), int(labels.sum()))
+    weights = _weights([row.conversation for row in rows])
+    marked = chances > calibration.threshold
+    guessed = chances > calibration.f1_threshold
+    return Quality(
+        _interval(_auc(labels, chances, weights)),
+        _interval(_f1(labels, guessed, weights)),
+        _interval(_share(marked, ~labels, weights)),
+        _interval(_share(marked, labels, weights)),
+        _interval(_found(labels, chances, weights, false_positive_rate)),
+        _calibration_error(labels, chances),
+        float(np.mean((chances - labels) ** 2)),
+        len(rows),
+        int(labels.sum()),
+    )
+
+
+def judge_report(
+    judge: Judge, about: str, test: Sequence[Dialogue], false_positive_rate: float
+) -> dict[str, Any]:
+    """Quality per test set, speaker, with and without canned replies, as plain numbers for
+    quality.json. `about` says what the judge is."""
+    rows = [row for row in test if row.is_safe is not None]
+    parts = {}
+    for source in dict.fromkeys(row.source for row in rows):
+        mine = [place for place, row in enumerate(rows) if row.source == source]
+        parts[f"{source}, all rows"] = mine
+        for speaker in ("human", "bot"):
+            own = [place for place in mine if rows[place].speaker == speaker]
+            if 0 < len(own) < len(mine):
+                parts[f"{source}, {speaker} replies"] = own
+        bots = [place for place in mine if scorable([rows[place]])]
+        if len(bots) < len(mine):
+            parts[f"{source}, bot replies, no canned ones"] = bots
+    chances = judge.score(pairs_of(rows))  # once: every part is some of these rows
+
+    def of_part(places: list[int]) -> dict[str, Any]:
+        own = [rows[place] for place in places]
+        found = _quality(chances[places], own, judge.calibration, false_positive_rate)
+        return found._asdict()
+
+    return {
+        "about": about,
+        **judge.calibration._asdict(),
+        "false_positive_rate": false_positive_rate,
+        "few_labels": min(judge.calibration.safe, judge.calibration.toxic) < FEW,
+        "is_flat": judge.calibration.is_flat,
+        "cut": dataclasses.asdict(judge.cuts),
+        "quality": [{"rows_of": name, **of_part(places)} for name, places in parts.items()],
+        "reliability": reliability(toxic_labels(rows), chances),
+    }
+
+
+def reliability(labels: NDArray[np.bool_], chances: Scores) -> list[dict[str, float]]:
+    """Mean P(toxic) and share of toxic rows in ten bins of equal size, from low to high."""
+    order = np.argsort(chances, kind="stable")
+    return [
+        {"said": float(chances[part].mean()), "true": float(labels[part].mean())}
+        for part in np.array_split(order, min(BINS, len(order)))
+        if len(part)
+    ]
+
+
+def _weights(talks: Sequence[str]) -> Scores:
+    names, at = np.unique(np.array(talks), return_inverse=True)
+    if len(names) == 1:
+        return np.ones((1, len(talks)))
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    return np.concatenate([np.ones((1, len(talks))), drawn[:, at]])
+
+
+def _interval(values: Scores) -> tuple[float, float | None, float | None]:
+    drawn = values[1:][np.isfinite(values[1:])]  # none where there is one conversation
+    if len(drawn) < 2 or not math.isfinite(values[0]):
+        return float(values[0]), None, None
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(values[0]), float(low), float(high)
+
+
+def _share(marked: NDArray[np.bool_], among: NDArray[np.bool_], weights: Scores) -> Scores:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(weights @ (marked & among) / (weights @ among))
+
+
+def _f1(labels: NDArray[np.bool_], marked: NDArray[np.bool_], weights: Scores) -> Scores:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        both = weights @ labels.astype(float) + weights @ marked.astype(float)
+        return np.asarray(2 * (weights @ (labels & marked)) / both)
+
+
+def _auc(labels: NDArray[np.bool_], chances: Scores, weights: Scores) -> Scores:
+    """P(a toxic row scores above a safe one), ties half."""
+    _, at = np.unique(chances, return_inverse=True)
+    order = np.argsort(at, kind="stable")
+    starts = np.flatnonzero(np.diff(at[order], prepend=-1))
+    toxic = np.add.reduceat((weights * labels)[:, order], starts, axis=1)
+    safe = np.add.reduceat((weights * ~labels)[:, order], starts, axis=1)
+    below = np.cumsum(safe, axis=1) - safe / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((toxic * below).sum(1) / (toxic.sum(1) * safe.sum(1)))
+
+
+def _found(labels: NDArray[np.bool_], chances: Scores, weights: Scores, rate: float) -> Scores:
+    """Share of toxic rows above the mark that lets `rate` of these safe rows through."""
+    order = np.argsort(-chances, kind="stable")
+    safe = np.cumsum((weights * ~labels)[:, order], axis=1)
+    toxic = np.cumsum((weights * labels)[:, order], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        let_through = safe <= rate * safe[:, -1:]
+        return np.asarray(np.where(let_through, toxic, 0.0).max(1) / toxic[:, -1])
+
+
+def _calibration_error(labels: NDArray[np.bool_], chances: Scores) -> float:
+    order = np.argsort(chances, kind="stable")
+    parts = np.array_split(order, min(BINS, len(order)))
+    gaps = [abs(float(chances[p].mean()) - float(labels[p].mean())) * len(p) for p in parts]
+    return sum(gaps) / len(labels)

@@ -1,0 +1,112 @@
+"""How much of an input a judge reads. An input that is too long loses its oldest text, token by
+token: the history first, then the beginning of the reply. Markers and template stay. Losses are
+counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from flatgd.config.recipe import JudgeSettings
+from flatgd.errors import ModelError
+
+# Model types whose first position is the one after the number of their padding token
+AFTER_PADDING = {
+    *("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm"),
+    *("mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+
+
+@dataclass
+class Cuts:
+    """How many inputs a judge read since it was last asked, and how many were too long."""
+
+    inputs: int = 0
+    histories: int = 0
+    """Inputs that lost older history."""
+    replies: int = 0
+    """Inputs that lost the beginning of their reply."""
+
+    def count(self, of_history: int, of_reply: int) -> None:
+        """One input, and how many tokens of its two parts were cut."""
+        self.inputs += 1
+        self.histories += of_history > 0
+        self.replies += of_reply > 0
+
+    def told(self) -> str:
+        """
+        >>> Cuts(300, 12, 1).told()
+        'of 300 inputs 12 were too long and lost older history, 1 the beginning of the reply'
+        >>> Cuts(300).told()
+        ''
+        """
+        if not self.histories and not self.replies:
+            return ""
+        return (
+            f"of {self.inputs:,} inputs {self.histories:,} were too long and lost older history, "
+            f"{self.replies:,} the beginning of the reply"
+        )
+
+    def taken(self) -> str:
+        """What `told` says; the counts start again."""
+        said = self.told()
+        self.inputs = self.histories = self.replies = 0
+        return said
+
+
+def longest_input(settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that fit the model, `max_tokens` at most."""
+    own = config.get_text_config()
+    limits = [settings.max_tokens, int(tokenizer.model_max_length)]
+    positions = getattr(own, "max_position_embeddings", None)
+    if positions is not None and positions > 0:  # XLNet says -1 for any number
+        # two at the least, as in all that are published
+        skipped = max(2, (own.pad_token_id or 0) + 1) if own.model_type in AFTER_PADDING else 0
+        limits.append(positions - skipped)
+    return min(limits)
+
+
+def oldest(
+    history: Sequence[int], reply: Sequence[int], excess: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Which of the places that hold history and reply go where an input has `excess` too many.
+
+    >>> oldest([1, 2, 3], [5, 6], 2)
+    ([1, 2], [])
+    >>> oldest([1, 2, 3], [5, 6], 4)
+    ([1, 2, 3], [5])
+    >>> oldest([1, 2, 3], [5, 6], -7)
+    ([], [])
+    """
+    of_history = history[: max(0, excess)]
+    return of_history, reply[: max(0, excess - len(of_history))]
+
+
+def without_oldest(
+    encoded: dict[str, list[int]],
+    history: Sequence[int],
+    reply: Sequence[int],
+    limit: int,
+    cuts: Cuts,
+) -> dict[str, list[int]]:
+    """An encoded input cut to `limit` tokens, and counted. `history`, `reply`: their places."""
+    length = len(encoded["input_ids"])
+    lost = oldest(history, reply, length - limit)
+    cuts.count(*map(len, lost))
+    gone = {*lost[0], *lost[1]}
+    check_room(length - len(gone), limit)
+    return {
+        key: [value for place, value in enumerate(values) if place not in gone]
+        for key, values in encoded.items()
+    }
+
+
+def check_room(length: int, limit: int) -> None:
+    """Raise ModelError where what no input can do without is too long."""
+    if length > limit:
+        raise ModelError(
+            f"the judge reads {limit} tokens at most, but its template and markers alone are "
+            f"{length}; raise max_tokens, shorten the template or take a model with more positions"
+        )

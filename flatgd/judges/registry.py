@@ -1,0 +1,63 @@
+"""The reporting judges of a recipe: made once, loaded where replies are scored."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flatgd.config.recipe import JudgeSettings
+from flatgd.dialogue import Dialogue
+from flatgd.judges.base import Judge, Scorer, load_calibration, save_calibration
+from flatgd.judges.classifier import HFJudge
+from flatgd.judges.linear import LinearJudge, train_judge
+
+
+def make_judge(
+    settings: JudgeSettings,
+    rows: Sequence[Dialogue],
+    folder: Path,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> tuple[Judge, str]:
+    """A judge trained or calibrated on labelled rows, saved in `folder`; and what it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.kind == "hf":
+        judge = HFJudge.load(settings).calibrated(rows)
+        about = f"{settings.model}, calibrated on {len(rows):,} labelled replies"
+    elif settings.kind == "trained":
+        from flatgd.judges.trained import tune_judge
+
+        judge = tune_judge(rows, settings, folder, advance)
+        about = (
+            f"a transformer from {Path(str(settings.model)).name}, tuned on four fifths of "
+            f"{len(rows):,} labelled replies"
+        )
+    else:
+        judge = train_judge(rows, settings.false_positive_rate)
+        about = f"linear, trained on {len(rows):,} labelled replies"
+    judge.scorer.save(folder)
+    save_calibration(judge, folder)
+    if judge.calibration.is_flat:
+        about += "; its score does not rise with toxicity there: P(toxic) is alike for all replies"
+    return judge, about
+
+
+def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
+    """The judge that `make_judge` left in `folder`. Raises ModelError when there is none."""
+    calibration = load_calibration(folder)
+    scorer: Scorer
+    if settings.kind == "hf":
+        scorer = HFJudge.load(settings)
+    elif settings.kind == "trained":
+        from flatgd.judges.trained import TrainedJudge
+
+        scorer = TrainedJudge.load(settings, folder)
+    else:
+        scorer = LinearJudge.load(folder)
+    return Judge(scorer, calibration)
+
+
+def cuts_taken(judges: Mapping[str, Any]) -> str:
+    """Of the inputs since this was last asked, how many were too long for which judge. A judge of
+    another make need not count them."""
+    counted = {n: judge.cuts for n, judge in judges.items() if hasattr(judge, "cuts")}
+    taken = {name: cuts.taken() for name, cuts in counted.items()}
+    return "".join(f"; judge {name}: {told}" for name, told in taken.items() if told)

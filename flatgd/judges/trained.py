@@ -1,0 +1,268 @@
+"""The trained judge: a transformer that reads history and reply, tuned here on labelled rows.
+
+Starts from any encoder-decoder or causal model that flatgd knows (the shipped backbone, say), or
+from any encoder of the hub (RoBERTa, DeBERTa ...). A linear head looks at the reply's last hidden
+states, their mean and their maximum side by side:
+
+    encoder-decoder   the encoder reads the history, the decoder the reply
+    causal            history and reply in one line
+    encoder           both as a pair of texts
+
+An input of more than `max_tokens`, history and reply together, loses its oldest text.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from flatgd.config.recipe import JudgeSettings
+from flatgd.dialogue import Dialogue, before
+from flatgd.errors import DataError, ModelError
+from flatgd.judges.base import Judge, Pair, calibrate, pairs_of, toxic_labels
+from flatgd.judges.linear import folds_between
+from flatgd.judges.reading import Cuts, check_room, longest_input, oldest, without_oldest
+from flatgd.models.dialogue_format import family_of, speaks
+from flatgd.models.encoding import IGNORE, Example, Family
+from flatgd.models.heads import FORWARD_KEYS
+from flatgd.models.loading import load_as, load_config, load_tokenizer
+from flatgd.runtime.callbacks import Advance
+
+UNCUT = 10**9  # tokens; what is cut is seen here
+Item = dict[str, Any]  # {"pair": Pair, "toxic": float}
+
+
+class _Classifier(nn.Module):
+    """The model and its head. Shapes: B rows, S positions, D width."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        width = getattr(config, "hidden_size", None) or config.d_model
+        self.head = nn.Linear(2 * int(width), 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, reply_mask: Tensor, toxic: Tensor | None = None, **inputs: Tensor) -> Any:
+        hidden_BSD = self.model(**inputs).last_hidden_state
+        of_reply = reply_mask[..., None]
+        mean_BD = (hidden_BSD * of_reply).sum(1) / of_reply.sum(1).clamp(min=1)
+        max_BD = hidden_BSD.masked_fill(of_reply == 0, -1e4).amax(1)
+        logits_B = self.head(torch.cat([mean_BD, max_BD], -1)).squeeze(-1)
+        if toxic is None:
+            return {"logits": logits_B}
+        return {"loss": binary_cross_entropy_with_logits(logits_B, toxic), "logits": logits_B}
+
+
+@dataclass
+class TrainedJudge:
+    """The scorer: a tuned transformer."""
+
+    settings: JudgeSettings
+    classifier: _Classifier
+    tokenizer: PreTrainedTokenizerBase
+    family: Family | None  # None: an encoder, which reads pairs
+    room: int
+    """Tokens of an input."""
+    markers: int
+    """Those of an empty history, which are never cut."""
+    cuts: Cuts = field(default_factory=Cuts)
+
+    @classmethod
+    def untrained(cls, settings: JudgeSettings) -> "TrainedJudge":
+        assert settings.model is not None
+        torch.manual_seed(0)  # of the dropout; the head starts at 0
+        tokenizer = load_tokenizer(settings.model)
+        config = load_config(settings.model)
+        family, room, markers = _reading(settings, config, tokenizer)
+        classifier = _Classifier(load_as(AutoModel, settings.model))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(settings, classifier.to(device).eval(), tokenizer, family, room, markers)
+
+    @classmethod
+    def load(cls, settings: JudgeSettings, folder: Path) -> "TrainedJudge":
+        judge = cls.untrained(settings)
+        try:
+            judge.classifier.load_state_dict(load_file(folder / "judge.safetensors"))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
+        return judge
+
+    def save(self, folder: Path) -> None:
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in self._state().items()}
+        save_file(state, folder / "judge.safetensors")
+        about = {"model": self.settings.model, "epochs": self.settings.epochs}
+        (folder / "judge.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    def _state(self) -> dict[str, Tensor]:
+        return cast(dict[str, Tensor], self.classifier.state_dict())
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        """Score of each (history, reply), 0..1."""
+        order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i][0])))
+        scores = np.zeros(len(pairs))
+        device = next(self.classifier.parameters()).device
+        self.classifier.eval()
+        for start in range(0, len(order), self.settings.batch_size):
+            places = order[start : start + self.settings.batch_size]
+            batch = self.collate([{"pair": pairs[place]} for place in places], self.cuts)
+            with torch.no_grad():
+                logits = self.classifier(**{k: v.to(device) for k, v in batch.items()})["logits"]
+            scores[places] = logits.double().sigmoid().cpu().numpy()
+        return scores
+
+    def collate(self, items: Sequence[Item], cuts: Cuts | None = None) -> dict[str, Tensor]:
+        """A batch of some pairs, padded at the right and masked; what is cut is counted."""
+        pairs = [self._shortened(item["pair"]) for item in items]
+        encode: Callable[..., dict[str, Tensor]] = self._joined if self.family else self._as_texts
+        batch = encode(pairs, cuts or Cuts())
+        if "toxic" in items[0]:
+            batch["toxic"] = torch.tensor([item["toxic"] for item in items])
+        return batch
+
+    def _shortened(self, pair: Pair) -> Pair:
+        history, reply = pair
+        return history[max(0, len(history) - self.settings.history_lines) :], reply
+
+    def _joined(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
+        assert self.family is not None
+        batch = self.family.collate([self._example(pair, cuts) for pair in pairs])
+        inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
+        return {**inputs, "reply_mask": (batch["targets"] != IGNORE).float()}
+
+    def _example(self, pair: Pair, cuts: Cuts) -> Example:
+        """The history gets what the reply leaves of the room, its markers at the least."""
+        assert self.family is not None
+        whole = self.family.encode(Dialogue(before(pair[0]), pair[1], True, "", ""))
+        history, reply = whole.history_ids, whole.reply_ids
+        excess = len(history) + len(reply) - self.room
+        of_history, of_reply = oldest(history[self.markers :], reply[:-1], excess)
+        cuts.count(len(of_history) + whole.cut_tokens, len(of_reply))
+        if of_history:
+            narrow = replace(self.family, max_history_tokens=len(history) - len(of_history))
+            try:
+                history = narrow.history(pair[0])[0]
+            except DataError:  # no text of it fits
+                history = self.family.history(())[0]
+        return whole._replace(history_ids=history, reply_ids=reply[len(of_reply) :])
+
+    def _as_texts(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
+        """An empty history leaves its place in the pair empty."""
+        rows = []
+        for history, reply in pairs:
+            pair = self.settings.separator.join(history), reply or " "
+            encoded = self.tokenizer(*pair, verbose=False)
+            parts = encoded.sequence_ids(0)
+            old, new = ([at for at, part in enumerate(parts) if part == n] for n in (0, 1))
+            mask = [int(part == 1) for part in parts]
+            row = {**encoded, "reply_mask": mask}
+            rows.append(without_oldest(row, old, new, self.room, cuts))
+        pad = cast(Any, self.classifier.model).config.get_text_config().pad_token_id or 0
+        batch = {
+            key: pad_sequence(
+                [torch.tensor(row[key]) for row in rows],
+                batch_first=True,
+                padding_value=pad if key == "input_ids" else 0,
+            )
+            for key in rows[0]
+        }
+        return {**batch, "reply_mask": batch["reply_mask"].float()}
+
+
+def check_trained_judge(settings: JudgeSettings) -> None:
+    """Raise ModelError when model, tokenizer or max_tokens do not fit; loads no weights."""
+    name = str(settings.model)
+    _reading(settings, load_config(name), load_tokenizer(name))
+
+
+def _reading(
+    settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Family | None, int, int]:
+    """How a judge from this model reads (None: as an encoder), how many tokens fit it, and how many
+    of them are always there."""
+    room = longest_input(settings, config, tokenizer)
+    if speaks(config):
+        family = family_of(config, tokenizer, UNCUT, UNCUT)
+        markers = max(1, len(family.history(())[0]))
+        check_room(markers + 2, room)  # and a reply of one token, closed
+        return family, room, markers
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "a trained judge from an encoder needs a fast tokenizer, which tells the tokens of "
+            f"the reply from those of the history; {type(tokenizer).__name__} is none; start from "
+            "another encoder"
+        )
+    check_room(tokenizer.num_special_tokens_to_add(pair=True) + 1, room)
+    return None, room, 0
+
+
+MEND = (
+    "look whether data.judge has safe and toxic the wrong way round in part, or tune with a lower "
+    "learning_rate"
+)
+
+
+def tune_judge(
+    rows: Sequence[Dialogue],
+    settings: JudgeSettings,
+    folder: Path,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> Judge:
+    """Tune on four fifths of the labelled rows, calibrate on the fifth that shares no conversation
+    with them."""
+    judge = TrainedJudge.untrained(settings)
+    labels = toxic_labels(rows)
+    fit, rest = folds_between(labels, [row.conversation for row in rows])[0]
+    pairs = pairs_of(rows)
+    items: list[Item] = [{"pair": pairs[i], "toxic": float(labels[i])} for i in fit]
+    trainer = Trainer(
+        judge.classifier,
+        TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            per_device_train_batch_size=settings.train_batch_size,
+            warmup_steps=0.06,
+            weight_decay=0.01,
+            seed=0,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        ),
+        train_dataset=cast(Any, items),
+        data_collator=judge.collate,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Advance(advance))
+    trainer.train()
+    for start in range(0, len(items), settings.batch_size):
+        judge.collate(items[start : start + settings.batch_size], judge.cuts)  # to count
+    scores = judge.score([pairs[i] for i in rest])
+    held_out = [rows[i] for i in rest]
+    return Judge(judge, calibrate(scores, held_out, settings.false_positive_rate, MEND))
+
+
+def tuning_steps(rows: int, settings: JudgeSettings) -> int:
+    """About how many steps `tune_judge` takes."""
+    return round(settings.epochs * -(-rows * 4 // 5 // settings.train_batch_size))

@@ -1,0 +1,1 @@
+"""Language models: loaded, laid out, generated from, scored."""

@@ -1,0 +1,203 @@
+"""LoRA adapters: a policy that trains nothing else, and models that share one frozen base.
+
+A folder with adapter_config.json holds an adapter, as peft writes it, beside a tokenizer; plain
+peft and plain transformers load it too.
+"""
+
+import copy
+import json
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from flatgd.errors import ModelError
+from flatgd.models.loading import (
+    ADAPTER,
+    BASE_FROM_HERE,
+    base_of,
+    load_config,
+    load_model,
+    told,
+    whole,
+)
+from flatgd.models.trust import Risk, how, is_allowed
+
+ROLE = "flatgd.json"
+
+
+def with_adapter(model: PreTrainedModel, config: Any) -> Any:
+    """`model` frozen, with a LoRA adapter on its linear layers as a FlatGDConfig has it (Hu et al.
+    2022); on which layers is `lora_targets`. Starts at the model itself, drawn from config.seed.
+    Raises ModelError for targets that the model lacks, or that share their weight with others."""
+    kind = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    targets: Any = config.lora_targets
+    lora = LoraConfig(
+        task_type=kind,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+        target_modules=targets,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(config.seed)
+        try:
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
+            adapted: Any = get_peft_model(model, lora)
+        except ValueError as error:
+            raise ModelError(f"lora_targets {targets!r}: {error}") from None
+    refuse_tied(adapted)
+    _name_base(adapted)
+    return adapted
+
+
+def refuse_tied(model: PeftModel) -> None:
+    """Raises ModelError where an adapter sits on a weight that another layer has too, as a head on
+    its embedding's: it changes one of them while it trains, and both once it is merged."""
+    owners: dict[int, dict[int, str]] = defaultdict(dict)
+    for name, module in model.get_base_model().named_modules(remove_duplicate=False):
+        for tensor in module._parameters.values():
+            if tensor is not None:
+                place = tensor.data_ptr() or id(tensor)  # on the meta device all lie at 0
+                owners[place].setdefault(id(module), _plain(name))
+    for name, module in model.get_base_model().named_modules():
+        for tensor in _adapted_weights(module):
+            others = {*owners[tensor.data_ptr() or id(tensor)].values()} - {_plain(name)}
+            if others:
+                raise ModelError(
+                    f"the adapter is on {_plain(name)}, whose weight is also that of "
+                    f"{', '.join(sorted(others))}: it would change one of them in training, and "
+                    "all of them once merged; the loaded model would not be the trained one. Take "
+                    f"{_plain(name).rpartition('.')[2]} out of lora_targets (or target_modules, "
+                    "modules_to_save)"
+                )
+
+
+def _adapted_weights(module: nn.Module) -> list[nn.Parameter]:
+    """The base's weights that an adapter, or a copy of the layer that is trained, stands on."""
+    base: Any = None
+    if isinstance(module, BaseTunerLayer):
+        base = module.get_base_layer()
+    elif isinstance(module, ModulesToSaveWrapper):
+        base = module.original_module
+    return [] if base is None else list(base.parameters())
+
+
+def _plain(name: str) -> str:
+    """A layer's name without what peft puts around it."""
+    inner = (".base_layer", ".original_module", ".token_adapter")
+    for word in inner:
+        name = name.replace(word, "")
+    return name
+
+
+def _name_base(model: PeftModel) -> None:
+    """Have the adapter's configuration name its base so that it is found from any folder."""
+    for config in model.peft_config.values():
+        name = config.base_model_name_or_path or model.get_base_model().name_or_path
+        config.base_model_name_or_path = whole(str(name)) if name else None
+
+
+def save(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """A checkpoint that plain transformers loads: weights, or an adapter that names its base.
+
+    An adapter's folder has no config.json, which would make transformers look for weights in it; so
+    what a toxic expert is marked with lies in a file of its own. `weights`: the model's, where they
+    were gathered from several processes.
+    """
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder, state_dict=weights)
+    else:  # peft would ask the hub about embeddings
+        _name_base(model)
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+        base = base_of(folder)
+        if base is not None and Path(base).is_dir():  # for when both are moved
+            (folder / BASE_FROM_HERE).write_text(os.path.relpath(base, folder.resolve()) + "\n")
+        if role := getattr(model.config, "flatgd_role", None):
+            _add(folder / ROLE, {"flatgd_role": role})
+
+
+def _add(path: Path, values: dict[str, Any]) -> None:
+    """Put values into a JSON file, which may hold others."""
+    there = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(there | values, indent=2) + "\n")
+
+
+def is_toxic_expert(folder: Path) -> bool:
+    """Whether a checkpoint is marked as one."""
+    return role_of(folder) is not None
+
+
+def role_of(folder: Path) -> str | None:
+    """What a checkpoint is marked as, in its configuration or beside its adapter."""
+    files = [path for path in (folder / "config.json", folder / ROLE) if path.is_file()]
+    roles = [json.loads(path.read_text()).get("flatgd_role") for path in files]
+    return next((str(role) for role in roles if role is not None), None)
+
+
+def load(name: str | Path) -> PreTrainedModel:
+    """A model ready to use; an adapter is merged into its base."""
+    base = base_of(name)
+    if base is None:
+        return load_model(name)
+    adapted = _put_on(load(base), Path(name))
+    try:
+        refuse_tied(adapted)
+    except ModelError as error:
+        raise ModelError(f"{name} cannot be merged into its base: {error}") from None
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    merged.config = load_config(str(name))
+    if role := role_of(Path(name)):
+        merged.config.flatgd_role = role
+    merged.name_or_path = whole(str(name))  # what an adapter trained on it names as its base
+    return merged
+
+
+def load_together(paths: Mapping[str, str], policy: nn.Module | None = None) -> dict[str, Any]:
+    """Models by name, to be used frozen. Adapters on one base share its weights in memory, also a
+    `policy`'s if that is the base and frozen itself; each is a tree of modules of its own, so that
+    none has to be switched on or off."""
+    bases: dict[str, nn.Module] = {}
+    if policy is not None:
+        bases[whole(str(policy.name_or_path))] = policy
+    loaded: dict[str, Any] = {}
+    for name, path in paths.items():
+        base = base_of(path)
+        if base is None:
+            loaded[name] = load_model(path)
+            continue
+        if base not in bases:
+            bases[base] = load(base).requires_grad_(False)
+        loaded[name] = _put_on(twin(bases[base]), Path(path))
+    return loaded
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """The same modules anew, on the same tensors."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, shared)
+
+
+def _put_on(base: Any, folder: Path) -> Any:
+    kind = json.loads((folder / ADAPTER).read_text()).get("peft_type")
+    if kind != "LORA":  # others load further files, from wherever they name
+        raise ModelError(f"{folder}: its adapter is of type {kind!r}; LORA is what can be loaded")
+    if not (folder / "adapter_model.safetensors").is_file():
+        if not (folder / "adapter_model.bin").is_file():
+            raise ModelError(f"{folder} has an adapter's configuration and no weights")
+        if not is_allowed(Risk.PICKLE, str(folder)):
+            raise ModelError(f"{folder}: its adapter is no safetensors; {how(Risk.PICKLE)}")
+    try:
+        adapted: Any = PeftModel.from_pretrained(base, str(folder))
+        return adapted
+    except Exception as error:  # whatever a file that is no adapter makes of it
+        raise ModelError(f"cannot load the adapter in {folder}: {told(error)}") from None

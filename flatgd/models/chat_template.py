@@ -1,0 +1,241 @@
+"""Chat templates: the prompt that inference will see, and what the template adds for a reply.
+
+    prompt   the template of the history with its generation prompt
+    target   what the template then adds for the reply, up to its end of turn
+
+A template that refuses a conversation gets it changed by the rules below, each counted as a note:
+neighbouring turns of one role joined by a line break; the system message put before the first user
+turn; assistant turns that open the conversation left out. A history without turns is one empty turn
+of the user. Where the template does not write a reply after its own prompt, the target is the reply
+between what it writes before and after a probe; where it writes no control token after a reply, the
+tokenizer's end-of-sequence token ends it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from flatgd.dialogue import Turn, as_messages
+from flatgd.errors import ModelError
+from flatgd.models.text_encoder import TextEncoder
+
+JOINED = "turns of one role joined"
+MOVED = "system message put before the first user turn"
+OPENING = "opening assistant turns left out"
+OTHERWISE = "reply not written after the prompt by the template"
+CHANGED = "reply changed by the template"
+PROBE = "Xyzzy"
+Messages = list[dict[str, str]]
+
+
+STRFTIME = (
+    "{%- macro strftime_now(format) -%}{{ days_by_format[format] if format in days_by_format else "
+    "raise_exception('strftime_now wants a format in quotes') }}{%- endmacro %}"
+)
+
+
+class Reply(NamedTuple):
+    """What a template writes around a reply, as marked text. `end_id` ends it; `is_trimmed` is
+    whether the template strips its white space."""
+
+    lead: str
+    end: str
+    end_id: int
+    tail: str
+    is_trimmed: bool
+
+
+class Rendered(NamedTuple):
+    """Prompt and prompt + target as marked text, and which rules changed the conversation."""
+
+    prompt: str
+    whole: str
+    notes: tuple[str, ...]
+
+
+class ChatTemplate:
+    """A tokenizer's chat template. `today` is the date that it may print, as YYYY-MM-DD; `kwargs`
+    are its own variables."""
+
+    def __init__(self, encoder: TextEncoder, today: str, kwargs: Mapping[str, Any]):
+        self.encoder = encoder
+        self.tokenizer: PreTrainedTokenizerBase = encoder.tokenizer
+        self._kwargs = {**_dated(self.tokenizer.get_chat_template(), today), **kwargs}
+        self.reply = self._probe()
+
+    def prompts(
+        self, rows: Sequence[tuple[str, Sequence[Turn]]]
+    ) -> list[tuple[str, Messages, tuple[str, ...]]]:
+        """(prompt, the messages it is of, notes) of each (system message, history)."""
+        marked = [self._messages(system, turns) for system, turns in rows]
+        texts = self._render_all(marked, True)
+        return [
+            (text, messages, ())
+            if text is not None and _shows_system(text, messages)
+            else self._repaired(messages)
+            for text, messages in zip(texts, marked, strict=True)
+        ]
+
+    def wholes(
+        self, prompts: Sequence[tuple[str, Messages, tuple[str, ...]]], replies: Sequence[str]
+    ) -> list[Rendered]:
+        """Prompt with target for each reply."""
+        marked = [self.encoder.mark(reply) for reply in replies]
+        full = [
+            [*messages, {"role": "assistant", "content": reply}]
+            for (_, messages, _), reply in zip(prompts, marked, strict=True)
+        ]
+        found = []
+        for (prompt, _, notes), reply, text in zip(
+            prompts, marked, self._render_all(full, False), strict=True
+        ):
+            target, more = self._target(prompt, reply, text)
+            found.append(Rendered(prompt, prompt + target, (*notes, *more)))
+        return found
+
+    def _target(self, prompt: str, reply: str, text: str | None) -> tuple[str, tuple[str, ...]]:
+        lead, end, tail = self.reply.lead, self.reply.end, self.reply.tail
+        after = text[len(prompt) :] if text is not None and text.startswith(prompt) else None
+        if after is None or not (after.startswith(lead) and after.endswith(tail)):
+            written = reply.strip() if self.reply.is_trimmed else reply
+            return lead + written + end, (OTHERWISE,)
+        written = after[len(lead) : len(after) - len(tail)]
+        return lead + written + end, (CHANGED,) if written.strip() != reply.strip() else ()
+
+    def _probe(self) -> Reply:
+        opening = [{"role": "user", "content": "a"}]
+        prompt = self._render(opening, True)
+        whole, padded = (
+            self._render([*opening, {"role": "assistant", "content": text}], False)
+            for text in (PROBE, f" {PROBE} ")
+        )
+        if PROBE not in whole:
+            raise ModelError(
+                'the chat template does not show what the assistant says; turn_separator: "\\n" '
+                "does without the template"
+            )
+        before, _, tail = whole.rpartition(PROBE)
+        lead = before[len(prompt) :] if before.startswith(prompt) else ""
+        found = self.encoder.first_control(tail)
+        end = tail[: found.end()] if found else str(self.tokenizer.eos_token)
+        token = found[0] if found else str(self.tokenizer.eos_token)
+        return Reply(lead, end, self.encoder.id_of(token), tail, whole == padded)
+
+    def _messages(self, system: str, turns: Sequence[Turn]) -> Messages:
+        said = [Turn(turn.role, self.encoder.mark(turn.text)) for turn in turns]
+        opening = [{"role": "system", "content": self.encoder.mark(system)}] if system else []
+        return opening + as_messages(said or [Turn("user", "")])
+
+    def _render_all(self, conversations: Sequence[Messages], prompt: bool) -> list[str | None]:
+        """The text of each; None where the template refuses."""
+        try:
+            return list(self._apply(conversations, prompt)) if conversations else []
+        except (TemplateError, ValueError, TypeError):
+            return [self._try(messages, prompt) for messages in conversations]
+
+    def _try(self, messages: Messages, prompt: bool) -> str | None:
+        try:
+            return self._render(messages, prompt)
+        except ModelError:
+            return None
+
+    def _render(self, messages: Messages, prompt: bool) -> str:
+        try:
+            return str(self._apply(messages, prompt))
+        except (TemplateError, ValueError, TypeError) as error:
+            raise ModelError(
+                f'the chat template refuses this dialogue: {error}; turn_separator: "\\n" does '
+                "without the template"
+            ) from None
+
+    def _apply(self, messages: Any, prompt: bool) -> Any:
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=prompt, tokenize=False, **self._kwargs
+        )
+
+    def _repaired(self, messages: Messages) -> tuple[str, Messages, tuple[str, ...]]:
+        """The conversation changed as little as the template accepts."""
+        for tried, notes in _repairs(messages):
+            text = self._try(tried, True)
+            if text is not None and _shows_system(text, tried):
+                return text, tried, notes
+        self._render(messages, True)  # raises
+        raise ModelError(
+            "the chat template leaves out the system message; drop it from the data, or use "
+            'turn_separator: "\\n", which does without the template'
+        )
+
+
+def _dated(template: str, today: str) -> dict[str, Any]:
+    """The template with a `strftime_now` of its own, which knows one day; transformers passes no
+    function to a template."""
+    if "strftime_now" not in template:
+        return {}
+    day = date.fromisoformat(today)
+    formats = re.findall(r"""strftime_now\(\s*(?:'([^']*)'|"([^"]*)")""", template)
+    days = {text: day.strftime(text) for pair in formats for text in pair if text}
+    return {"chat_template": f"{STRFTIME}\n{template}", "days_by_format": days}
+
+
+def _shows_system(text: str, messages: Messages) -> bool:
+    return messages[0]["role"] != "system" or messages[0]["content"].strip() in text
+
+
+Repair = Callable[[Messages], Messages]
+
+
+def _joined(messages: Messages) -> Messages:
+    return [
+        {"role": role, "content": "\n".join(message["content"] for message in group)}
+        for role, group in groupby(messages, key=lambda message: message["role"])
+    ]
+
+
+def _moved(messages: Messages) -> Messages:
+    if messages[0]["role"] != "system":
+        return messages
+    system, *rest = messages
+    for place, message in enumerate(rest):
+        if message["role"] == "user":
+            content = f"{system['content']}\n\n{message['content']}"
+            return [*rest[:place], {"role": "user", "content": content}, *rest[place + 1 :]]
+    return [{"role": "user", "content": system["content"]}, *rest]
+
+
+def _opened_by_user(messages: Messages) -> Messages:
+    opening = messages[:1] if messages[0]["role"] == "system" else []
+    rest = messages[len(opening) :]
+    users = [place for place, message in enumerate(rest) if message["role"] == "user"]
+    return opening + (rest[users[0] :] if users else [{"role": "user", "content": ""}])
+
+
+RULES: tuple[tuple[str, Repair], ...] = (
+    (JOINED, _joined),
+    (MOVED, _moved),
+    (OPENING, _opened_by_user),
+)
+ORDER = ((0,), (1,), (0, 1), (2,), (0, 2), (1, 2), (0, 1, 2))  # fewest changes first
+
+
+def _repairs(messages: Messages) -> Iterator[tuple[Messages, tuple[str, ...]]]:
+    for places in ORDER:
+        tried = messages
+        notes: list[str] = []
+        for place in reversed(places):  # what opens first, then the system message, then joins
+            note, repair = RULES[place]
+            changed = repair(tried)
+            if changed != tried:
+                tried, notes = changed, [note, *notes]
+        if len(notes) == len(places):
+            yield tried, tuple(notes)
+
+
+def counted(notes: Sequence[Sequence[str]]) -> dict[str, int]:
+    """How many rows each rule changed."""
+    return dict(Counter(note for row in notes for note in row))

@@ -1,0 +1,195 @@
+"""One dialogue as token ids: what every kind of model shares.
+
+A collated batch is a dict of tensors: what the model's forward takes, and beside it
+
+    targets  [B, T]  the token that each position of the logits predicts, IGNORE where there is none
+    is_safe  [B]     the label of the row (never named `label`: collators take that for token ids)
+    row      [B]     its number in the training data, -1 elsewhere
+
+B rows, T reply positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from flatgd.dialogue import Dialogue, as_turns
+from flatgd.errors import DataError, Problem
+from flatgd.models.chat_template import Messages
+from flatgd.models.text_encoder import TextEncoder
+
+IGNORE = -100
+Batch = dict[str, Tensor]
+CHUNK = 1024  # rows tokenized at once
+EMPTY = "empty turns left out"
+APART = "reply whose first token is not merged with the prompt"
+NOTHING_FITS = (
+    "max_history_tokens is {room}, but the system message and what stands around the turns take "
+    "{least} tokens; raise max_history_tokens or shorten the system message"
+)
+
+
+class Example(NamedTuple):
+    """One encoded dialogue. `cut_tokens` counts what truncation took from history and reply, `row`
+    is its number in the training data, `notes` are the rules that changed its conversation."""
+
+    history_ids: list[int]
+    reply_ids: list[int]
+    is_safe: bool
+    cut_tokens: int
+    row: int = -1
+    notes: tuple[str, ...] = ()
+
+
+class Prompt(NamedTuple):
+    """What a model reads before a reply: its ids, how many older tokens were cut, the messages that
+    are left of the conversation, and the rules that changed it."""
+
+    ids: list[int]
+    cut: int
+    text: str = ""
+    messages: Messages = []  # noqa: RUF012  never changed
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """Encoding shared by both kinds of model; `tokenizer` needs an end-of-sequence token.
+
+    `vocabulary` is the number of rows of the model's embedding: an id beyond it is a ModelError.
+    `prefix` and `suffix` stand around a history, `separator` between its turns.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    separator: str
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    max_history_tokens: int = 128
+    max_reply_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        self.text.check([self.pad, self.end, *self.prefix, *self.suffix])
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.vocabulary)
+
+    def encode(self, dialogue: Dialogue) -> Example:
+        """`encode_all` of one dialogue."""
+        return self.encode_all([dialogue])[0]
+
+    def encode_all(self, rows: Sequence[Dialogue]) -> list[Example]:
+        """Token ids: the newest end of the history, the beginning of the reply.
+
+        Raises DataError with every row that does not fit.
+        """
+        examples: list[Example] = []
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            prompts = self.prompts(part)
+            replies = self._replies(prompts, [row.reply for row in part])
+            for row, prompt, (reply, notes) in zip(part, prompts, replies, strict=True):
+                kept = reply[: self.max_reply_tokens]
+                cut = prompt.cut + len(reply) - len(kept)
+                examples.append(
+                    Example(prompt.ids, kept, bool(row.is_safe), cut, -1, (*prompt.notes, *notes))
+                )
+        return examples
+
+    def encode_histories(self, rows: Sequence[Dialogue]) -> list[Example]:
+        """What a model reads to answer each history; no reply."""
+        return [Example(prompt.ids, [], True, prompt.cut) for prompt in self.prompts(rows)]
+
+    def prompts(self, rows: Sequence[Dialogue]) -> list[Prompt]:
+        """What stands before each reply. Raises DataError with every row that does not fit."""
+        raise NotImplementedError
+
+    def _replies(
+        self, prompts: Sequence[Prompt], replies: Sequence[str]
+    ) -> list[tuple[list[int], tuple[str, ...]]]:
+        """(ids of each reply with its end, notes)."""
+        return [([*ids, self.end], ()) for ids in self.text.plain(replies)]
+
+    def history(self, turns: Sequence[Any], system: str = "") -> tuple[list[int], int]:
+        """(token ids of the newest end, how many older tokens were cut) of turns, or of strings
+        that alternate."""
+        (prompt,) = self.prompts([Dialogue(as_turns(turns), "", None, "", "", system=system)])
+        return prompt.ids, prompt.cut
+
+    def spelled(self, example: Example) -> str:
+        """Every token of an example with its id, prompt and target told apart."""
+        lines = []
+        for name, ids in (("prompt", example.history_ids), ("target", example.reply_ids)):
+            tokens = (f"{self.tokenizer.decode([number])!r} {number}" for number in ids)
+            lines.append(f"{name}, {len(ids)} tokens: {' | '.join(tokens)}")
+        return "\n".join(lines)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        raise NotImplementedError
+
+    def prompt(self, examples: Sequence[Example]) -> Batch:
+        """Inputs for `generate`."""
+        raise NotImplementedError
+
+    @property
+    def end(self) -> int:
+        """What ends a reply."""
+        return int(self.tokenizer.eos_token_id)
+
+    def said(self, ids: Sequence[int], stops: Sequence[int]) -> str:
+        """The text of a generated reply, up to the first of the ids in `stops`."""
+        end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+        return str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)).strip()
+
+    @property
+    def pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def _joined(self, rows: Sequence[Dialogue], close: str = "") -> list[Prompt]:
+        """Turns with the separator between them and `close` after the last, cut at their old end;
+        the system message comes first and is never cut."""
+        turns = [[turn.text for turn in row.history if turn.text.strip()] for row in rows]
+        mark, sep = self.text.mark, self.separator  # the separator may be a special token
+        systems = [mark(row.system) + sep if row.system else "" for row in rows]
+        body = [sep.join(map(mark, said)) + (close if said else "") for said in turns]
+        found, problems = [], []
+        heads = self.text.ids(systems)
+        for row, said, head, ids in zip(rows, turns, heads, self.text.ids(body), strict=True):
+            ids = ids or self._nothing(bool(head))
+            least = len(self.prefix) + len(head) + len(self.suffix)
+            room = self.max_history_tokens - least
+            if room < min(1, len(ids)):
+                reason = NOTHING_FITS.format(room=self.max_history_tokens, least=least)
+                problems.append(Problem(row.where or row.conversation, 0, reason))
+                continue
+            kept = ids[max(0, len(ids) - room) :]
+            notes = (EMPTY,) if len(said) < len(row.history) else ()
+            whole = [*self.prefix, *head, *kept, *self.suffix]
+            found.append(Prompt(whole, len(ids) - len(kept), notes=notes))
+        if problems:
+            raise DataError(problems)
+        return found
+
+    def _nothing(self, has_system: bool) -> list[int]:
+        """What is read of a history without text."""
+        return []
+
+
+def about(examples: Sequence[Example]) -> Batch:
+    return {
+        "is_safe": torch.tensor([e.is_safe for e in examples]),
+        "row": torch.tensor([e.row for e in examples]),
+    }
+
+
+def padded(rows: Sequence[list[int]], value: int, left: bool = False) -> Tensor:
+    width = max(len(row) for row in rows)
+    fill = [[value] * (width - len(row)) for row in rows]
+    return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill, strict=True)])

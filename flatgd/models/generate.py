@@ -1,0 +1,121 @@
+"""Sampled replies to histories, the same sampling for every model."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from flatgd.config.recipe import Generate
+from flatgd.dialogue import Dialogue
+from flatgd.models.dialogue_format import EncoderDecoder, declared_stops
+from flatgd.models.encoding import Batch, Family
+from flatgd.models.guides import Guide
+from flatgd.runtime import distributed
+
+Progress = Callable[[int], None]
+
+
+class Replies(NamedTuple):
+    """The replies to each history; how many tokens they are, and how long `generate` took."""
+
+    texts: list[list[str]]
+    tokens: int
+    seconds: float
+
+
+def generate_replies(
+    model: PreTrainedModel,
+    family: Family,
+    dialogues: Sequence[Dialogue],
+    settings: Generate,
+    seed: int,
+    progress: Progress = lambda done: None,
+    guide: Guide | None = None,
+) -> Replies:
+    """`settings.samples` replies to the history of each dialogue, in the order given; a `guide`
+    steers the model.
+
+    Histories of like length are answered together; each such batch draws from its own seed, so the
+    outcome depends on the seed, the histories and the batch size alone. Several processes share
+    the batches out. A reply stops at every end that the checkpoint declares and at the end that was
+    learnt; the checkpoint's other generation settings are set aside.
+    """
+    encoded = family.encode_histories(dialogues)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
+    replies: dict[int, list[str]] = {}
+    stops = declared_stops(model, family)
+    config = _generation_config(family, settings, guide is not None, stops)
+    tokens, seconds = 0, 0.0
+    model.generation_config = GenerationConfig(**_token_ids(family, stops))
+    model.eval()
+    starts = range(0, len(order), settings.batch_size)
+    for start in starts[distributed.rank() :: distributed.count()]:
+        rows = order[start : start + settings.batch_size]
+        prompt = {
+            k: v.to(model.device) for k, v in family.prompt([encoded[i] for i in rows]).items()
+        }
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed + start)
+            begun = time.perf_counter()
+            output = model.generate(  # type: ignore[operator]
+                **prompt,
+                generation_config=config,
+                logits_processor=_processors(model, prompt, settings, guide),
+            )
+            seconds += time.perf_counter() - begun
+        begin = prompt.get("decoder_input_ids", prompt["input_ids"]).shape[1]
+        tokens += _tokens(output[:, begin:], stops)
+        texts = [family.said(ids, stops) for ids in output[:, begin:].tolist()]
+        for place, row in enumerate(rows):
+            replies[row] = texts[place * settings.samples : (place + 1) * settings.samples]
+        progress(len(rows) * distributed.count())
+    parts = distributed.gathered((replies, tokens, seconds))
+    merged = {row: texts for part, _, _ in parts for row, texts in part.items()}
+    return Replies(
+        [merged[row] for row in range(len(encoded))],
+        sum(tokens for _, tokens, _ in parts),
+        max(seconds for _, _, seconds in parts),
+    )
+
+
+def _processors(
+    model: PreTrainedModel, prompt: Batch, settings: Generate, guide: Guide | None
+) -> LogitsProcessorList | None:
+    if guide is None:
+        return None
+    processor = guide.processor(model, prompt, settings.temperature, settings.top_p)
+    return LogitsProcessorList([processor])
+
+
+def _tokens(said: Tensor, stops: list[int]) -> int:
+    """How many tokens were said, each reply's closing one included."""
+    is_end = torch.isin(said, torch.tensor(stops, device=said.device))
+    ended = is_end.cumsum(1) - is_end.long()
+    return int((ended == 0).sum())
+
+
+def _generation_config(
+    family: Family, settings: Generate, is_guided: bool, stops: list[int]
+) -> GenerationConfig:
+    """A guide takes temperature and nucleus on itself."""
+    return GenerationConfig(
+        do_sample=True,
+        num_beams=1,
+        temperature=1.0 if is_guided else settings.temperature,
+        top_p=1.0 if is_guided else settings.top_p,
+        top_k=0,
+        min_new_tokens=settings.min_new_tokens,
+        max_new_tokens=settings.max_new_tokens,
+        num_return_sequences=settings.samples,
+        **_token_ids(family, stops),
+    )
+
+
+def _token_ids(family: Family, stops: list[int]) -> dict[str, Any]:
+    ids: dict[str, Any] = {"eos_token_id": stops, "pad_token_id": family.pad}
+    if isinstance(family, EncoderDecoder):
+        ids["decoder_start_token_id"] = family.start[0]
+    return ids

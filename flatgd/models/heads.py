@@ -1,0 +1,185 @@
+"""Models and tokenizers: looked for, loaded, compared; and what a model says of a batch's replies.
+
+Shapes: B rows, T reply positions, N real reply tokens of a batch, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.functional import pad
+
+from flatgd.errors import ModelError
+from flatgd.losses.divergence import LOG_ZERO
+from flatgd.losses.fused import Head, head_log_probs
+from flatgd.models.encoding import IGNORE
+
+BIAS = "final_logits_bias"  # a buffer [1, V] that BlenderBot and BART add after their head
+FORWARD_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
+
+
+def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Log-probabilities of the next token at each real reply token, row by row. Shape [N, V].
+
+    The output head sees only real positions: padding costs nothing there. Float32 at least.
+    """
+    real_BT = batch["targets"] != IGNORE
+    inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
+    with _only_positions(output_head(model), real_BT):
+        logits_NV: Tensor = model(**inputs, use_cache=False).logits
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+
+
+def at_head(
+    model: nn.Module, batch: Mapping[str, Tensor], compute: Callable[[Tensor, Head], Tensor]
+) -> Tensor:
+    """`compute(states [N, D], head)`, of shape [n, 1] or [n, V], as the model's logits.
+
+    It runs inside the model's forward, where sharded weights are whole, and comes out of it as the
+    logits do, so that FSDP2 makes them whole again for each backward pass.
+    """
+    inner, head = unwrapped(model), output_head(model)
+    real_BT = batch["targets"] != IGNORE
+    inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
+    given, bias = head_of(model), getattr(inner, BIAS, None)
+    head.forward = lambda states_BTD: compute(
+        states_BTD[real_BT], given._replace(weight=head_weight(model))
+    )
+    if bias is not None:
+        setattr(inner, BIAS, bias.new_zeros(1, 1))
+    try:
+        found: Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        del head.forward
+        if bias is not None:
+            setattr(inner, BIAS, bias)
+    return found
+
+
+def reply_states(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the head is given at each real reply token, as `reply_log_probs` has them. [N, D]."""
+    return at_head(model, batch, lambda states_ND, head: states_ND)
+
+
+def head_of(model: nn.Module) -> Head:
+    """Weight and bias of the head."""
+    head: Any = output_head(model)
+    bias = getattr(head, "bias", None)
+    if bias is None and (added := getattr(unwrapped(model), BIAS, None)) is not None:
+        bias = added[0]
+    return Head(head.weight, bias)
+
+
+class HeadOnly(nn.Module):
+    """What is left of a model of which no more than the head is asked."""
+
+    def __init__(self, head: Head):
+        super().__init__()
+        vocabulary, width = head.weight.shape
+        self.head = nn.Linear(width, vocabulary, bias=head.bias is not None, device="meta")
+        self.head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+        if head.bias is not None:
+            self.head.bias = nn.Parameter(head.bias.detach(), requires_grad=False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """As transformers' models have it."""
+        return self.head
+
+
+def join_embeddings(model: nn.Module) -> None:
+    """Embeddings on one weight become one module: FSDP2 takes a tied weight only from modules that
+    it shards together, and encoder-decoders have three."""
+    embeddings = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Embedding)
+    ]
+    first: dict[int, nn.Module] = {}
+    for parent, name, child in embeddings:
+        setattr(parent, name, first.setdefault(id(child.weight), child))
+
+
+def reshard(model: nn.Module) -> None:
+    """After forward passes alone: FSDP2 leaves weights whole until the next backward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+    """Whether the logits are those of `head_of` on the states before it; tried on `batch`.
+
+    Not so where an adapter sits on the head, or the model does something to its logits.
+    """
+    if not isinstance(output_head(model), nn.Linear):  # peft's layers are none
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            ours = at_head(model, batch, head_log_probs)
+            theirs = reply_log_probs(model, batch)
+    finally:
+        model.train(was_training)
+        reshard(model)
+    return bool(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2))
+
+
+def in_vocabulary(log_q_NV: Tensor, size: int) -> Tensor:
+    """Log-probabilities over `size` tokens, [N, size].
+
+    Models of one token map may pad their vocabulary to different sizes. What is cut off is padding,
+    and the rest is normalised again; what is added has probability 0.
+    """
+    width = log_q_NV.shape[-1]
+    if width > size:
+        return log_q_NV[:, :size].log_softmax(-1)
+    return log_q_NV if width == size else pad(log_q_NV, (0, size - width), value=LOG_ZERO)
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The layer from hidden states to logits, also of a wrapped model."""
+    inner = unwrapped(model)
+    head: nn.Module | None = inner.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(inner).__name__} has no output embeddings")
+    return head
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """transformers' own model: inside DistributedDataParallel, below an adapter."""
+    inner: Any = getattr(model, "module", model)
+    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+
+
+def head_weight(model: nn.Module) -> Tensor:
+    """That layer's weight, [V, D]."""
+    weight: Any = output_head(model).weight
+    return torch.as_tensor(weight)
+
+
+@contextmanager
+def _only_positions(head: nn.Module, real_BT: Tensor) -> Iterator[None]:
+    """Inside the block `head` is given [N, D], the rows of [B, T, D] where `real_BT` holds."""
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0][real_BT],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def reply_rows(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which row [N] each real reply token is of, in the order of `reply_log_probs`."""
+    return (batch["targets"] != IGNORE).nonzero()[:, 0]
+
+
+def reply_tokens(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(targets [N], is_safe [N]) of the real reply tokens, in the order of `reply_log_probs`."""
+    real_BT = batch["targets"] != IGNORE
+    is_safe_BT = batch["is_safe"][:, None].expand_as(real_BT)
+    return batch["targets"][real_BT], is_safe_BT[real_BT]

@@ -1,0 +1,213 @@
+"""Models and tokenizers: found, loaded, compared."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from flatgd.errors import ModelError
+from flatgd.models.trust import Risk, how, is_allowed
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ADAPTER = "adapter_config.json"
+BASE_FROM_HERE = "base_from_here.txt"  # beside it: the way to a base that is a folder
+
+
+def on_device(model: Any) -> Any:
+    return model.to(DEVICE)
+
+
+def on_meta(config: Any, kind: Any = None) -> Any:
+    """A model of that configuration, without weights; ModelError if transformers has none."""
+    kind = kind or (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM)
+    with torch.device("meta"):
+        try:
+            return kind.from_config(config, dtype=torch.float32)
+        except ValueError:
+            raise ModelError(f"transformers has no {config.model_type!r} that fits here") from None
+
+
+def base_of(name: str | Path) -> str | None:
+    """The base of the adapter in a folder, None where there is no adapter.
+
+    A base that is a folder is found where it was, or, moved together with the adapter, where it
+    now is.
+    """
+    path = Path(name) / ADAPTER
+    if not path.is_file():
+        return None
+    try:
+        base = whole(str(json.loads(path.read_text())["base_model_name_or_path"]))
+    except (ValueError, KeyError):
+        raise ModelError(f"{path} is no adapter's configuration") from None
+    if Path(base).is_dir():
+        return base
+    way = path.with_name(BASE_FROM_HERE)
+    if way.is_file() and (moved := (path.parent.resolve() / way.read_text().strip())).is_dir():
+        return str(moved.resolve())
+    if Path(base).is_absolute():
+        raise ModelError(
+            f"{name}: its base {base} is not there; put it back, or write where it is into "
+            f"{path} as base_model_name_or_path"
+        )
+    return base
+
+
+def whole(name: str) -> str:
+    """A folder by its whole path, so that it is found from anywhere; a hub name as it is."""
+    return os.path.abspath(name) if Path(name).is_dir() else name
+
+
+def load_config(name: str) -> Any:
+    """A model's configuration, no weights; for an adapter its base's. Raises ModelError when there
+    is none at `name`."""
+    if (base := base_of(name)) is not None:
+        return load_config(base)
+    _look_for(name)
+    try:
+        return _with_its_code(AutoConfig.from_pretrained, name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model at {name!r}: {told(error)}") from None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no folder could be a model's on the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether a model can be looked at without network: a folder, or in the hub's cache."""
+    if Path(name).is_dir():
+        return True
+    cached = try_to_load_from_cache(name, "config.json") if is_hub_name(name) else None
+    return isinstance(cached, str)
+
+
+def _look_for(name: str) -> None:
+    """One question to the hub where the model is not at hand, told at once if the answer is no:
+    transformers would try again and again."""
+    if not Path(name).is_dir() and not is_hub_name(name):
+        raise ModelError(f"no folder {name}")
+    if is_offline_mode() or is_at_hand(name):
+        return
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"no model {name!r} on the hub, nor a folder of that name; if it is private, log in "
+            "with `hf auth login`"
+        ) from None
+    except Exception as error:  # of whichever HTTP client the hub's library uses
+        raise ModelError(
+            f"{name!r} is not in the cache, and the hub cannot be asked ({told(error)}); "
+            "`flatgd check --offline` checks all else"
+        ) from None
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at a folder or hub name. Raises ModelError when there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = _with_its_code(AutoTokenizer.from_pretrained, name)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"no tokenizer at {name!r}: {told(error)}") from None
+    return tokenizer
+
+
+def load_model(name: str | Path) -> PreTrainedModel:
+    """A model with float32 weights, from safetensors and without remote code, unless
+    `flatgd.models.trust` allows more.
+
+    float32 whatever the file holds: in half precision the perturbation of the second pass vanishes.
+    """
+    config = load_config(str(name))
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return load_as(kind, str(name))
+
+
+def load_as(kind: Any, name: str) -> PreTrainedModel:
+    """A model of one of transformers' auto classes, loaded as `load_model` does."""
+    model: PreTrainedModel
+    # transformers would have a service of the hub turn other weights into safetensors, unasked
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    how_to = {"dtype": torch.float32, "use_safetensors": True}
+    try:
+        try:
+            model = _with_its_code(kind.from_pretrained, name, **how_to)
+        except OSError as error:
+            if not _has_other_weights(name, error):
+                raise
+            if not is_allowed(Risk.PICKLE, name):
+                raise ModelError(
+                    f"cannot load {name!r}: it has no safetensors; {how(Risk.PICKLE)}"
+                ) from None
+            how_to["use_safetensors"] = False
+            model = _with_its_code(kind.from_pretrained, name, **how_to)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a file that is no model makes of it
+        raise ModelError(f"cannot load {name!r}: {told(error)}") from None
+    return model
+
+
+def _has_other_weights(name: str, error: OSError) -> bool:
+    """Whether what could not be found as safetensors is there in another form."""
+    if Path(name).is_dir():
+        has_own = any(Path(name).glob("*.safetensors*"))
+        return not has_own and any(Path(name).glob("pytorch_model*.bin"))
+    return "cannot be loaded with `safetensors`" in str(error)
+
+
+def _with_its_code(load: Callable[..., Any], name: str, **how_to: Any) -> Any:
+    """What transformers loads, without the repository's code; with it where that is needed and
+    allowed."""
+    try:
+        return load(name, trust_remote_code=False, **how_to)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+    if not is_allowed(Risk.REMOTE_CODE, name):
+        raise ModelError(f"{name!r} comes with code of its own; {how(Risk.REMOTE_CODE)}")
+    try:
+        return load(name, trust_remote_code=True, **how_to)
+    except Exception as error:  # of code that is not ours
+        raise ModelError(f"{name!r}: its own code failed: {told(error)}") from None
+
+
+def told(error: Exception) -> str:
+    """An error's first line, and its kind where that does not speak for itself."""
+    line = str(error).strip().split("\n")[0]
+    is_plain = isinstance(error, OSError | ValueError | RuntimeError) and line
+    return line if is_plain else f"{type(error).__name__} {line}".strip()
+
+
+def check_token_map(
+    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> None:
+    """Raise ModelError unless both tokenizers give every token the same id."""
+    a, b = one.get_vocab(), other.get_vocab()
+    if a == b:
+        return
+    token = min((t for t in a.keys() | b.keys() if a.get(t) != b.get(t)), key=lambda t: a.get(t, 0))
+    raise ModelError(
+        f"{names[0]} and {names[1]} do not share one token map: token {token!r} has id "
+        f"{a.get(token)} in one and {b.get(token)} in the other; a divergence needs the same "
+        "vocabulary in the same order, so use experts tuned from the same backbone"
+    )

@@ -1,0 +1,44 @@
+"""A model that speaks: with its family's layout and, where it has one, a guide."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from flatgd.config.recipe import Generate
+from flatgd.dialogue import Dialogue
+from flatgd.models.encoding import Family
+from flatgd.models.generate import Replies, generate_replies
+from flatgd.models.guides import Guide
+from flatgd.models.heads import reply_log_probs
+from flatgd.models.likelihood import ReplyLikelihood, score_replies
+
+Advance = Callable[[int], None]
+
+
+def _quiet(done: int) -> None:
+    pass
+
+
+class Speaker(NamedTuple):
+    """What answers histories and finds given replies likely or not."""
+
+    model: Any
+    family: Family
+    guide: Guide | None = None
+
+    def generate(
+        self, rows: Sequence[Dialogue], settings: Generate, seed: int, advance: Advance = _quiet
+    ) -> Replies:
+        return generate_replies(self.model, self.family, rows, settings, seed, advance, self.guide)
+
+    def score(self, rows: Sequence[Dialogue], advance: Advance = _quiet) -> list[ReplyLikelihood]:
+        log_probs = self.guide.log_probs if self.guide else reply_log_probs
+        return score_replies(self.model, self.family, rows, progress=advance, log_probs=log_probs)
+
+    def megabytes(self) -> float:
+        """Its weights in memory, those of its guide included, in float32."""
+        own = sum(p.numel() for p in self.model.parameters())
+        return float(own + (self.guide.weights() if self.guide else 0)) * 4 / 2**20
+
+    def models(self) -> int:
+        """How many models are in memory."""
+        return 1 + (self.guide.models_held if self.guide else 0)

@@ -1,0 +1,1 @@
+"""A recipe at work, stage by stage: models, generations, scores."""

@@ -1,0 +1,146 @@
+"""What every stage of a run works with: the recipe, its data, its folder, models on demand."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import transformers
+from rich.console import Console
+
+from flatgd.artifacts import layout
+from flatgd.artifacts.store import ArtifactStore, fingerprint_of
+from flatgd.config.loading import as_text
+from flatgd.config.names import BACKBONE
+from flatgd.config.recipe import Recipe
+from flatgd.data.sets import Sets
+from flatgd.errors import UsageError
+from flatgd.io.files import digest_of, locked
+from flatgd.methods import Director, ExpertGuide
+from flatgd.models.adapters import load, load_together
+from flatgd.models.dialogue_format import DialogueFormat, format_for
+from flatgd.models.guides import Guide
+from flatgd.models.loading import load_config, load_tokenizer, on_device
+from flatgd.models.speaker import Speaker
+from flatgd.pipeline.plan import Plan
+from flatgd.pipeline.validate import load_validated
+from flatgd.runtime import distributed
+from flatgd.runtime.display import Display
+
+
+class BuildResult(NamedTuple):
+    """One line for the terminal, and the cost that the artifact's manifest keeps."""
+
+    summary: str
+    cost: Mapping[str, Any] = MappingProxyType({})
+
+
+class Context:
+    """One recipe in its output folder.
+
+    `sets` and `parent` are those of a variant: a run below another run's folder, with other policy
+    data or another seed. It takes from its parent every artifact with the same fingerprint.
+    Raises RecipeError for faults of the recipe, UsageError where the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        display: Display | None = None,
+        sets: Sets | None = None,
+        parent: "Context | None" = None,
+    ):
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.recipe = recipe
+        self.display = display or Display(None if distributed.is_first() else Console(quiet=True))
+        self.root = recipe.output
+        self.store = ArtifactStore(self.root, parent.store if parent else None)
+        self.sets = sets or load_validated(recipe)
+        distributed.meet()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"output {self.root}: {error.strerror}; name another folder") from None
+        if parent is None and distributed.is_first():
+            self._lock = locked(self.root)
+        self.model_fingerprint: Callable[[str], str] = (
+            parent.model_fingerprint if parent else cache(model_fingerprint)
+        )
+        self.plan = Plan(recipe, self.sets, self.model_fingerprint)
+        self._has_all_rows = parent is None or self.sets.policy is parent.sets.policy
+
+    def build(
+        self,
+        artifact: str,
+        fingerprint: str,
+        build: Callable[[Path], BuildResult],
+        depends_on: Sequence[str] = (),
+        collective: bool = False,
+    ) -> None:
+        """`ArtifactStore.get_or_build`, shown on the terminal."""
+        results: list[BuildResult] = []
+
+        def record(path: Path) -> dict[str, Any]:
+            results.append(build(path))
+            return dict(results[0].cost)
+
+        if distributed.is_first():
+            self._show_why_rebuilt(artifact, fingerprint)
+        begun = time.monotonic()
+        outcome = self.store.get_or_build(artifact, fingerprint, record, depends_on, collective)
+        if not distributed.is_first():
+            return
+        if outcome != "kept" and self._has_all_rows:
+            (self.root / layout.RECIPE).write_text(as_text(self.recipe))
+        if outcome == "built":
+            seconds = time.monotonic() - begun
+            self.display.line(artifact, f"{results[0].summary} ({seconds:.0f} s)")
+        elif outcome == "reused":
+            self.display.line(artifact, "reused (same inputs)")
+
+    def _show_why_rebuilt(self, artifact: str, fingerprint: str) -> None:
+        if self.store.has_changed(artifact, fingerprint):
+            self.display.line(artifact, "inputs changed; rebuilding")
+        elif error := self.store.integrity_error(artifact):
+            self.display.line(artifact, f"{error}; rebuilding")
+
+    def load_model(
+        self, path: str, input_layout: tuple[Any, ...] | None = None
+    ) -> tuple[Any, DialogueFormat]:
+        """A model on its device, and how it reads a dialogue."""
+        chosen = input_layout or self.recipe.layout
+        dialogue_format = format_for(load_config(path), load_tokenizer(path), *chosen)
+        return on_device(load(path)), dialogue_format
+
+    def load_needed(self, name: str, policy: Any = None) -> dict[str, Any]:
+        """The models that a system is built with. They share what weights they can, also with a
+        frozen `policy`."""
+        paths = {needed: self.plan.model(needed).path for needed in self.plan.model(name).kind.needs}
+        return {n: on_device(model) for n, model in load_together(paths, policy).items()}
+
+    def speaker(self, name: str) -> Speaker:
+        """A model of the recipe, ready to generate and to score."""
+        planned = self.plan.model(name)
+        guide: Guide | None = None
+        if issubclass(planned.kind, ExpertGuide):
+            guide = planned.kind.build(self.load_needed(name), None, planned.options)
+        elif issubclass(planned.kind, Director):
+            guide = planned.kind.guide(Path(planned.path), planned.options)
+        path = planned.path if planned.has_own_weights else planned.base
+        return Speaker(*self.load_model(path), guide)
+
+    def artifacts_of(self, name: str) -> list[str]:
+        """The artifacts that a model's replies depend on."""
+        return [] if name == BACKBONE else [layout.model(name)]
+
+
+def model_fingerprint(name: str) -> str:
+    """A digest of a model folder's files; for a hub model, of its name and commit."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return fingerprint_of(name, getattr(load_config(name), "_commit_hash", None))
+    files = sorted(p for p in folder.iterdir() if p.suffix in layout.MODEL_FILES)
+    return fingerprint_of([(p.name, digest_of(p)) for p in files])

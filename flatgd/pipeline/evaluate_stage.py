@@ -1,0 +1,160 @@
+"""The evaluation of a run: replies to the test histories, and what judges and scorer say of them."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from flatgd.artifacts import layout
+from flatgd.artifacts.rows import GenerationRow, ReplyScores
+from flatgd.artifacts.store import fingerprint_of
+from flatgd.config.names import REFERENCE
+from flatgd.data.behaviour import PATTERNS
+from flatgd.data.sets import ordinary, scorable
+from flatgd.dialogue import Dialogue
+from flatgd.io.records import read_jsonl, write_jsonl
+from flatgd.judges.registry import cuts_taken
+from flatgd.models.speaker import Speaker
+from flatgd.pipeline.context import BuildResult, Context
+from flatgd.pipeline.judge_stage import JudgeStage
+from flatgd.pipeline.models_stage import ModelsStage
+from flatgd.pipeline.plan import digest, histories_to_answer
+from flatgd.pipeline.scoring import generation_row, given_rows, reply_rows
+from flatgd.runtime import distributed
+from flatgd.runtime.memory_meter import peak_memory
+
+
+class EvaluateStage:
+    """Generates from each model and scores it once."""
+
+    def __init__(self, context: Context, models: ModelsStage, judges: JudgeStage):
+        self.context, self.models, self.judges = context, models, judges
+
+    @cached_property
+    def histories(self) -> list[Dialogue]:
+        return histories_to_answer(self.context.recipe, self.context.sets)
+
+    def generate(self, name: str) -> None:
+        """Sampled replies of one model to the test histories."""
+        self.models.train(name)
+        context, settings = self.context, self.context.recipe.generate
+
+        def build(path: Path) -> BuildResult:
+            with peak_memory() as peak:
+                speaker = context.speaker(name)
+                with context.display.bar(f"{name}: generate", len(self.histories)) as advance:
+                    said = speaker.generate(self.histories, settings, context.recipe.seed, advance)
+            rows = zip(self.histories, said.texts, strict=True)
+            if distributed.is_first():
+                write_jsonl(path, (generation_row(row, replies) for row, replies in rows))
+            cost = {
+                "tokens": said.tokens,
+                "seconds": said.seconds,
+                "models": speaker.models(),
+                "weights_mb": speaker.megabytes(),
+                "peak_mb": peak.megabytes,
+            }
+            summary = f"{len(self.histories):,} histories x {settings.samples} replies"
+            return BuildResult(summary, cost)
+
+        context.build(
+            layout.generations(name),
+            fingerprint_of(
+                "generate", context.plan.fingerprint(name), self._generation_fingerprint
+            ),
+            build,
+            context.artifacts_of(name),
+            collective=True,
+        )
+
+    @cached_property
+    def _generation_fingerprint(self) -> str:
+        recipe = self.context.recipe
+        settings = recipe.generate.model_dump()
+        return fingerprint_of(settings, recipe.seed, recipe.layout, digest(self.histories))
+
+    def score(self, name: str) -> None:
+        """Judge and score one model's replies; score the labelled replies under it."""
+        self.generate(name)
+        self.judges.build()
+        self._score_reference()
+        context = self.context
+
+        def build(path: Path) -> BuildResult:
+            generations: list[GenerationRow] = list(
+                read_jsonl(context.root / layout.generations(name))
+            )
+            given = scorable(context.sets.test) + ordinary(context.sets.test)
+            speaker = context.speaker(name)
+            replies = sum(len(row["replies"]) for row in generations)
+            calls = len(given) + self._scorer_calls(generations)
+            with context.display.bar(f"{name}: score", calls) as advance:
+                of_given = given_rows(speaker, given, advance)
+                rows = [*self._reply_rows("generated", generations, advance), *of_given]
+            if distributed.is_first():
+                write_jsonl(path, rows)
+            summary = f"{replies:,} replies judged, {len(given):,} given replies scored"
+            return BuildResult(summary + cuts_taken(self.judges.loaded))
+
+        judges = [layout.judge(settings.label) for settings in context.recipe.judges]
+        context.build(
+            layout.scores(name),
+            fingerprint_of(
+                context.plan.fingerprint(name),
+                self._generation_fingerprint,
+                self._scoring_fingerprint,
+            ),
+            build,
+            [*context.artifacts_of(name), layout.generations(name), *judges],
+            collective=True,
+        )
+
+    def _score_reference(self) -> None:
+        """The test sets' own safe replies under judge and scorer, as a baseline."""
+        context = self.context
+
+        def build(path: Path) -> BuildResult:
+            safe = [r for r in scorable(context.sets.test) if r.is_safe and r.history]
+            safe += [r for r in ordinary(context.sets.test) if r.history]
+            answered = {row.source for row in self.histories}
+            rows = [generation_row(r, [r.reply]) for r in safe if r.source in answered]
+            with context.display.bar("reference: score", self._scorer_calls(rows)) as advance:
+                scored = self._reply_rows("reference", rows, advance)
+            if distributed.is_first():
+                write_jsonl(path, scored)
+            return BuildResult(f"{len(rows):,} human replies" + cuts_taken(self.judges.loaded))
+
+        fingerprint = fingerprint_of("reference", digest(self.histories), self._scoring_fingerprint)
+        context.build(layout.scores(REFERENCE), fingerprint, build, collective=True)
+
+    @cached_property
+    def _scoring_fingerprint(self) -> str:
+        context = self.context
+        scorer = context.recipe.scorer and context.model_fingerprint(context.recipe.scorer)
+        judges = [self.judges.fingerprint(settings) for settings in context.recipe.judges]
+        test = digest(context.sets.test)
+        return fingerprint_of("score", judges, scorer, PATTERNS, context.recipe.layout, test)
+
+    def _reply_rows(
+        self, kind: str, generations: Sequence[GenerationRow], advance: Callable[[int], None]
+    ) -> list[ReplyScores]:
+        scorer = self._scorer if self.context.recipe.scorer else None
+        judges = self.judges.loaded
+        return reply_rows(kind, generations, judges, scorer, self._ordinary, advance)
+
+    def _scorer_calls(self, generations: Sequence[GenerationRow]) -> int:
+        """How many likelihoods `_reply_rows` asks the scorer for."""
+        if not self.context.recipe.scorer:
+            return 0
+        return sum(len(g["replies"]) * (1 + (g["dataset"] in self._ordinary)) for g in generations)
+
+    @cached_property
+    def _ordinary(self) -> set[str]:
+        """The test sets without labels."""
+        return {row.source for row in ordinary(self.context.sets.test)}
+
+    @cached_property
+    def _scorer(self) -> Speaker:
+        recipe = self.context.recipe
+        assert recipe.scorer is not None
+        history, reply, _, *template = recipe.layout  # turn_separator is not for the scorer
+        return Speaker(*self.context.load_model(recipe.scorer, (history, reply, None, *template)))

@@ -1,0 +1,108 @@
+"""The stages of a run put together: judges, models, evaluation; each part once, each resumable.
+
+Where everything goes is in artifacts/layout.py.
+"""
+
+import json
+from collections.abc import Sequence
+
+from flatgd.artifacts import layout
+from flatgd.config.loading import as_text, changes
+from flatgd.config.recipe import Recipe
+from flatgd.data.sets import Sets
+from flatgd.dialogue import Dialogue
+from flatgd.io.files import write_whole
+from flatgd.io.records import write_jsonl
+from flatgd.pipeline.context import Context
+from flatgd.pipeline.evaluate_stage import EvaluateStage
+from flatgd.pipeline.judge_stage import JudgeStage
+from flatgd.pipeline.models_stage import ModelsStage
+from flatgd.pipeline.validate import training_example
+from flatgd.runtime import distributed
+from flatgd.runtime.display import Display
+
+
+class Pipeline:
+    """A recipe from data to scores. `sets` and `parent` as in Context."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        display: Display | None = None,
+        sets: Sets | None = None,
+        parent: Context | None = None,
+    ):
+        self.context = Context(recipe, display, sets, parent)
+        self.judges = JudgeStage(self.context)
+        self.models = ModelsStage(self.context, self.judges)
+        self.evaluation = EvaluateStage(self.context, self.models, self.judges)
+
+    def run(self) -> None:
+        """Everything but the report, for every seed."""
+        recipe, display = self.context.recipe, self.context.display
+        for label, text in self.context.sets.described():
+            display.line(label, text)
+        if distributed.is_first():
+            if rejected := self.context.sets.rejected:
+                write_jsonl(
+                    self.context.root / layout.REJECTED, (problem._asdict() for problem in rejected)
+                )
+            display.line("training example, target in [ ]", self.example())
+            self._show_changes()
+        self.score_all()
+        for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds):
+            display.line("seed", str(seed))
+            self.variant(layout.seed(seed), seed=seed).score_all()
+
+    def score_all(self) -> None:
+        """Everything but the report, for one seed."""
+        self.judges.build()
+        self.models.experts()
+        for name in self.context.recipe.methods:
+            self.models.train(name)
+        for name in self.context.recipe.models:
+            self.evaluation.generate(name)
+        for name in self.context.recipe.models:
+            self.evaluation.score(name)
+
+    def variant(
+        self, folder: str, seed: int | None = None, policy: list[Dialogue] | None = None
+    ) -> "Pipeline":
+        """A run in `folder` below this run's, with another seed or other policy data."""
+        recipe, sets = self.context.recipe, self.context.sets
+        changed = {
+            "output": self.context.root / folder,
+            "seed": recipe.seed if seed is None else seed,
+            "seeds": 1,
+        }
+        return Pipeline(
+            recipe.model_copy(update=changed),
+            self.context.display,
+            sets if policy is None else sets._replace(policy=policy),
+            self.context,
+        )
+
+    def example(self) -> str:
+        """A training example as the backbone reads it, its target in brackets."""
+        read = training_example(self.context.recipe, self.context.sets.policy)
+        tokenizer = read.dialogue_format.tokenizer
+        texts = tokenizer.batch_decode([read.example.history_ids, read.example.reply_ids])
+        return f"{texts[0]}[{texts[1]}]".replace("\n", "\\n")
+
+    def fingerprints(self, names: Sequence[str]) -> dict[str, str | None]:
+        """The fingerprints of trained methods: a study is of these checkpoints and no others."""
+        artifacts = [layout.model(name) for name in names]
+        return {artifact: self.context.store.fingerprint(artifact) for artifact in artifacts}
+
+    def _show_changes(self) -> None:
+        """What the recipe says now that it did not say when a command last worked here."""
+        kept, now = self.context.root / layout.LAST_RECIPE, as_text(self.context.recipe)
+        if kept.exists():
+            try:
+                before = json.loads(kept.read_bytes())
+            except ValueError:  # unreadable counts as absent
+                before = json.loads(now)
+            for line in changes(before, json.loads(now)):
+                self.context.display.line("changed", f"{line}; whatever depends on it is rebuilt")
+        kept.parent.mkdir(exist_ok=True)
+        write_whole(kept, now)

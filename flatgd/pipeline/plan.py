@@ -1,0 +1,273 @@
+"""What each model of a recipe is made of: its kind, what it starts from, its rows, its fingerprint.
+
+NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the recipe's `methods`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatgd.artifacts import layout
+from flatgd.artifacts.store import fingerprint_of
+from flatgd.config.names import BACKBONE, EXPERTS
+from flatgd.config.recipe import Recipe
+from flatgd.data.model_samples import contrasting_pairs, judged_replies
+from flatgd.data.sets import Sets, answer_candidates, draw_histories
+from flatgd.dialogue import Dialogue
+from flatgd.errors import RecipeError, UnsupportedError, nearest
+from flatgd.io.records import read_jsonl
+from flatgd.methods import METHODS, Clean, Merge, Method, System
+from flatgd.runtime import distributed
+from flatgd.training import FlatGDConfig
+from flatgd.training.config import CHECKPOINTING
+from flatgd.training.loop import steps_of
+from flatgd.training.parts import sampling_faults
+
+# Fields of FlatGDConfig that a recipe sets elsewhere than under `train`
+SET_ELSEWHERE = {
+    *("output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"),
+    *("template_date", "chat_template_kwargs"),
+}
+DRAW_SEED = 0  # which test histories are answered does not depend on the recipe's seed
+Rows = Sequence[Dialogue | tuple[Dialogue, Dialogue]]
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """One model with its recipe entry resolved.
+
+    `start` is the model it is trained from or decodes with, `base` the path that model is loaded
+    from. `path` is where the model itself is loaded from. `sampled_from` is the model whose replies
+    it learns from beside the data's. `needs` are the models that must exist before it.
+    """
+
+    name: str
+    kind: type[System]
+    options: dict[str, Any]
+    start: str
+    base: str
+    path: str
+    sampled_from: str | None
+    needs: tuple[str, ...]
+
+    @property
+    def learns_from_pairs(self) -> bool:
+        return issubclass(self.kind, Method) and self.kind.learns_from == "pairs"
+
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether it has a checkpoint of its own instead of decoding with another model's."""
+        return self.name == BACKBONE or issubclass(self.kind, Method | Merge)
+
+    def accepts(self, row: Dialogue) -> bool:
+        """Whether it learns from a row with this label."""
+        if self.name == "toxic_expert":
+            return not row.is_safe
+        takes_toxic = issubclass(self.kind, Method) and self.kind.trains_on_toxic
+        return bool(row.is_safe) or (takes_toxic and self.name != "clean_expert")
+
+
+class Plan:
+    """The models of one recipe on its data. `model_fingerprint` digests a model folder or a hub
+    model."""
+
+    def __init__(self, recipe: Recipe, sets: Sets, model_fingerprint: Callable[[str], str]):
+        self.recipe, self.sets, self._model_fingerprint = recipe, sets, model_fingerprint
+        self._models: dict[str, PlannedModel] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    def model(self, name: str) -> PlannedModel:
+        """Raises RecipeError for a name that the recipe does not have."""
+        if name not in self._models:
+            self._models[name] = self._resolve(name)
+        return self._models[name]
+
+    def _resolve(self, name: str) -> PlannedModel:
+        recipe = self.recipe
+        if name not in recipe.models:
+            raise RecipeError(f"no {name!r} in this recipe; it has {', '.join(recipe.models)}")
+        if name == BACKBONE:
+            path = recipe.backbone
+            return PlannedModel(name, System, {}, BACKBONE, path, path, None, ())
+        is_expert = name in EXPERTS
+        kind = Clean if is_expert else METHODS[recipe.kind_of(name)]
+        start = BACKBONE if is_expert else recipe.start_of(name)
+        base = recipe.base_of(name) if start == BACKBONE else self.model(start).path
+        needs = dict.fromkeys(model for model in (*kind.needs, start) if model != BACKBONE)
+        learns_from_pairs = issubclass(kind, Method) and kind.learns_from == "pairs"
+        sampled_from = None if is_expert else recipe.sampled_from(name)
+        return PlannedModel(
+            name=name,
+            kind=kind,
+            options=recipe.overrides(name),
+            start=start,
+            base=base,
+            path=str(recipe.output / layout.model(name)),
+            sampled_from=sampled_from or (BACKBONE if learns_from_pairs else None),
+            needs=tuple(needs),
+        )
+
+    def config(self, name: str, output: Path) -> FlatGDConfig:
+        planned = self.model(name)
+        return training_config(self.recipe, planned.options, output, planned.kind)
+
+    def steps(self, name: str) -> int:
+        """Optimizer steps that a model is trained for."""
+        return steps_of(self.config(name, self.recipe.output), len(self.rows(name)))
+
+    def rows(self, name: str) -> Rows:
+        """What a model is trained on. Where it learns from sampled replies, they must be on disk."""
+        planned = self.model(name)
+        rows = self._policy_rows(planned)
+        if planned.sampled_from is None:
+            return rows
+        sampled = list(read_jsonl(self.recipe.output / layout.samples(planned.sampled_from)))
+        found: Rows = (
+            contrasting_pairs(sampled)
+            if planned.learns_from_pairs
+            else judged_replies(sampled, self.recipe.seed)
+        )
+        if not found:
+            to_one = " to one history" if planned.learns_from_pairs else ""
+            raise RecipeError(
+                f"{name}: {planned.sampled_from} gave no safe and toxic replies to learn from"
+                f"{to_one}, as judged in the loop; raise sample.histories or sample.samples"
+            )
+        return [*rows, *found]
+
+    def _policy_rows(self, planned: PlannedModel) -> list[Dialogue]:
+        return [row for row in self.sets.policy if planned.accepts(row)]
+
+    def eval_rows(self, name: str) -> list[Dialogue] | None:
+        """What a model is evaluated on during its training; None without evaluation."""
+        planned = self.model(name)
+        if not self.recipe.evaluates(planned.options):
+            return None
+        return [row for row in self.sets.eval if planned.accepts(row)]
+
+    def fingerprint(self, name: str) -> str:
+        """A digest of everything that the model depends on. `clean` and the clean expert can have
+        the same one."""
+        if name not in self._fingerprints:
+            self._fingerprints[name] = self._fingerprint(self.model(name))
+        return self._fingerprints[name]
+
+    def _fingerprint(self, planned: PlannedModel) -> str:
+        if planned.name == BACKBONE:
+            return self._model_fingerprint(self.recipe.backbone)
+        is_trained = issubclass(planned.kind, Method)
+        evaluated = self.eval_rows(planned.name) if is_trained else None
+        return fingerprint_of(
+            "train",
+            planned.kind.name,
+            self._model_fingerprint(planned.base)
+            if planned.start == BACKBONE
+            else self.fingerprint(planned.start),
+            [self.fingerprint(name) for name in planned.kind.needs],
+            digest(self._policy_rows(planned)) if is_trained else None,
+            self.recipe.training_fields(planned.options),
+            [self.recipe.seed, *self.recipe.layout],
+            planned.sampled_from and self.sample_fingerprint(planned.sampled_from),
+            *([] if evaluated is None else [digest(evaluated)]),
+        )
+
+    # Sampled replies
+
+    def sample_histories(self) -> list[Dialogue]:
+        """The policy's histories that models answer."""
+        return draw_histories(self.sets.policy, self.recipe.sample.histories, self.recipe.seed)
+
+    def sample_fingerprint(self, name: str) -> str:
+        generate = self.recipe.generate.model_dump(exclude={"histories", "samples"})
+        sample = self.recipe.sample.model_dump(mode="json", exclude={"judge": {"model"}})
+        settings = [sample, generate, self.recipe.seed]
+        return fingerprint_of(
+            "sample",
+            self.fingerprint(name),
+            self.in_loop_fingerprint(),
+            settings,
+            self.recipe.layout,
+        )
+
+    def in_loop_fingerprint(self) -> str:
+        """A digest of everything that the judge in the loop depends on."""
+        judge = self.recipe.sample.judge
+        model = judge.model and self._model_fingerprint(judge.model)
+        return fingerprint_of(
+            "in_loop", judge.model_dump(exclude={"model"}), model, digest(self.sets.policy)
+        )
+
+
+def histories_to_answer(recipe: Recipe, sets: Sets) -> list[Dialogue]:
+    """The test rows whose histories the models answer; the same for every seed."""
+    rows = answer_candidates(sets.test, recipe.data.test)
+    every = recipe.generate.histories
+    limits = {source.name: source.histories or every for source in recipe.data.test}
+    by_source = {name: [r for r in rows if r.source == name] for name in {r.source for r in rows}}
+    drawn = {
+        name: draw_histories(part, limits[name], DRAW_SEED) for name, part in by_source.items()
+    }
+    return [row for name in limits for row in drawn.get(name, [])]
+
+
+def training_config(
+    recipe: Recipe, overrides: dict[str, Any], output: Path, kind: type[System] = Clean
+) -> FlatGDConfig:
+    """FlatGDConfig of the recipe's `train` with `overrides`, and what the method's kind asks for.
+    Raises RecipeError for unknown keys."""
+    known = {f.name for f in dataclasses.fields(FlatGDConfig) if f.init} - SET_ELSEWHERE
+    options = kind.fields().keys() - known
+    fields = {k: v for k, v in recipe.training_fields(overrides).items() if k not in options}
+    if "activation_checkpointing" in fields:  # its name since transformers 5.23
+        fields[CHECKPOINTING] = fields.pop("activation_checkpointing")
+    near = sorted(known | options)
+    faults = [f"train: unknown key {k!r}{nearest(k, near)}" for k in fields if k not in known]
+    if faults:
+        raise RecipeError("\n".join(faults))
+    if issubclass(kind, Method):
+        fields = kind.preset(fields, overrides)
+    if (number := distributed.count()) > 1:
+        fields["per_device_train_batch_size"] = _batch_share(fields, number)
+    if cache := fields.get("expert_cache"):  # one folder for all methods of the recipe
+        fields["expert_cache"] = str(recipe.output / str(cache))
+    try:
+        config = FlatGDConfig(
+            output_dir=str(output),
+            seed=recipe.seed,
+            max_history_tokens=recipe.max_history_tokens,
+            max_reply_tokens=recipe.max_reply_tokens,
+            turn_separator=recipe.turn_separator,
+            template_date=str(recipe.template_date),
+            chat_template_kwargs=dict(recipe.chat_template_kwargs),
+            **{"disable_tqdm": True, "use_cpu": distributed.are_on_cpu(), **fields},
+        )
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"train: {error}") from None
+    faults = list(sampling_faults(config))
+    if config.save_only_model and config.save_strategy != "no":
+        faults.append(
+            "save_only_model keeps weights alone, and an interrupted run needs whole checkpoints "
+            "to resume; leave it out"
+        )
+    if faults:
+        raise UnsupportedError("\n".join(faults))
+    return config
+
+
+def _batch_share(fields: dict[str, Any], number: int) -> int:
+    """The batch size of each process. A recipe gives that of the whole batch."""
+    whole = fields.get("per_device_train_batch_size", FlatGDConfig.per_device_train_batch_size)
+    if not isinstance(whole, int) or whole % number:
+        raise RecipeError(
+            f"train: per_device_train_batch_size {whole!r} is the whole batch of a recipe and "
+            f"cannot be shared out over {number} processes; make it a multiple of {number}"
+        )
+    return whole // number
+
+
+def digest(rows: Iterable[Dialogue]) -> str:
+    return fingerprint_of(
+        [dataclasses.astuple(dataclasses.replace(row, where="")) for row in rows]
+    )

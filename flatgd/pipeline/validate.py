@@ -1,0 +1,332 @@
+"""Everything that can be wrong with a recipe, found before any weights are loaded."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flatgd.artifacts.layout import EXPERTS
+from flatgd.config.recipe import JudgeSettings, Recipe, Source
+from flatgd.data.browse import Mask
+from flatgd.data.sets import (
+    Sets,
+    answerable,
+    fetch_hint,
+    load_sets,
+    load_source,
+    scorable,
+    to_answer,
+)
+from flatgd.dialogue import Dialogue
+from flatgd.errors import FlatGDError, ModelError, RecipeError, nearest
+from flatgd.io.records import is_number
+from flatgd.judges.classifier import check_judge
+from flatgd.judges.trained import check_trained_judge
+from flatgd.methods import METHODS, Clean, Merge, Method, System
+from flatgd.models.adapters import with_adapter
+from flatgd.models.dialogue_format import family_of
+from flatgd.models.encoding import Example, Family
+from flatgd.models.loading import (
+    check_token_map,
+    is_at_hand,
+    is_hub_name,
+    load_config,
+    load_tokenizer,
+    on_meta,
+)
+from flatgd.pipeline.plan import OURS, training_config
+from flatgd.training import FlatGDConfig
+
+OURS |= {"template_date", "chat_template_kwargs"}
+RESERVED = {"backbone", "reference", "experts", *EXPERTS}
+
+
+def training_example(recipe: Recipe, policy: Sequence[Dialogue]) -> tuple[Family, Example]:
+    """A safe policy row as the backbone reads it; lines that the data do not label safe are
+    masked."""
+    row = next(row for row in policy if row.is_safe)
+    *texts, reply = Mask(policy).shown(row)
+    history = tuple(turn._replace(text=text) for turn, text in zip(row.history, texts, strict=True))
+    name = recipe.backbone
+    family = family_of(load_config(name), load_tokenizer(name), *recipe.layout)
+    return family, family.encode(replace(row, history=history, reply=reply))
+
+
+def check(recipe: Recipe) -> Sets:
+    """The recipe's data, when all is in order; else one error that names every fault."""
+    models = _models(recipe)
+    faults = _method_faults(recipe) + _model_faults(recipe, models)
+    faults += _adapter_faults(recipe, models)
+    sets = None
+    try:
+        sets = load_sets(recipe.data, recipe.seed)
+    except FlatGDError as error:
+        faults.append(str(error))
+    else:
+        faults += _evaluation_faults(recipe, sets)
+    if faults or sets is None:
+        raise RecipeError("\n".join(faults))
+    return sets
+
+
+def check_offline(recipe: Recipe) -> list[str]:
+    """Check what needs no network; returns what could not be checked, one line each.
+
+    Models that are neither folders nor in the hub's cache are passed over, and data files that are
+    not there; where all files are there, the sets are checked as `check` does.
+    """
+    models = _models(recipe)
+    absent = [source for source in _sources(recipe) if not source.path.exists()]
+    if not absent and all(is_at_hand(name) for name in models.values()):
+        check(recipe)
+        return []
+    here = {r: name for r, name in models.items() if is_at_hand(name) or not is_hub_name(name)}
+    faults = _method_faults(recipe) + _model_faults(recipe, here) + _adapter_faults(recipe, here)
+    try:
+        if absent:
+            for source in _sources(recipe):
+                if source not in absent:
+                    load_source(source)
+        else:
+            faults += _evaluation_faults(recipe, load_sets(recipe.data, recipe.seed))
+    except FlatGDError as error:
+        faults.append(str(error))
+    if faults:
+        raise RecipeError("\n".join(faults))
+    skipped = [f"{role}: {name} (on the hub)" for role, name in models.items() if role not in here]
+    paths = dict.fromkeys(f"data: {s.path} (not here{fetch_hint(s.format)})" for s in absent)
+    return [*skipped, *paths]
+
+
+def _sources(recipe: Recipe) -> list[Source]:
+    return [*recipe.data.policy, *recipe.data.judge, *recipe.data.test, *recipe.data.eval]
+
+
+def _models(recipe: Recipe) -> dict[str, str]:
+    """Every model that a recipe names, by its role."""
+    named = {role: getattr(recipe, role) for role in ("backbone", "expert_backbone", "scorer")}
+    named |= {f"judges.{judge.label}": judge.model for judge in recipe.judges}
+    if _samples(recipe):
+        named["sample.judge"] = recipe.sample.judge.model
+    return {role: name for role, name in named.items() if name is not None}
+
+
+def _method_faults(recipe: Recipe) -> list[str]:
+    faults = []
+    shared = _config_faults(recipe, {}, Clean)  # told once, not once a method
+    parts = {"experts": Clean} | {n: METHODS.get(recipe.kind_of(n), Clean) for n in recipe.methods}
+    for name, kind in parts.items():
+        if name in recipe.methods:
+            faults += [f"methods.{name}: {fault}" for fault in _entry_faults(recipe, name)]
+        overrides = recipe.experts if name == "experts" else recipe.overrides(name)
+        lines = _config_faults(recipe, overrides, kind)
+        faults += [f"{name}: {line}" for line in lines if line not in shared]
+        faults += [f"methods.{name}: {line}" for line in _option_faults(kind, overrides)]
+    reporting = {_place_of(judge.model) for judge in recipe.judges if judge.model}
+    inner = recipe.sample.judge.model
+    if inner and _place_of(inner) in reporting and _samples(recipe):
+        faults.append("sample.judge: is a reporting judge too; what trains must not report")
+    return shared + faults + list(_held_out_faults(recipe))
+
+
+def _held_out_faults(recipe: Recipe) -> Iterator[str]:
+    """Evaluations without rows, and rows without evaluations."""
+    named = {n: recipe.experts if n == "experts" else recipe.overrides(n) for n in _trained(recipe)}
+    evaluated = [name for name, overrides in named.items() if recipe.evaluates(overrides)]
+    if recipe.data.eval and not evaluated:
+        yield (
+            "data.eval: nothing is evaluated on it; set train.eval_strategy (epoch or steps), or "
+            "leave it out"
+        )
+    if evaluated and not recipe.data.eval:
+        yield (
+            f"{evaluated[0]}: eval_strategy needs rows to evaluate; give data.eval, a list of "
+            "sources as those of data.policy"
+        )
+
+
+def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
+    """What is wrong with an entry's name, kind and the models that it builds on."""
+    kind, start = recipe.kind_of(name), recipe.start_of(name)
+    source = recipe.sampled_from(name)
+    if name in RESERVED:
+        yield "this name is taken; it stands for something else"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        yield "names are letters, digits, _ . and -, as they become folders"
+    if kind not in METHODS:
+        yield f"no such method{nearest(kind, list(METHODS))}"
+        return
+    before = list(recipe.methods)[: list(recipe.methods).index(name)]
+    weighty = [n for n in before if not _is_guided(recipe, n)]
+    if start == "toxic_expert":
+        yield "start: toxic_expert, a model that must not speak; start from another"
+    elif start not in ("backbone", "clean_expert", *weighty):
+        yield f"start: {start!r} is not backbone, clean_expert or a checkpoint made before this one"
+    if source is not None and source not in ("backbone", *EXPERTS, *before):
+        yield f"sampled_from: {source!r} is not backbone, an expert or a system before this one"
+    if source is not None and not _learns_from_samples(METHODS[kind]):
+        yield f"sampled_from: {kind} learns from no toxic replies; leave it out"
+    if issubclass(METHODS[kind], Merge) and recipe.expert_backbone:
+        yield f"{kind} subtracts weights, so experts must come from the backbone itself"
+    for key in recipe.overrides(name):
+        if key in getattr(METHODS[kind], "fixed", ()):
+            yield f"{key} is {kind}'s own affair; leave it out"
+        elif not issubclass(METHODS[kind], Method) and key not in METHODS[kind].fields():
+            yield f"{kind} is not trained and has no {key}"
+
+
+def _place_of(model: str) -> str:
+    """A folder by whatever path, or a hub name."""
+    return os.path.realpath(model) if Path(model).is_dir() else model
+
+
+def _samples(recipe: Recipe) -> bool:
+    """Whether some entry learns from sampled replies."""
+    kinds = [METHODS.get(recipe.kind_of(name)) for name in recipe.methods]
+    in_pairs = any(k and issubclass(k, Method) and k.learns_from == "pairs" for k in kinds)
+    return in_pairs or any(recipe.sampled_from(name) for name in recipe.methods)
+
+
+def _is_guided(recipe: Recipe, name: str) -> bool:
+    """Whether an entry speaks by a guide, so that no other can start from it."""
+    return METHODS.get(recipe.kind_of(name), Clean).needs_guide
+
+
+def _learns_from_samples(kind: type[System]) -> bool:
+    return issubclass(kind, Method) and (kind.trains_on_toxic or kind.learns_from == "pairs")
+
+
+def _option_faults(kind: type[System], overrides: dict[str, Any]) -> Iterator[str]:
+    """Options are one of some words, or numbers from 0 on, whole where the default is."""
+    known = {field.name for field in dataclasses.fields(FlatGDConfig)}
+    for option, default in kind.fields().items():
+        value = overrides.get(option, default)
+        if option in known:
+            continue
+        if option in kind.choices:
+            if value not in kind.choices[option]:
+                yield f"{option} must be one of {', '.join(kind.choices[option])}, got {value!r}"
+        elif not is_number(value) or value < 0:
+            yield f"{option} must be a number from 0 on, got {value!r}"
+        elif option in kind.positive and value == 0:
+            yield f"{option} must be a number above 0, got {value!r}"
+        elif isinstance(default, int) and (not isinstance(value, int) or value < 1):
+            yield f"{option} must be a whole number from 1 on, got {value!r}"
+
+
+def _config_faults(recipe: Recipe, overrides: dict[str, Any], kind: type[System]) -> list[str]:
+    try:
+        training_config(recipe, overrides, recipe.output, kind)
+    except FlatGDError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _adapter_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
+    """Adapters that their base has no layers for, or none of its own; tried without weights."""
+    faults: dict[str, str] = {}
+    for name, kind in _trained(recipe).items():
+        overrides = recipe.experts if name == "experts" else recipe.overrides(name)
+        role = "expert_backbone" if name == "experts" and recipe.expert_backbone else "backbone"
+        try:
+            settings = training_config(recipe, overrides, recipe.output, kind)
+            config = load_config(models[role])
+        except (FlatGDError, KeyError):  # told elsewhere, or not at hand
+            continue
+        if settings.lora_rank:
+            try:
+                with_adapter(on_meta(config), settings)
+            except ModelError as error:
+                faults.setdefault(str(error), f"{name}: {error}")
+    return list(faults.values())
+
+
+def _trained(recipe: Recipe) -> dict[str, type[Method]]:
+    """What a recipe trains, by name, with its kind."""
+    kinds = {n: METHODS.get(recipe.kind_of(n), System) for n in recipe.methods}
+    return {"experts": Clean} | {n: k for n, k in kinds.items() if issubclass(k, Method)}
+
+
+def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
+    """What is wrong with the models at hand, by config and tokenizer alone."""
+    faults = []
+    families = {}
+    judges = {f"judges.{judge.label}": judge for judge in recipe.judges}
+    judges["sample.judge"] = recipe.sample.judge
+    for role, name in models.items():
+        try:
+            if role in judges:
+                _check_judge(judges[role])
+                continue
+            config = load_config(name)
+            families[role] = family_of(config, load_tokenizer(name), *recipe.layout)
+            faults += _length_faults(role, recipe, config)
+        except FlatGDError as error:
+            faults.append(f"{role}: {error}")
+    if {"backbone", "expert_backbone"} <= families.keys():
+        faults += _expert_faults(families["backbone"], families["expert_backbone"])
+    return faults
+
+
+def _check_judge(settings: JudgeSettings) -> None:
+    if settings.kind == "hf":
+        check_judge(settings)
+    else:
+        check_trained_judge(settings)
+
+
+def _layout(family: Family) -> tuple[type, dict[str, Any]]:
+    """How a family lays out a dialogue, whichever tokenizer it does so with."""
+    names = {field.name for field in dataclasses.fields(family)} - {"tokenizer", "vocabulary"}
+    return type(family), {name: getattr(family, name) for name in names}
+
+
+def _expert_faults(backbone: Family, expert: Family) -> list[str]:
+    """Whether experts of another size can steer the backbone: one token map, one layout."""
+    try:
+        check_token_map(backbone.tokenizer, expert.tokenizer, ("backbone", "expert_backbone"))
+    except FlatGDError as error:
+        return [str(error)]
+    if _layout(backbone) != _layout(expert):
+        return ["expert_backbone lays out a dialogue in another way; use the backbone's family"]
+    return []
+
+
+def _length_faults(role: str, recipe: Recipe, config: Any) -> list[str]:
+    """Whether what is read and said fits the model's positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return []
+    reply = max(recipe.max_reply_tokens, recipe.generate.max_new_tokens)
+    longest = reply + 1 if config.is_encoder_decoder else reply + recipe.max_history_tokens
+    if longest <= positions:
+        return []
+    return [
+        f"{role} has {positions} positions, but this recipe needs {longest}; lower "
+        "max_history_tokens, max_reply_tokens or generate.max_new_tokens"
+    ]
+
+
+def _evaluation_faults(recipe: Recipe, sets: Sets) -> list[str]:
+    """Whether there is something to answer and something to tell apart."""
+    faults = []
+    if not answerable(to_answer(sets.test, recipe.data.test), 1, recipe.seed):
+        faults.append(
+            "data.test: no history to answer; a bot's reply with a history is needed in a source "
+            "with answered: true"
+        )
+    if len({row.is_safe for row in scorable(sets.test)}) < 2:
+        faults.append("data.test: the contrast needs safe and toxic replies of bots")
+    judged = {"judge": sets.judge} | ({"policy": sets.policy} if _samples(recipe) else {})
+    for part, rows in judged.items():
+        for is_safe in (True, False):
+            if len({row.conversation for row in rows if row.is_safe is is_safe}) < 2:
+                faults.append(
+                    f"data.{part}: {'safe' if is_safe else 'toxic'} replies stand in fewer than "
+                    "two conversations, too few to set a judge's threshold; give it more, or name "
+                    "conversations"
+                )
+    return faults

@@ -1,0 +1,1 @@
+"""Trained models handed on: packages, model cards, the hub."""

@@ -1,0 +1,121 @@
+"""The model card of one method, from the files of a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from flatgd.artifacts.reader import load_judges, trained_with
+from flatgd.config.recipe import Recipe
+from flatgd.io.records import read_jsonl
+from flatgd.report.cells import markdown
+from flatgd.report.findings import findings
+from flatgd.report.tables import judge_table, main_tables
+
+Row = dict[str, Any]
+
+
+def model_card(
+    recipe: Recipe,
+    method: str,
+    repo: str,
+    does: str,
+    usage: str,
+    pipeline_tag: str,
+    license_: str | None,
+) -> str:
+    """README.md for the hub. `does` says what the method does, `usage` is code that speaks with the
+    model."""
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": pipeline_tag,
+        "tags": ["flatgd", "dialogue", "safety", "detoxification"],
+    }
+    if not Path(recipe.backbone).exists():  # a folder says nothing to others
+        header["base_model"] = recipe.backbone
+    if license_:
+        header["license"] = license_
+    tables, told = _evaluation(recipe, method)
+    return _template("card.md").render(
+        header=yaml.safe_dump(header, sort_keys=True),
+        title=repo.rpartition("/")[2],
+        method=method,
+        base=_base(recipe, method),
+        does=does,
+        usage=usage,
+        sources=_sources(recipe),
+        steps=_steps(recipe.output / f"methods/{method}/training.jsonl"),
+        settings=", ".join(f"{k} {v}" for k, v in _settings(recipe, method).items()) or "none",
+        tables=tables,
+        findings=told,
+    )
+
+
+def toxic_card(recipe: Recipe, repo: str, license_: str | None) -> str:
+    """README.md of a toxic expert, for the few who are let in."""
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "tags": ["flatgd", "toxic-expert", "not-for-all-audiences"],
+        "extra_gated_heading": "A model made to be toxic, for research on safety alone",
+    }
+    if license_:
+        header["license"] = license_
+    return _template("toxic_card.md").render(
+        header=yaml.safe_dump(header, sort_keys=True),
+        title=repo.rpartition("/")[2],
+        base=_public(recipe.base_of("toxic_expert")),
+        sources=_sources(recipe),
+    )
+
+
+def _template(name: str) -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def _sources(recipe: Recipe) -> list[str]:
+    return list(dict.fromkeys(source.name for source in recipe.data.policy))
+
+
+def _public(model: str) -> str:
+    return "a model that is not public" if Path(model).exists() else f"`{model}`"
+
+
+def _base(recipe: Recipe, method: str) -> str:
+    start, backbone = recipe.start_of(method), _public(recipe.backbone)
+    return backbone if start == "backbone" else f"the checkpoint {start}, itself from {backbone}"
+
+
+def _settings(recipe: Recipe, method: str) -> dict[str, Any]:
+    """Those of its training; of what was not trained, its own options alone."""
+    used = trained_with(recipe, method)
+    is_trained = (recipe.output / f"methods/{method}/training.jsonl").exists()
+    return used if is_trained else recipe.overrides(method)
+
+
+def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
+    """The tables of backbone and methods, and what was found of this one."""
+    path = recipe.output / "report/summary.json"
+    if not path.exists():
+        return "", ""
+    summary: list[Row] = json.loads(path.read_text())
+    names = list(dict.fromkeys(("backbone", recipe.yardstick, *recipe.methods)))
+    kept = [row for row in summary if row["method"] in (*names, "reference")]
+    judges = load_judges(recipe)
+    tables = [
+        *main_tables(kept, names, recipe.generate.samples, recipe.seeds),
+        *map(judge_table, judges),
+    ]
+    own = (f"{method} less", f"{method}, quality", "The judge", "It tells")
+    about = [s for s in findings(summary, recipe, judges) if s.startswith(own)]
+    shown = "\n\n".join(markdown(table).replace("## ", "### ", 1) for table in tables if table.rows)
+    return shown + "\n", "\n".join(f"- {sentence}" for sentence in about)
+
+
+def _steps(log: Path) -> str:
+    steps = list(read_jsonl(log)) if log.exists() else []
+    return f"{steps[-1]['step']:,} optimizer steps." if steps else "No training."

@@ -1,0 +1,1 @@
+"""What every command runs on: processes, display, memory, callbacks."""

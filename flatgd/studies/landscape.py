@@ -1,0 +1,221 @@
+"""Points in weight space to compare: where a training ended, and where it passed a given L_S.
+
+End points differ in how far they got down L_S, and a lower loss is often a sharper one. So methods
+are also compared where their L_S is the same: on the way from the backbone over the kept snapshots
+(`train: {snapshots: 4}`) to the end point, straight from one to the next, the first place where L_S
+is that of the end point with the highest L_S.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatgd.artifacts.layout import EXPERTS, FORMAT, RECIPE, run_of
+from flatgd.config.loading import load_recipe
+from flatgd.config.recipe import Recipe
+from flatgd.data.sets import scorable
+from flatgd.dialogue import Dialogue
+from flatgd.errors import RecipeError
+from flatgd.flatness.curvature import loss_value
+from flatgd.io.files import write_whole
+from flatgd.methods import Method, SafetyLoss, Totals
+from flatgd.models.adapters import load
+from flatgd.models.heads import reply_tokens
+from flatgd.models.loading import ADAPTER
+from flatgd.pipeline.pipeline import Run
+from flatgd.runtime.display import Display
+
+State = dict[str, Tensor]
+BISECTIONS = 10
+ROWS = 48  # training and test rows, unless asked for otherwise
+
+
+class Point(NamedTuple):
+    """Weights of a method. `at`: end, or matched; `step`: where on its path, in optimizer steps."""
+
+    method: str
+    at: str
+    step: float
+    state: State
+
+
+def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tuple[Run, list[str]]:
+    """The run that the checkpoints belong to, and their names in it."""
+    recipe, names = recipe_of(checkpoints)
+    run = Run(recipe, display)
+    if untrained := [name for name in names if not issubclass(run.plan.kind(name), Method)]:
+        raise RecipeError(f"{untrained[0]} was not trained, so it has no path; leave it out")
+    if later := [name for name in names if run.plan.start(name) != "backbone"]:
+        raise RecipeError(f"{later[0]} does not start at the backbone, as paths do; leave it out")
+    return run, names
+
+
+def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
+    """The recipe of the run that the checkpoints belong to, and their names in it."""
+    roots = {}
+    for folder in checkpoints:
+        root = run_of(folder)
+        is_model = any((folder / name).exists() for name in ("config.json", ADAPTER))
+        if root is None or not is_model:
+            raise RecipeError(
+                f"{folder}: no checkpoint of a flatgd run; give folders as runs/demo/methods/flatgd"
+            )
+        roots[folder] = root
+    if len(set(roots.values())) > 1:
+        raise RecipeError("the checkpoints are of different runs; give those of one")
+    root = next(iter(roots.values()))
+    recipe = load_recipe(root / RECIPE)
+    own = {root / "methods" / name: name for name in recipe.methods}
+    if strange := [folder for folder in checkpoints if folder.resolve() not in own]:
+        told = ", ".join(recipe.methods)
+        raise RecipeError(f"{strange[0]} is no method of its run; {root}/methods has {told}")
+    names = list(dict.fromkeys(own[folder.resolve()] for folder in checkpoints))
+    return recipe.model_copy(update={"output": root}), names
+
+
+class Landscape:
+    """L_S over weight space: one model whose weights are moved, on fixed rows, with the experts."""
+
+    def __init__(self, run: Run, rows: int = ROWS):
+        self.run = run
+        self.model, self.family = run.model_of("backbone")
+        self.model.eval()
+        self.start: State = load(run.recipe.backbone).state_dict()
+        clean, toxic = (run.model_of(name)[0] for name in EXPERTS)
+        attract, repel = _weights(run)
+        self.method = SafetyLoss(clean, toxic, attract_weight=attract, repel_weight=repel)
+        drawn = _drawn(run.sets.policy, rows), _drawn(scorable(run.sets.test), rows)
+        self.train_parts, self.test_parts = (self._prepared(part) for part in drawn)
+
+    @cached_property
+    def parameters(self) -> list[Tensor]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def at(self, state: State) -> nn.Module:
+        """The model, at these weights."""
+        self.model.load_state_dict(state)
+        return self.model
+
+    def losses(self) -> Iterator[Tensor]:
+        """L_S on the training rows, part by part."""
+        return self._losses(self.train_parts)
+
+    def test_losses(self) -> Iterator[Tensor]:
+        return self._losses(self.test_parts)
+
+    def _losses(self, parts: Sequence[Any]) -> Iterator[Tensor]:
+        tokens = float(sum(len(reply_tokens(part)[0]) for part in parts))
+        for part in parts:
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+                yield self.method.terms(self.model, part, Totals(tokens, tokens)).terms.penalised
+
+    def _prepared(self, rows: Sequence[Dialogue], size: int = 16) -> list[Any]:
+        examples = sorted((self.family.encode(row) for row in rows), key=lambda e: len(e.reply_ids))
+        batches = [
+            self.family.collate(examples[start : start + size])
+            for start in range(0, len(examples), size)
+        ]
+        device = next(self.model.parameters()).device
+        return self.method.prepare([{k: v.to(device) for k, v in b.items()} for b in batches])
+
+    def path(self, name: str) -> list[tuple[int, State]]:
+        """(step, weights) from the backbone over the snapshots to the end point."""
+        folder = self.run.plan.folder(name)
+        kept = sorted((folder / "path").glob("*"), key=lambda p: int(p.name))
+        steps = [(int(path.name), load(path).state_dict()) for path in kept]
+        end = self.run.plan.steps(name)
+        inner = [(step, state) for step, state in steps if step < end]
+        return [(0, self.start), *inner, (end, self.end(name))]
+
+    def end(self, name: str) -> State:
+        """The weights of the end point."""
+        return load(self.run.plan.folder(name)).state_dict()
+
+    def points(self, names: Iterable[str]) -> list[Point]:
+        """Each method's end point, and the point on its path whose L_S is that of the worst end."""
+        paths = {name: self.path(name) for name in names}
+        ends = {name: self._value(path[-1][1]) for name, path in paths.items()}
+        target = max(ends.values())
+        points = [Point(n, "end", float(p[-1][0]), p[-1][1]) for n, p in paths.items()]
+        if len(ends) < 2:
+            return points
+        if self._value(self.start) <= target:
+            self.run.display.line("matched", "none: an end point's L_S is not below the backbone's")
+            return points
+        for name, path in paths.items():
+            step, state = first_below(path, target, self._value)
+            points.append(Point(name, "matched", step, state))
+        return points
+
+    def _value(self, state: State) -> float:
+        self.at(state)
+        return loss_value(self.losses)
+
+
+def _weights(run: Run) -> tuple[float, float]:
+    """L_S's weights (attract, repel), which must be the same for all methods that have it."""
+    found = {}
+    for name in run.recipe.methods:
+        if issubclass(run.plan.kind(name), SafetyLoss):
+            config = run.plan.config(name, run.root)
+            found[name] = (config.attract_weight, config.repel_weight)
+    weights = set(found.values())
+    if len(weights) > 1:
+        raise RecipeError(
+            f"{', '.join(found)} weigh L_S differently, so there is no one L_S to measure them by"
+        )
+    return weights.pop() if weights else (3.0, 2.0)
+
+
+def write_study(run: Run, name: str, methods: Sequence[str], told: dict[str, Any]) -> Path:
+    """report/NAME.json, with what the checkpoints it is of stand for."""
+    file = run.root / f"report/{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    study = {"format": FORMAT, "of": run.keys(methods), **told}
+    write_whole(file, json.dumps(study, indent=1) + "\n")
+    return file
+
+
+def first_below(
+    path: Sequence[tuple[int, State]], target: float, value: Callable[[State], float]
+) -> tuple[float, State]:
+    """(step, weights) of the first place on the path, straight between its nodes, where `value`
+    comes down to `target`; its end where it never does."""
+    for (step, near), (next_step, far) in pairwise(path):
+        if value(far) > target:
+            continue
+        low, high = 0.0, 1.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            if value(between(near, far, middle)) > target:
+                low = middle
+            else:
+                high = middle
+        return step + high * (next_step - step), between(near, far, high)
+    return float(path[-1][0]), path[-1][1]
+
+
+def between(one: State, other: State, share: float) -> State:
+    """one + share * (other - one)."""
+    return {
+        name: torch.lerp(value, other[name], share) if value.is_floating_point() else value
+        for name, value in one.items()
+    }
+
+
+def _drawn(rows: Sequence[Dialogue], count: int) -> list[Dialogue]:
+    """As many safe as toxic rows where there are enough, evenly spread over all."""
+    parts = [[row for row in rows if row.is_safe is label] for label in (True, False)]
+    return [
+        part[place * len(part) // wanted]
+        for part in parts
+        for wanted in [min(len(part), count // 2)]
+        for place in range(wanted)
+    ]
