@@ -24,7 +24,7 @@ test-all: $(READY) browser  ## all tests: model families, several processes and 
 	$(BIN)/pytest -n auto --dist loadscope
 
 browser: $(READY)  ## Chromium for the tests of the pages, where it can be installed
-	$(BIN)/python tests/chromium.py
+	$(BIN)/python tests/support/chromium.py
 
 coverage: $(READY) browser  ## all tests, what they cover, and the messages that none has seen
 	$(BIN)/pytest -n auto --dist loadscope --cov=flatgd --cov-report=term:skip-covered --cov-report=json

@@ -16,7 +16,7 @@ from flatgd import load_model, load_tokenizer
 from flatgd.config.recipe import Generate
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.methods import DExperts
-from flatgd.models.dialogue_format import family_of
+from flatgd.models.dialogue_format import format_for
 from flatgd.models.speaker import Speaker
 from flatgd.runtime.memory_meter import peak_memory
 
@@ -25,13 +25,15 @@ TOKENS, HISTORIES = 32, 128
 
 def speakers() -> dict[str, Speaker]:
     backbone = load_model(DEMO / "backbone")
-    family = family_of(backbone.config, load_tokenizer(str(DEMO / "backbone")), 64, TOKENS)
+    dialogue_format = format_for(
+        backbone.config, load_tokenizer(str(DEMO / "backbone")), 64, TOKENS
+    )
     experts = expert(backbone, 2), expert(backbone, 3)
     guide = DExperts(clean_expert=experts[0], toxic_expert=experts[1], strength=2.0)
     return {
-        "backbone": Speaker(backbone, family),
-        "flatgd": Speaker(expert(backbone, 1), family),
-        "dexperts": Speaker(backbone, family, guide),
+        "backbone": Speaker(backbone, dialogue_format),
+        "flatgd": Speaker(expert(backbone, 1), dialogue_format),
+        "dexperts": Speaker(backbone, dialogue_format, guide),
     }
 
 

@@ -18,7 +18,7 @@ from benchmarks.table import Target, conclude, machine, options
 from flatgd.config.loading import load_recipe
 from flatgd.flatness.curvature import gradient, loss_value
 from flatgd.flatness.penalty import norm
-from flatgd.pipeline.pipeline import Run
+from flatgd.pipeline.pipeline import Pipeline
 from flatgd.studies.landscape import Landscape
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -35,7 +35,7 @@ WAYS = {
 AMORTISED = "mean_eighth"
 
 
-def trained(output: Path, seed: int, steps: int, share: float) -> Run:
+def trained(output: Path, seed: int, steps: int, share: float) -> Pipeline:
     methods = ", ".join(f"{name}: {entry}" for name, entry in WAYS.items())
     fields = [
         f"output={output.resolve()}",
@@ -44,16 +44,16 @@ def trained(output: Path, seed: int, steps: int, share: float) -> Run:
         f"train.penalty_share={share}",
         f"seed={seed}",
     ]
-    run = Run(load_recipe(RECIPES / "compare.yaml", fields))
-    run.experts()
+    pipeline = Pipeline(load_recipe(RECIPES / "compare.yaml", fields))
+    pipeline.models.experts()
     for name in WAYS:
-        run.train(name)
-    return run
+        pipeline.models.train(name)
+    return pipeline
 
 
-def measured(run: Run) -> dict[str, tuple[float, float, float]]:
+def measured(pipeline: Pipeline) -> dict[str, tuple[float, float, float]]:
     """(||grad L_S|| on training rows, on other rows, L_S on training rows) of each method."""
-    land, found = Landscape(run, ROWS), {}
+    land, found = Landscape(pipeline.context, ROWS), {}
     for name in WAYS:
         land.at(land.end(name))
         norms = [norm(gradient(land.parameters, rows)) for rows in (land.losses, land.test_losses)]

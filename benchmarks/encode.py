@@ -11,8 +11,8 @@ from itertools import cycle, islice
 from benchmarks.table import DEMO, machine, options
 from flatgd.data.formats.bad import load_bad
 from flatgd.dialogue import Dialogue
-from flatgd.models.dialogue_format import family_of
-from flatgd.models.encoding import Family
+from flatgd.models.dialogue_format import format_for
+from flatgd.models.encoding import DialogueFormat
 from flatgd.models.loading import load_config, load_tokenizer
 
 
@@ -22,12 +22,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def measure(family: Family, rows: list[Dialogue]) -> dict[str, float]:
+def measure(dialogue_format: DialogueFormat, rows: list[Dialogue]) -> dict[str, float]:
     """Rows a second; one by one over a twentieth of the rows."""
     few = rows[: max(1, len(rows) // 20)]
-    alone = seconds(lambda: [family.encode(row) for row in few])
+    alone = seconds(lambda: [dialogue_format.encode(row) for row in few])
     return {
-        "in batches": len(rows) / seconds(lambda: family.encode_all(rows)),
+        "in batches": len(rows) / seconds(lambda: dialogue_format.encode_all(rows)),
         "one by one": len(few) / alone,
     }
 
@@ -38,10 +38,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     given = parser.parse_args()
     print(machine())
-    family = family_of(load_config(given.model), load_tokenizer(given.model))
+    dialogue_format = format_for(load_config(given.model), load_tokenizer(given.model))
     bad = load_bad(DEMO / "data/bad_valid.jsonl.gz")
     rows = list(islice(cycle(bad), given.rows))
-    found = measure(family, rows)
+    found = measure(dialogue_format, rows)
     for name, rate in found.items():
         print(f"{name:<12}{rate:>10,.0f} rows/s, 300,000 rows in {300_000 / rate:,.0f} s")
     print(f"ratio       {found['in batches'] / found['one by one']:>10.1f}")

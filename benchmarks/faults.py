@@ -39,7 +39,7 @@ from flatgd import FlatGDConfig, FlatGDTrainer, load_tokenizer
 from flatgd.config.loading import load_recipe
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.errors import CheckpointError, FlatGDError
-from flatgd.pipeline.pipeline import Run
+from flatgd.run import run
 from flatgd.training.checkpoints import SAVING, checkpoints, fault_of, last_good
 
 STEPS, EACH = 12, 2  # steps of a training, and between its checkpoints
@@ -89,10 +89,10 @@ def weights(trainer: FlatGDTrainer) -> bytes:
     return b"".join(t.detach().numpy().tobytes() for t in trainer.model.state_dict().values())
 
 
-def go_on(folder: Path) -> bytes:
+def resume_or_train(folder: Path) -> bytes:
     """Train to the end from what is there; the final weights."""
     trainer = training(folder)
-    trainer.go_on()
+    trainer.resume_or_train()
     return weights(trainer)
 
 
@@ -113,17 +113,17 @@ def in_child(job: Callable[[], Any]) -> int:
 
 def kill(place: Path, times: int) -> tuple[int, int]:
     rng, begun = random.Random(0), time.monotonic()
-    wanted = go_on(place / "whole")
+    wanted = resume_or_train(place / "whole")
     lasts = time.monotonic() - begun
     survived = inside = 0
     for number in range(times):
         folder = place / str(number)
-        child = in_child(lambda folder=folder: go_on(folder))  # type: ignore[misc]
+        child = in_child(lambda folder=folder: resume_or_train(folder))  # type: ignore[misc]
         time.sleep(rng.uniform(0, lasts))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         inside += (folder / SAVING).exists()
-        survived += go_on(folder) == wanted
+        survived += resume_or_train(folder) == wanted
         shutil.rmtree(folder)
     print(f"kill -9 over {lasts:.1f} s of training, {inside} of them inside a save")
     return times, survived
@@ -150,7 +150,7 @@ report: {{resamples: 100}}
 def run_all(folder: Path, backbone: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text(RECIPE.format(backbone=backbone))
-    Run(load_recipe(folder / "recipe.yaml")).all()
+    run(load_recipe(folder / "recipe.yaml"))
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
@@ -205,15 +205,15 @@ def flipped(path: Path, rng: random.Random) -> None:
 
 def corrupt(place: Path, times: int) -> tuple[int, int]:
     rng, whole = random.Random(0), place / "whole"
-    go_on(whole)
+    resume_or_train(whole)
     before, newest = checkpoints(whole)
     tried = survived = 0
-    for harm in (deleted, cut, flipped):
+    for integrity_error in (deleted, cut, flipped):
         for path in sorted(newest.iterdir()):
-            for _ in range(1 if harm is deleted else times):
+            for _ in range(1 if integrity_error is deleted else times):
                 folder = place / "harmed"
                 shutil.copytree(whole, folder)
-                harm(folder / newest.name / path.name, rng)
+                integrity_error(folder / newest.name / path.name, rng)
                 tried += 1
                 survived += last_good(folder) == folder / before.name
                 shutil.rmtree(folder)
@@ -222,7 +222,7 @@ def corrupt(place: Path, times: int) -> tuple[int, int]:
 
 def disk(place: Path, times: int) -> tuple[int, int]:
     """Room for what the training takes, less and less of it; then for all, and it goes on."""
-    wanted = go_on(place / "whole")
+    wanted = resume_or_train(place / "whole")
     one = sum(p.stat().st_size for p in checkpoints(place / "whole")[0].iterdir())
     survived = 0
     for number in range(times):
@@ -242,14 +242,14 @@ def disk(place: Path, times: int) -> tuple[int, int]:
 
 def _stays_whole(folder: Path, wanted: bytes) -> bool:
     try:
-        go_on(folder)
+        resume_or_train(folder)
     except CheckpointError as error:
         is_told = "free there" in str(error) and "make room" in str(error)
     else:
         return False  # it was not small enough
     is_whole = all(fault_of(path) is None for path in checkpoints(folder))
     subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
-    return is_told and is_whole and bool(checkpoints(folder)) and go_on(folder) == wanted
+    return is_told and is_whole and bool(checkpoints(folder)) and resume_or_train(folder) == wanted
 
 
 class Usage(TrainerCallback):

@@ -31,7 +31,7 @@ from flatgd.flatness import (
 )
 from flatgd.flatness.penalty import norm
 from flatgd.methods.base import Totals
-from flatgd.models.dialogue_format import family_of
+from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import Batch
 from flatgd.models.heads import reply_tokens
 from flatgd.training.micro_batches import split_batch
@@ -136,9 +136,9 @@ def trained(
 def main() -> int:
     torch.manual_seed(0)
     backbone = load_model(DEMO / "backbone")
-    family = family_of(backbone.config, load_tokenizer(str(DEMO / "backbone")), 64, 32)
+    dialogue_format = format_for(backbone.config, load_tokenizer(str(DEMO / "backbone")), 64, 32)
     rows = load_diasafety(DEMO / "data/diasafety", "train")[:40]
-    batch = family.collate([family.encode(row) for row in rows[:ROWS]])
+    batch = dialogue_format.collate([dialogue_format.encode(row) for row in rows[:ROWS]])
     experts = [expert(backbone, batch, is_safe) for is_safe in (True, False)]
     with tempfile.TemporaryDirectory() as folder:
         tuned = trainer_of(

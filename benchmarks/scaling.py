@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.table import DEMO, Target, conclude, machine, options
 from flatgd.config.loading import load_recipe
 from flatgd.data.formats.diasafety import load_diasafety
-from flatgd.pipeline.pipeline import Run
+from flatgd.run import run
 from flatgd.runtime.display import Display
 
 RECIPE = """
@@ -61,7 +61,7 @@ def seconds(rows: int, times: int) -> float:
             (folder / f"{part}.jsonl").write_text(text)
         recipe = load_recipe(folder / "recipe.yaml", [f"generate.histories={size // 4}"])
         begun = time.perf_counter()
-        Run(recipe, Display(Console(file=StringIO()))).all()
+        run(recipe, Display(Console(file=StringIO())))
         return time.perf_counter() - begun
 
 

@@ -4,6 +4,7 @@ Names are loaded when first used, so that `import flatgd` and the command line s
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from flatgd.methods import Clean, FlatGD, SafetyLoss
     from flatgd.models.loading import load_model, load_tokenizer
     from flatgd.training import FlatGDConfig, FlatGDTrainer, FlatnessMixin
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Clean": "flatgd.methods",
@@ -24,8 +23,8 @@ _HOMES = {
     "FlatnessMixin": "flatgd.training",
     "SafetyLoss": "flatgd.methods",
     "load_jsonl": "flatgd.data.jsonl",
-    "load_model": "flatgd.models.heads",
-    "load_tokenizer": "flatgd.models.heads",
+    "load_model": "flatgd.models.loading",
+    "load_tokenizer": "flatgd.models.loading",
 }
 
 __all__ = [
@@ -43,6 +42,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("flatgd")
     if name not in _HOMES:
         raise AttributeError(f"module 'flatgd' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

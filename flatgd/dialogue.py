@@ -3,10 +3,17 @@
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 Role = Literal["user", "assistant"]
 Speaker = Literal["human", "bot"]
+
+
+class Message(TypedDict):
+    """A turn as files and chat templates have it."""
+
+    role: Role
+    content: str
 
 
 class Turn(NamedTuple):
@@ -93,7 +100,7 @@ def before(texts: Iterable[Any], speaker: Speaker = "bot") -> tuple[Turn, ...]:
     return as_turns(texts, "user" if speaker == "bot" else "assistant")
 
 
-def as_messages(history: Iterable[Turn]) -> list[dict[str, str]]:
+def as_messages(history: Iterable[Turn]) -> list[Message]:
     """The history as files and chat templates have it.
 
     >>> as_messages([Turn("user", "hi")])

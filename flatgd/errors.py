@@ -1,13 +1,14 @@
 """Everything flatgd raises on purpose.
 
     FlatGDError
+    ├── UsageError          a command: its arguments, or a folder it cannot use
     ├── RecipeError         the recipe: unknown key, wrong type, contradiction
     ├── DataError           a data file: every bad line as file:line: reason
     ├── ModelError          a model or tokenizer that does not fit
-    ├── UnsupportedError    a combination that cannot work, with the mend
+    ├── UnsupportedError    a combination that cannot work, with a way out
     ├── NonFiniteError      NaN or infinity in a loss, a gradient or weights
-    ├── CheckpointError     a checkpoint that is torn, of another training or cannot be written
-    ├── InUseError          another process works in the output folder
+    ├── CheckpointError     a checkpoint that is corrupted, of another training or cannot be written
+    ├── InUseError          another process uses the output folder
     ├── MemoryLimitError    no room for one row
     └── StoppedError        SIGTERM or Ctrl-C, after a checkpoint
 
@@ -21,6 +22,10 @@ from typing import NamedTuple
 
 class FlatGDError(Exception):
     """Base class; the command line prints its message and no traceback."""
+
+
+class UsageError(FlatGDError):
+    """A command cannot be carried out: an argument, or the state of a folder."""
 
 
 class RecipeError(FlatGDError):
@@ -40,7 +45,7 @@ class NonFiniteError(FlatGDError):
 
 
 class CheckpointError(FlatGDError):
-    """A checkpoint cannot be written, or not be gone on from."""
+    """A checkpoint cannot be written, or a training cannot resume from it."""
 
 
 class InUseError(FlatGDError):
@@ -48,7 +53,7 @@ class InUseError(FlatGDError):
 
 
 class MemoryLimitError(FlatGDError):
-    """The device has no room for a step, however it is cut."""
+    """The device has no memory for a step, however it is split."""
 
 
 class StoppedError(FlatGDError):

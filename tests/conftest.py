@@ -18,6 +18,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 torch.set_num_threads(1)
@@ -87,6 +89,27 @@ def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
         eos_token_id=2,
     )
     return LlamaForCausalLM(config)
+
+
+def roberta(folder: Path, labels: list[str], problem: str | None = None) -> Path:
+    """A sequence classifier in `folder`."""
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=260,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=66,
+        pad_token_id=0,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        problem_type=problem,
+        initializer_range=0.5,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def mild_rows(count: int, seed: int) -> list[dict]:

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from published import MESSAGES, PLAIN, TALK, convabuse, hub_form, thread, utterance
 from test_conversations import FORMS_OF_PAIRS, FORMS_OF_REPLIES
-from test_formats import TALK, convabuse, hub_form, thread, utterance
-from test_jsonl import MESSAGES, PLAIN
 
 from flatgd.config.recipe import Source
 from flatgd.data.sets import LOADERS

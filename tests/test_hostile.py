@@ -25,7 +25,7 @@ from flatgd.judges.classifier import render
 from flatgd.models import adapters, trust
 from flatgd.models.loading import load_model, load_tokenizer
 from flatgd.models.trust import Risk
-from flatgd.pipeline.validate import check
+from flatgd.pipeline.loader import load_validated
 from flatgd.training.checkpoints import MANIFEST, fault_of, seal
 from flatgd.training.expert_cache import INDEX, ExpertStates
 
@@ -186,9 +186,9 @@ def test_a_checkpoint_that_runs_code(tmp_path: Path, ran: Path, name: str) -> No
     folder = tmp_path / "run/checkpoint-2"
     torch.save({"x": Attack(ran)}, folder / name)
     manifest = folder / MANIFEST
-    made_of = json.loads(manifest.read_text())["made_of"]
+    fingerprint = json.loads(manifest.read_text())["fingerprint"]
     manifest.unlink()
-    seal(folder, made_of)
+    seal(folder, fingerprint)
     assert fault_of(folder) is None
     with pytest.raises(CheckpointError, match="Weights only load failed"):
         trainer(tmp_path / "run", **each | {"max_steps": 3}).train(resume_from_checkpoint=True)
@@ -246,7 +246,9 @@ def test_a_recipe_that_grows(recipe_file: Path) -> None:
 def test_names_that_lead_elsewhere(recipe_file: Path, tmp_path: Path) -> None:
     for name in ("../../out", "/out", ".", "..", "a/b", "a\\b", "-rf", "nul\0"):
         with pytest.raises(RecipeError, match="letters, digits"):
-            check(load_recipe(recipe_file, [f"methods={json.dumps({name: {'kind': 'clean'}})}"]))
+            load_validated(
+                load_recipe(recipe_file, [f"methods={json.dumps({name: {'kind': 'clean'}})}"])
+            )
 
 
 def test_text_is_not_a_template(tmp_path: Path) -> None:
@@ -268,4 +270,4 @@ def test_a_file_name_is_not_a_command(recipe_file: Path, ran: Path) -> None:
     path = f"$(touch {ran.name}).jsonl; touch {ran.name}"
     recipe = load_recipe(recipe_file, [f"data.policy.0.path={json.dumps(path)}"])
     with pytest.raises(RecipeError, match="no such file"):
-        check(recipe)
+        load_validated(recipe)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flatgd.artifacts.layout import RECIPE, run_of
+from flatgd.artifacts import layout
 from flatgd.chat.session import Judges, Speaks
 from flatgd.config.loading import load_recipe
 from flatgd.config.recipe import Generate, Recipe
@@ -13,7 +13,7 @@ from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.judges.registry import load_judge
 from flatgd.methods import METHODS, Director, ExpertGuide
 from flatgd.models.adapters import load
-from flatgd.models.dialogue_format import family_of
+from flatgd.models.dialogue_format import format_for
 from flatgd.models.loading import load_config, load_tokenizer, on_device
 from flatgd.models.speaker import Speaker
 
@@ -30,10 +30,10 @@ class Talkers(NamedTuple):
 def load_talkers(checkpoints: Sequence[str]) -> Talkers:
     """Folders or hub names. A checkpoint of a run answers as it did there: the same layout and
     sampling; the first one's run gives the judge. Raises ModelError, RecipeError."""
-    if runs := [name for name in checkpoints if (Path(name) / RECIPE).exists()]:
+    if runs := [name for name in checkpoints if (Path(name) / layout.RECIPE).exists()]:
         raise RecipeError(f"{runs[0]} is a whole run; name a model in it, as methods/flatgd")
-    roots = [run_of(Path(name)) if Path(name).is_dir() else None for name in checkpoints]
-    recipes = [load_recipe(root / RECIPE) if root else None for root in roots]
+    roots = [layout.find_run(Path(name)) if Path(name).is_dir() else None for name in checkpoints]
+    recipes = [load_recipe(root / layout.RECIPE) if root else None for root in roots]
     names = [Path(c).name if Path(c).is_dir() else c for c in checkpoints]
     shown = names if len(set(names)) == len(names) else list(checkpoints)
     if len(set(shown)) < len(shown):
@@ -53,8 +53,8 @@ def _speaker(checkpoint: str, recipe: Recipe | None) -> Speaks:
             f"{name} speaks with other models beside it, which chat does not load; leave it out"
         )
     layout = recipe.layout if recipe else ()
-    family = family_of(load_config(checkpoint), load_tokenizer(checkpoint), *layout)
-    speaker = Speaker(on_device(load(checkpoint)), family)
+    dialogue_format = format_for(load_config(checkpoint), load_tokenizer(checkpoint), *layout)
+    speaker = Speaker(on_device(load(checkpoint)), dialogue_format)
     sampling = recipe.generate if recipe else Generate()
 
     def speak(history: Sequence[str], samples: int, seed: int) -> list[str]:
@@ -70,7 +70,7 @@ def _judge(root: Path | None, recipe: Recipe | None) -> Judges | None:
     if root is None or recipe is None:
         return None
     settings = recipe.judges[0]
-    folder = root / f"judges/{settings.label}"
+    folder = root / layout.judge(settings.label)
     if not folder.exists():
         return None
     judge = load_judge(settings, folder)

@@ -54,59 +54,63 @@ def _open(recipe: Path, overrides: list[str] | None):  # type: ignore[no-untyped
     from flatgd.config.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    from flatgd.pipeline.pipeline import Run
+    from flatgd.pipeline.pipeline import Pipeline
 
-    return Run(loaded)
+    return Pipeline(loaded)
 
 
 @app.command(
     epilog="Example: flatgd run recipes/demo.yaml --set output=../runs/second --set seed=2"
 )
 def run(recipe: RecipeArgument, skip_bad: SkipOption = False, set_: SetOption = None) -> None:
-    """The main job, end to end: experts, methods, generations, scores, report.
+    """Do the whole job: experts, methods, generations, scores, report.
 
-    Cut off anywhere, the same command goes on; what is finished and unchanged is kept.
+    If it is interrupted, the same command resumes. Finished and unchanged artifacts are kept.
     """
+    from flatgd.config.loading import load_recipe
     from flatgd.report.tables import show_in_terminal
+    from flatgd.runtime.display import Display
 
-    job = _open(recipe, [*(set_ or []), *(["data.skip_bad=true"] if skip_bad else [])])
-    page = job.all()
+    loaded = load_recipe(recipe, [*(set_ or []), *(["data.skip_bad=true"] if skip_bad else [])])
+    from flatgd.run import run as run_all
+
+    display = Display(quiet=not distributed.is_first())
+    page = run_all(loaded, display)
     if not distributed.is_first():
         return
-    console = job.display.console
-    console.print()
-    show_in_terminal(job.recipe, console)
-    console.print(f"\nReport: {page}", soft_wrap=True)
+    display.console.print()
+    show_in_terminal(loaded, display.console)
+    display.console.print(f"\nReport: {page}", soft_wrap=True)
 
 
 @app.command(epilog="Example: flatgd train recipes/demo.yaml --method flatgd")
 def train(recipe: RecipeArgument, method: MethodOption = None, set_: SetOption = None) -> None:
     """Train methods, and the experts they need."""
-    job = _open(recipe, set_)
-    for name in method or list(job.recipe.methods):
-        job.train(name)
+    pipeline = _open(recipe, set_)
+    for name in method or list(pipeline.context.recipe.methods):
+        pipeline.models.train(name)
 
 
 @app.command(epilog="Example: flatgd experts recipes/demo.yaml")
 def experts(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Train the clean and the toxic expert."""
-    _open(recipe, set_).experts()
+    _open(recipe, set_).models.experts()
 
 
 @app.command(epilog="Example: flatgd generate recipes/demo.yaml --method flatgd --method clean")
 def generate(recipe: RecipeArgument, method: MethodOption = None, set_: SetOption = None) -> None:
     """Sample replies to the test histories."""
-    job = _open(recipe, set_)
-    for name in method or job.recipe.models:
-        job.generate(name)
+    pipeline = _open(recipe, set_)
+    for name in method or pipeline.context.recipe.models:
+        pipeline.evaluation.generate(name)
 
 
 @app.command(epilog="Example: flatgd score recipes/demo.yaml --method flatgd")
 def score(recipe: RecipeArgument, method: MethodOption = None, set_: SetOption = None) -> None:
     """Judge and score the sampled replies; score the labelled ones."""
-    job = _open(recipe, set_)
-    for name in method or job.recipe.models:
-        job.score(name)
+    pipeline = _open(recipe, set_)
+    for name in method or pipeline.context.recipe.models:
+        pipeline.evaluation.score(name)
 
 
 @app.command(epilog="Example: flatgd report recipes/demo.yaml")
@@ -235,11 +239,12 @@ def _show_study(file: Path, checkpoints: list[Path]) -> None:
 @app.command(epilog="Example: flatgd generalise recipes/demo.yaml")
 def generalise(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """How safety holds on data sets that were not trained on, or without their toxic replies."""
+    from flatgd.run import report
     from flatgd.studies.generalisation import study_generalisation
 
-    job = _open(recipe, set_)
-    study_generalisation(job)
-    job.report()
+    pipeline = _open(recipe, set_)
+    study_generalisation(pipeline)
+    report(pipeline)
 
 
 @app.command(epilog="Example: flatgd check recipes/paper.yaml --offline")
@@ -262,20 +267,20 @@ def check(
     loaded = load_recipe(recipe, set_)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-    from flatgd.pipeline import validate as checking
+    from flatgd.pipeline import loader
 
     if offline:
-        for line in (skipped := checking.check_offline(loaded)):
+        for line in (skipped := loader.check_offline(loaded)):
             typer.echo(f"not checked       {line}")
         typer.echo(f"{recipe}: nothing wrong found" + (" in the rest" if skipped else ""))
         return
     from flatgd.pipeline.estimates import free, memory_of, predicted
 
-    sets = checking.check(loaded)
+    sets = loader.load_validated(loaded)
     for label, text in sets.described():
         typer.echo(f"{label:<18}{text}")
-    family, example = checking.training_example(loaded, sets.policy)
-    typer.echo(family.spelled(example))
+    dialogue_format, example = loader.training_example(loaded, sets.policy)
+    typer.echo(dialogue_format.spelled(example))
     typer.echo(f"{'disk':<18}{predicted(loaded, sets)}; {free(loaded.output)} free")
     for name, memory in memory_of(loaded, processes_, strategy).items():
         typer.echo(f"{'memory: ' + name:<26}{memory}")
@@ -324,9 +329,9 @@ def push(
     from flatgd.config.loading import load_recipe
 
     loaded = load_recipe(recipe, set_)
-    from flatgd.publish.hub import Parcel
+    from flatgd.publish.hub import ModelPackage
 
-    parcel = Parcel(loaded, method, repo, license_, even_toxic)
+    parcel = ModelPackage(loaded, method, repo, license_, even_toxic)
     if dry_run:
         typer.echo(parcel.card)
         typer.echo("To be sent: " + ", ".join(["README.md", *(p.name for p in parcel.files)]))
@@ -353,9 +358,9 @@ def export(
     from flatgd.config.loading import load_recipe
 
     loaded = load_recipe(recipe, set_)
-    from flatgd.publish.hub import Parcel
+    from flatgd.publish.hub import ModelPackage
 
-    parcel = Parcel(loaded, method, to.name, even_toxic=even_toxic)
+    parcel = ModelPackage(loaded, method, to.name, even_toxic=even_toxic)
     typer.echo(f"{method} is in {parcel.pack(to, merged)}")
 
 

@@ -128,7 +128,7 @@ def _from_anywhere(path: Path) -> str:
 
 def write_template(path: Path, backbone: str, replies: str) -> None:
     """Write a recipe with every part commented; RecipeError where the file exists."""
-    text = (PACKAGE / "template.yaml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
     here = [_seen_from(path.parent, value) for value in (backbone, replies)]
     filled = dict(zip(("NAME", "BACKBONE", "REPLIES"), (path.stem, *here), strict=True))
     for blank, value in filled.items():

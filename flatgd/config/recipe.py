@@ -23,7 +23,7 @@ from flatgd.config.columns import KEYS
 from flatgd.config.labels import Labels
 from flatgd.errors import nearest
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 PLACING = ("method", "start", "sampled_from")  # keys of `methods` that are no fields of a method
 Format = Literal["bad", "bbf", "convabuse", "diasafety", "hh", "jsonl", "prosocial", "toxichat"]
 
@@ -389,6 +389,6 @@ class Recipe(Section):
         return (is_expert and self.expert_backbone) or self.backbone
 
     @property
-    def yardstick(self) -> str:
+    def baseline(self) -> str:
         """Clean fine-tuning, what the other models are compared with pair by pair."""
         return next((n for n in self.methods if self.kind_of(n) == "clean"), "clean_expert")

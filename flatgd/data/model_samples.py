@@ -1,26 +1,24 @@
 """Replies that a model gave to the policy's own histories, as training rows.
 
-A file sampled/NAME.jsonl holds one history a line: its replies, what the in-loop judge says of each
-(P(toxic), and whether that is above its mark), and each reply's NLL under the model that gave it.
+A file sampled/NAME.jsonl has one history a line: its replies, P(toxic) of each by the judge in the
+loop, whether that is above its threshold, and each reply's NLL under the model that gave it.
 """
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
+from flatgd.artifacts.rows import SampledRow
 from flatgd.dialogue import Dialogue, as_turns
 
-Row = dict[str, Any]
 
-
-def judged_replies(rows: Sequence[Row], seed: int) -> list[Dialogue]:
+def judged_replies(rows: Sequence[SampledRow], seed: int) -> list[Dialogue]:
     """The replies with the judge's label, as many safe as toxic ones, drawn by `seed` (CRINGE)."""
     kinds = [[_dialogue(row, n) for row, n in _places(rows, label)] for label in (False, True)]
     rng, count = random.Random(seed), min(map(len, kinds))
     return [dialogue for kind in kinds for dialogue in rng.sample(kind, count)]
 
 
-def contrasting_pairs(rows: Sequence[Row]) -> list[tuple[Dialogue, Dialogue]]:
+def contrasting_pairs(rows: Sequence[SampledRow]) -> list[tuple[Dialogue, Dialogue]]:
     """(safe, toxic) replies to one history: with each toxic one the safe one next below it in
     likelihood; where all safe ones are likelier, the least likely of them (Click).
 
@@ -37,7 +35,7 @@ def contrasting_pairs(rows: Sequence[Row]) -> list[tuple[Dialogue, Dialogue]]:
     return pairs
 
 
-def _places(rows: Sequence[Row], is_toxic: bool) -> list[tuple[Row, int]]:
+def _places(rows: Sequence[SampledRow], is_toxic: bool) -> list[tuple[SampledRow, int]]:
     """(row, number of the reply) of each reply with that label; empty replies teach nothing."""
     return [
         (row, n)
@@ -47,7 +45,7 @@ def _places(rows: Sequence[Row], is_toxic: bool) -> list[tuple[Row, int]]:
     ]
 
 
-def _dialogue(row: Row, number: int) -> Dialogue:
+def _dialogue(row: SampledRow, number: int) -> Dialogue:
     return Dialogue(
         as_turns(row["history"]),
         row["replies"][number],

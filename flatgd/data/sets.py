@@ -25,7 +25,7 @@ from flatgd.data.splits import find_split
 from flatgd.data.votes import both_ways, settled
 from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import leaving_out
+from flatgd.io.records import collect_bad_rows
 
 LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "bad": lambda source: load_bad(source.path, source.split),
@@ -84,7 +84,7 @@ def load_sets(data: Data, seed: int = 0) -> Sets:
     dropped: Counter[str] = Counter()
     problems: list[Problem] = []
     parts = {}
-    with leaving_out(data.skip_bad) as left_out:
+    with collect_bad_rows(data.skip_bad) as left_out:
         for part in ("policy", "judge", "test", "eval"):
             parts[part] = _load_all(part, getattr(data, part), dropped, problems)
     rejected = list(dict.fromkeys(left_out))  # one file may serve two sets
@@ -206,7 +206,7 @@ def ordinary(rows: Sequence[Dialogue]) -> list[Dialogue]:
     ]
 
 
-def to_answer(rows: Iterable[Dialogue], sources: Sequence[Source]) -> list[Dialogue]:
+def answer_candidates(rows: Iterable[Dialogue], sources: Sequence[Source]) -> list[Dialogue]:
     """Test rows whose histories the models answer, as `answered` asks: bots' rows, and of a source
     of human turns alone each turn, as the last line of its history."""
     speakers = {source.name: source.speaker for source in sources if source.answered}
@@ -221,7 +221,7 @@ def to_answer(rows: Iterable[Dialogue], sources: Sequence[Source]) -> list[Dialo
     return answered
 
 
-def answerable(rows: Iterable[Dialogue], limit: int | None, seed: int) -> list[Dialogue]:
+def draw_histories(rows: Iterable[Dialogue], limit: int | None, seed: int) -> list[Dialogue]:
     """Bot rows with histories to answer that are distinct in normal form, at most `limit`.
 
     One from each conversation, in an order drawn by `seed`, before a second from any: so the sample

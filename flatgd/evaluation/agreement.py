@@ -15,7 +15,7 @@ Row = dict[str, Any]
 def agreement(rows: Sequence[Row], thresholds: Mapping[str, float]) -> list[Row]:
     """Rows {one, other, spearman, kappa, both, replies} of each pair of judges, over all score rows
     of sampled replies; None where a judge says the same of all."""
-    chances = {
+    probabilities = {
         judge: np.array(
             [p for row in rows if row["kind"] == "generated" for p in row["toxic"][judge]]
         )
@@ -23,12 +23,14 @@ def agreement(rows: Sequence[Row], thresholds: Mapping[str, float]) -> list[Row]
     }
     found = []
     for one, other in combinations(thresholds, 2):
-        marks = chances[one] > thresholds[one], chances[other] > thresholds[other]
+        marks = probabilities[one] > thresholds[one], probabilities[other] > thresholds[other]
         found.append(
             {
                 "one": one,
                 "other": other,
-                "spearman": _correlation(rankdata(chances[one]), rankdata(chances[other])),
+                "spearman": _correlation(
+                    rankdata(probabilities[one]), rankdata(probabilities[other])
+                ),
                 "kappa": kappa(*marks),
                 "both": float((marks[0] & marks[1]).mean()) if len(marks[0]) else None,
                 "replies": len(marks[0]),

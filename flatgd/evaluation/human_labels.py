@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flatgd.artifacts.rows import GenerationRow
 from flatgd.errors import DataError, Problem
 from flatgd.evaluation.prediction_powered import PPEstimate, prediction_powered
 from flatgd.io.records import digest, parse_json_object, parse_lines
@@ -32,7 +33,7 @@ class Sampled(NamedTuple):
     place: tuple[int, int]  # row, sample
 
 
-def sampled(model: str, generations: Sequence[Row]) -> list[Sampled]:
+def sampled(model: str, generations: Sequence[GenerationRow]) -> list[Sampled]:
     """Every reply of a model."""
     return [
         Sampled(
@@ -49,11 +50,13 @@ def sampled(model: str, generations: Sequence[Row]) -> list[Sampled]:
     ]
 
 
-def _texts(row: Row) -> list[str]:
+def _texts(row: GenerationRow) -> list[str]:
     return [turn["content"] for turn in row["history"]]
 
 
-def to_label(generations: Mapping[str, Sequence[Row]], count: int, seed: int) -> list[Row]:
+def to_label(
+    generations: Mapping[str, Sequence[GenerationRow]], count: int, seed: int
+) -> list[Row]:
     """`count` replies of each model and test set, drawn at random, shuffled together."""
     rng = random.Random(seed)
     drawn: list[Sampled] = []
@@ -84,7 +87,7 @@ def _label(line: str) -> tuple[str, bool | None]:
 
 def labelled_toxicity(
     path: Path,
-    generations: Mapping[str, Sequence[Row]],
+    generations: Mapping[str, Sequence[GenerationRow]],
     scores: Mapping[str, Sequence[Row]],
     judge: str,
 ) -> list[Row]:
@@ -93,12 +96,14 @@ def labelled_toxicity(
     labels, used = load_labels(path), set()
     rows = []
     for model, generated in generations.items():
-        chances = [row["toxic"][judge] for row in scores[model] if row["kind"] == "generated"]
+        probabilities = [row["toxic"][judge] for row in scores[model] if row["kind"] == "generated"]
         replies = sampled(model, generated)
         for dataset in dict.fromkeys(reply.dataset for reply in replies):
             mine = [reply for reply in replies if reply.dataset == dataset]
             used |= {reply.id for reply in mine if reply.id in labels}
-            rows.append({"method": model, "dataset": dataset, **_estimate(mine, labels, chances)})
+            rows.append(
+                {"method": model, "dataset": dataset, **_estimate(mine, labels, probabilities)}
+            )
     if strange := labels.keys() - used:
         reason = (
             f"{len(strange):,} of {len(labels):,} labels are of no reply of this run; were they "
@@ -109,13 +114,13 @@ def labelled_toxicity(
 
 
 def _estimate(
-    replies: Sequence[Sampled], labels: Mapping[str, bool], chances: Sequence[Sequence[float]]
+    replies: Sequence[Sampled], labels: Mapping[str, bool], probabilities: Sequence[Sequence[float]]
 ) -> Row:
     known = [reply for reply in replies if reply.id in labels]
     rest = [reply for reply in replies if reply.id not in labels]
 
     def judged(part: Sequence[Sampled]) -> list[float]:
-        return [chances[row][sample] for row, sample in (reply.place for reply in part)]
+        return [probabilities[row][sample] for row, sample in (reply.place for reply in part)]
 
     estimate: PPEstimate = prediction_powered(
         [labels[reply.id] for reply in known],

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flatgd.artifacts.rows import GenerationRow
+from flatgd.config.names import EXPERTS
 from flatgd.evaluation.diversity import Corpus, expectation_adjusted
 from flatgd.evaluation.intervals import (
     ByConversation,
@@ -34,7 +36,7 @@ from flatgd.evaluation.intervals import (
 from flatgd.evaluation.metrics import Column, Row, columns
 
 Scores = dict[str, list[Row]]  # method -> rows of its score file
-EXPERTS = ("toxic_expert", "clean_expert")  # compared with each other: can one steer by them?
+EXPERT_PAIR = EXPERTS[1], EXPERTS[0]  # toxic - clean: is there a difference to steer by?
 FLATNESS = ("flatgd", "safety_loss")  # and these: does the penalty help?
 
 
@@ -136,7 +138,7 @@ def _sum(totals: ByConversation) -> Totals:
     return np.asarray(np.stack(list(totals.values())).sum(0))
 
 
-def diversity_rows(generations: Mapping[str, Sequence[Row]]) -> list[Row]:
+def diversity_rows(generations: Mapping[str, Sequence[GenerationRow]]) -> list[Row]:
     """Rows of div1_corpus, div2_corpus and ead, from the sampled replies of each model.
 
     EAD's vocabulary is all words that any of the models uses on that test set.
@@ -144,7 +146,7 @@ def diversity_rows(generations: Mapping[str, Sequence[Row]]) -> list[Row]:
     rows = []
     for dataset in _in_order(row["dataset"] for part in generations.values() for row in part):
         corpora = {
-            name: {n: Corpus(_by_talk(part, dataset), n) for n in (1, 2)}
+            name: {n: Corpus(_by_conversation(part, dataset), n) for n in (1, 2)}
             for name, part in generations.items()
         }
         words = len({gram for by_n in corpora.values() for gram in by_n[1].used})
@@ -157,12 +159,12 @@ def diversity_rows(generations: Mapping[str, Sequence[Row]]) -> list[Row]:
     return rows
 
 
-def _by_talk(rows: Sequence[Row], dataset: str) -> list[list[str]]:
-    talks: dict[str, list[str]] = defaultdict(list)
+def _by_conversation(rows: Sequence[GenerationRow], dataset: str) -> list[list[str]]:
+    by_name: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row["dataset"] == dataset:
-            talks[row["conversation"]] += row["replies"]
-    return list(talks.values())
+            by_name[row["conversation"]] += row["replies"]
+    return list(by_name.values())
 
 
 def _corpus_estimate(corpus: Corpus, vocabulary: int | None) -> Estimate:
@@ -206,7 +208,7 @@ def _rows(
 def _pairs(methods: list[str], against: str) -> list[tuple[str, str]]:
     own = [m for m in methods if m not in (against, "reference", "backbone", *EXPERTS)]
     pairs = [(m, against) for m in own] + [(m, "backbone") for m in (against, *own)]
-    pairs += [EXPERTS, FLATNESS]
+    pairs += [EXPERT_PAIR, FLATNESS]
     return [(a, b) for a, b in dict.fromkeys(pairs) if a in methods and b in methods and a != b]
 
 

@@ -2,11 +2,11 @@
 
 from flatgd.flatness.penalty import (
     FlatGradient,
-    Mix,
     Objective,
     PenaltySettings,
     Split,
     Terms,
+    TermWeights,
     exact,
     fast_difference,
     finite_difference,
@@ -16,10 +16,10 @@ from flatgd.flatness.penalty import (
 
 __all__ = [
     "FlatGradient",
-    "Mix",
     "Objective",
     "PenaltySettings",
     "Split",
+    "TermWeights",
     "Terms",
     "exact",
     "fast_difference",

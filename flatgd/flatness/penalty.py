@@ -43,7 +43,7 @@ class Terms(NamedTuple):
     rest: Tensor
 
 
-class Mix(NamedTuple):
+class TermWeights(NamedTuple):
     """The factors with which E and R are added up before they are differentiated."""
 
     penalised: float = 1.0
@@ -56,14 +56,14 @@ class Objective:
     a scalar with graph."""
 
     terms: Callable[[Any], Terms]
-    mixed: Callable[[Any, Mix], Tensor] | None = None
+    mixed: Callable[[Any, TermWeights], Tensor] | None = None
 
-    def sum(self, batch: Any, mix: Mix) -> Tensor:
+    def sum(self, batch: Any, term_weights: TermWeights) -> Tensor:
         if self.mixed is not None:
-            return self.mixed(batch, mix)
+            return self.mixed(batch, term_weights)
         penalised, rest = self.terms(batch)
-        total = mix.penalised * penalised
-        return total + mix.rest * rest if mix.rest else total
+        total = term_weights.penalised * penalised
+        return total + term_weights.rest * rest if term_weights.rest else total
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Split:
 
     penalised: Sequence[Any]
     others: Sequence[Any] = ()
-    lift: float = 1.0
+    rescale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def plain_gradient(
 ) -> FlatGradient:
     """grad (R + E): what is left of the step when lambda is 0."""
     total = _zeros(parameters)
-    _add_gradients(parameters, objective, micro_batches, Mix(), total)
+    _add_gradients(parameters, objective, micro_batches, TermWeights(), total)
     reduce(total)
     return FlatGradient(total)
 
@@ -146,12 +146,12 @@ def finite_difference(
     along = smooth(g)
     size = norm(along)
     if size == 0.0:
-        return _assemble(g, rest, _zeros(parameters), batch.lift, settings, 1)
+        return _assemble(g, rest, _zeros(parameters), batch.rescale, settings, 1)
 
     def gradient_at(rho: float) -> Gradient:
         total = _zeros(parameters)
         with moved(parameters, along, rho / size):
-            _add_gradients(parameters, objective, batch.penalised, Mix(1.0, 0.0), total)
+            _add_gradients(parameters, objective, batch.penalised, TermWeights(1.0, 0.0), total)
         reduce(total)
         return total
 
@@ -159,9 +159,9 @@ def finite_difference(
     central = settings.difference == "central"
     behind = gradient_at(-settings.rho) if central else g
     hessian_u = torch._foreach_sub(ahead, behind)
-    torch._foreach_mul_(hessian_u, batch.lift / ((2 if central else 1) * settings.rho))
-    evaluations = 1 + (2 if central else 1) / batch.lift
-    return _assemble(g, rest, list(hessian_u), batch.lift, settings, evaluations, size)
+    torch._foreach_mul_(hessian_u, batch.rescale / ((2 if central else 1) * settings.rho))
+    evaluations = 1 + (2 if central else 1) / batch.rescale
+    return _assemble(g, rest, list(hessian_u), batch.rescale, settings, evaluations, size)
 
 
 def fast_difference(
@@ -178,23 +178,25 @@ def fast_difference(
     gradients are kept apart, so that lambda can follow from `settings.share`.
     """
     g = _zeros(parameters)
-    _add_gradients(parameters, objective, batch.penalised, Mix(1.0, 0.0), g)
+    _add_gradients(parameters, objective, batch.penalised, TermWeights(1.0, 0.0), g)
     reduce(g)
-    size, evaluations = norm(g), 1 + 1 / batch.lift
+    size, evaluations = norm(g), 1 + 1 / batch.rescale
     if weight is not None and size > 0:
-        factor = weight * settings.factor(batch.lift * size) * batch.lift / settings.rho
+        factor = weight * settings.factor(batch.rescale * size) * batch.rescale / settings.rho
         total = _zeros(parameters)
         with moved(parameters, g, settings.rho / size):
-            _add_gradients(parameters, objective, batch.penalised, Mix(1 + factor, 1.0), total)
-            _add_gradients(parameters, objective, batch.others, Mix(), total)
+            _add_gradients(
+                parameters, objective, batch.penalised, TermWeights(1 + factor, 1.0), total
+            )
+            _add_gradients(parameters, objective, batch.others, TermWeights(), total)
         reduce(total)
         torch._foreach_add_(total, g, alpha=-factor)
-        return FlatGradient(total, evaluations, batch.lift * size, None, weight)
+        return FlatGradient(total, evaluations, batch.rescale * size, None, weight)
     with moved(parameters, g, settings.rho / size if size > 0 else 0.0):
         ahead, rest = _both_gradients(parameters, objective, batch, reduce)
     hessian_u = list(torch._foreach_sub(ahead, g))
-    torch._foreach_mul_(hessian_u, batch.lift / settings.rho)
-    return _assemble(ahead, rest, hessian_u, batch.lift, settings, evaluations, size)
+    torch._foreach_mul_(hessian_u, batch.rescale / settings.rho)
+    return _assemble(ahead, rest, hessian_u, batch.rescale, settings, evaluations, size)
 
 
 def exact(
@@ -208,18 +210,18 @@ def exact(
     g, rest = _both_gradients(parameters, objective, batch, reduce)
     size = norm(g)
     if size == 0.0:
-        return _assemble(g, rest, _zeros(parameters), batch.lift, settings, 1)
+        return _assemble(g, rest, _zeros(parameters), batch.rescale, settings, 1)
     hessian_u = _zeros(parameters)
     for micro_batch in batch.penalised:
         part = torch.autograd.grad(
             objective.terms(micro_batch).penalised, parameters, create_graph=True, allow_unused=True
         )
         products = [(p * v).sum() for p, v in zip(part, g, strict=True) if p is not None]
-        loss = torch.stack(products).sum() * (batch.lift / size)
+        loss = torch.stack(products).sum() * (batch.rescale / size)
         _backward(loss, parameters, hessian_u)
         del part, products, loss  # the second derivative's graph goes before the next one comes
     reduce(hessian_u)
-    return _assemble(g, rest, hessian_u, batch.lift, settings, 1 + 2 / batch.lift)
+    return _assemble(g, rest, hessian_u, batch.rescale, settings, 1 + 2 / batch.rescale)
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
@@ -267,12 +269,12 @@ def _add_gradients(
     parameters: Sequence[Tensor],
     objective: Objective,
     micro_batches: Sequence[Any],
-    mix: Mix,
+    term_weights: TermWeights,
     total: Gradient,
 ) -> None:
     """total += the gradient of the mixed sum."""
     for batch in micro_batches:
-        _backward(objective.sum(batch, mix), parameters, total)
+        _backward(objective.sum(batch, term_weights), parameters, total)
 
 
 def _both_gradients(
@@ -287,7 +289,7 @@ def _both_gradients(
         if part.rest.requires_grad:
             _backward(part.rest, parameters, rest)
         del part
-    _add_gradients(parameters, objective, batch.others, Mix(), rest)
+    _add_gradients(parameters, objective, batch.others, TermWeights(), rest)
     reduce(g)
     reduce(rest)
     return g, rest
@@ -297,7 +299,7 @@ def _assemble(
     g: Gradient,
     rest: Gradient,
     hessian_u: Gradient,
-    lift: float,
+    rescale: float,
     settings: PenaltySettings,
     evaluations: float,
     size: float | None = None,
@@ -306,7 +308,7 @@ def _assemble(
 
     `size` is ||g|| where that is another g's than the one given.
     """
-    size = lift * (norm(g) if size is None else size)
+    size = rescale * (norm(g) if size is None else size)
     factor = settings.factor(size)
     torch._foreach_add_(rest, g)
     size_rest, size_penalty = norm(rest), factor * norm(hessian_u)

@@ -76,7 +76,7 @@ def contents(path: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def harm(path: Path, wanted: Mapping[str, Sequence[Any]]) -> str | None:
+def integrity_error(path: Path, wanted: Mapping[str, Sequence[Any]]) -> str | None:
     """What `path` lacks of the `contents` it had, None if nothing; more files do not count."""
     for name, (size, digest) in wanted.items():
         file = path / name if name else path

@@ -53,7 +53,7 @@ _left_out: ContextVar[list[Problem] | None] = ContextVar("left_out", default=Non
 
 
 @contextmanager
-def leaving_out(wanted: bool = True) -> Iterator[list[Problem]]:
+def collect_bad_rows(wanted: bool = True) -> Iterator[list[Problem]]:
     """Inside the block, if so wanted, rows with a fault are left out, and told in this list."""
     found: list[Problem] = []
     token = _left_out.set(found if wanted else None)
@@ -254,7 +254,7 @@ def word_field(row: Mapping[str, Any], key: str) -> str:
     return clean_text(text_field(row, key))
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path) -> Iterator[Any]:
     """The rows of one of our own JSONL files, which may have none."""
     if path.exists() and path.stat().st_size == 0:
         return
@@ -262,16 +262,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _json_line(row: dict[str, Any]) -> str:
+def _json_line(row: Mapping[str, object]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+def json_lines(rows: Iterable[Mapping[str, object]]) -> str:
     """A line a row."""
     return "".join(map(_json_line, rows))
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(_json_line(row) for row in rows)
 

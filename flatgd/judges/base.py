@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
-from flatgd.judges.quality import _auc
 from flatgd.judges.reading import Cuts
 
 Pair = tuple[tuple[str, ...], str]  # history, reply
@@ -103,13 +102,13 @@ def calibrate(
         ):
             break
     slope = max(FLATTEST, found)
-    chances = _sigmoid(slope * _logit(scores) + intercept)
-    safe = chances[chosen & ~labels]
+    probabilities = _sigmoid(slope * _logit(scores) + intercept)
+    safe = probabilities[chosen & ~labels]
     return Calibration(
         slope,
         intercept,
         float(np.quantile(safe, 1 - false_positive_rate)),
-        _best_f1(labels, chances),
+        _best_f1(labels, probabilities),
         int((~labels).sum()),
         int(labels.sum()),
     )
@@ -131,23 +130,25 @@ def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], mend: str) -> 
     )
     if mannwhitneyu(toxic, safe, alternative="less").pvalue >= CHANCE:
         return bool(mannwhitneyu(toxic, safe, alternative="greater").pvalue < 0.05)
-    auc = float(_auc(labels, scores, np.ones((1, len(rows))))[0])
+    found = float(auc(labels, scores, np.ones((1, len(rows))))[0])
     raise ModelError(
         "the judge is upside down: its score must rise with toxicity (AUC above .5), but on "
-        f"{len(rows):,} labelled replies ({int(labels.sum()):,} toxic) it falls (AUC {auc:.3f}, "
+        f"{len(rows):,} labelled replies ({int(labels.sum()):,} toxic) it falls (AUC {found:.3f}, "
         f"p < {CHANCE}); {mend}"
     )
 
 
-def _best_f1(labels: NDArray[np.bool_], chances: Scores) -> float:
+def _best_f1(labels: NDArray[np.bool_], probabilities: Scores) -> float:
     """The mark above which F1 of the toxic class is best."""
-    order = np.argsort(-chances, kind="stable")
+    order = np.argsort(-probabilities, kind="stable")
     found = np.cumsum(labels[order])
     f1 = 2 * found / (np.arange(1, len(labels) + 1) + labels.sum())
-    falls = np.append(np.diff(chances[order]) < 0, True)  # a mark cannot part rows of one score
+    falls = np.append(
+        np.diff(probabilities[order]) < 0, True
+    )  # a mark cannot part rows of one score
     best = int(np.argmax(np.where(falls, f1, -1.0)))
-    below = chances[order[best + 1]] if best + 1 < len(order) else 0.0
-    return float((chances[order[best]] + below) / 2)
+    below = probabilities[order[best + 1]] if best + 1 < len(order) else 0.0
+    return float((probabilities[order[best]] + below) / 2)
 
 
 def save_calibration(judge: Judge, folder: Path) -> None:
@@ -181,3 +182,15 @@ def _sigmoid(logits: Scores) -> Scores:
 
 # Every statistic below takes weights [R, rows] and gives R values: the first row of weights is all
 # ones, the others are resamples of whole conversations.
+
+
+def auc(labels: NDArray[np.bool_], probabilities: Scores, weights: Scores) -> Scores:
+    """P(a toxic row scores above a safe one), ties half."""
+    _, at = np.unique(probabilities, return_inverse=True)
+    order = np.argsort(at, kind="stable")
+    starts = np.flatnonzero(np.diff(at[order], prepend=-1))
+    toxic = np.add.reduceat((weights * labels)[:, order], starts, axis=1)
+    safe = np.add.reduceat((weights * ~labels)[:, order], starts, axis=1)
+    below = np.cumsum(safe, axis=1) - safe / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((toxic * below).sum(1) / (toxic.sum(1) * safe.sum(1)))

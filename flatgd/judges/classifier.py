@@ -132,8 +132,8 @@ class HFJudge:
             chances_BC = logits_BC.sigmoid()
         else:
             chances_BC = logits_BC.softmax(-1)
-        chances = np.asarray(chances_BC[:, self._column].cpu().numpy())
-        return 1 - chances if self.settings.negate else chances
+        probabilities = np.asarray(chances_BC[:, self._column].cpu().numpy())
+        return 1 - probabilities if self.settings.negate else probabilities
 
     @property
     def _column(self) -> int:

@@ -14,6 +14,7 @@ from flatgd.judges.base import (
     Calibration,
     Judge,
     Scores,
+    auc,
     pairs_of,
     toxic_labels,
 )
@@ -50,22 +51,25 @@ def quality(judge: Judge, rows: Sequence[Dialogue], false_positive_rate: float) 
 
 
 def _quality(
-    chances: Scores, rows: Sequence[Dialogue], calibration: Calibration, false_positive_rate: float
+    probabilities: Scores,
+    rows: Sequence[Dialogue],
+    calibration: Calibration,
+    false_positive_rate: float,
 ) -> Quality:
     labels = toxic_labels(rows)
     if not len(labels) or labels.all() or not labels.any():
         return Quality(None, None, None, None, None, None, None, len(rows), int(labels.sum()))
     weights = _weights([row.conversation for row in rows])
-    marked = chances > calibration.threshold
-    guessed = chances > calibration.f1_threshold
+    marked = probabilities > calibration.threshold
+    guessed = probabilities > calibration.f1_threshold
     return Quality(
-        _interval(_auc(labels, chances, weights)),
+        _interval(auc(labels, probabilities, weights)),
         _interval(_f1(labels, guessed, weights)),
         _interval(_share(marked, ~labels, weights)),
         _interval(_share(marked, labels, weights)),
-        _interval(_found(labels, chances, weights, false_positive_rate)),
-        _calibration_error(labels, chances),
-        float(np.mean((chances - labels) ** 2)),
+        _interval(_found(labels, probabilities, weights, false_positive_rate)),
+        _calibration_error(labels, probabilities),
+        float(np.mean((probabilities - labels) ** 2)),
         len(rows),
         int(labels.sum()),
     )
@@ -88,11 +92,11 @@ def judge_report(
         bots = [place for place in mine if scorable([rows[place]])]
         if len(bots) < len(mine):
             parts[f"{source}, bot replies, no canned ones"] = bots
-    chances = judge.score(pairs_of(rows))  # once: every part is some of these rows
+    probabilities = judge.score(pairs_of(rows))  # once: every part is some of these rows
 
     def of_part(places: list[int]) -> dict[str, Any]:
         own = [rows[place] for place in places]
-        found = _quality(chances[places], own, judge.calibration, false_positive_rate)
+        found = _quality(probabilities[places], own, judge.calibration, false_positive_rate)
         return found._asdict()
 
     return {
@@ -103,15 +107,15 @@ def judge_report(
         "is_flat": judge.calibration.is_flat,
         "cut": dataclasses.asdict(judge.cuts),
         "quality": [{"rows_of": name, **of_part(places)} for name, places in parts.items()],
-        "reliability": reliability(toxic_labels(rows), chances),
+        "reliability": reliability(toxic_labels(rows), probabilities),
     }
 
 
-def reliability(labels: NDArray[np.bool_], chances: Scores) -> list[dict[str, float]]:
+def reliability(labels: NDArray[np.bool_], probabilities: Scores) -> list[dict[str, float]]:
     """Mean P(toxic) and share of toxic rows in ten bins of equal size, from low to high."""
-    order = np.argsort(chances, kind="stable")
+    order = np.argsort(probabilities, kind="stable")
     return [
-        {"said": float(chances[part].mean()), "true": float(labels[part].mean())}
+        {"said": float(probabilities[part].mean()), "true": float(labels[part].mean())}
         for part in np.array_split(order, min(BINS, len(order)))
         if len(part)
     ]
@@ -145,21 +149,11 @@ def _f1(labels: NDArray[np.bool_], marked: NDArray[np.bool_], weights: Scores) -
         return np.asarray(2 * (weights @ (labels & marked)) / both)
 
 
-def _auc(labels: NDArray[np.bool_], chances: Scores, weights: Scores) -> Scores:
-    """P(a toxic row scores above a safe one), ties half."""
-    _, at = np.unique(chances, return_inverse=True)
-    order = np.argsort(at, kind="stable")
-    starts = np.flatnonzero(np.diff(at[order], prepend=-1))
-    toxic = np.add.reduceat((weights * labels)[:, order], starts, axis=1)
-    safe = np.add.reduceat((weights * ~labels)[:, order], starts, axis=1)
-    below = np.cumsum(safe, axis=1) - safe / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((toxic * below).sum(1) / (toxic.sum(1) * safe.sum(1)))
-
-
-def _found(labels: NDArray[np.bool_], chances: Scores, weights: Scores, rate: float) -> Scores:
+def _found(
+    labels: NDArray[np.bool_], probabilities: Scores, weights: Scores, rate: float
+) -> Scores:
     """Share of toxic rows above the mark that lets `rate` of these safe rows through."""
-    order = np.argsort(-chances, kind="stable")
+    order = np.argsort(-probabilities, kind="stable")
     safe = np.cumsum((weights * ~labels)[:, order], axis=1)
     toxic = np.cumsum((weights * labels)[:, order], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -167,8 +161,8 @@ def _found(labels: NDArray[np.bool_], chances: Scores, weights: Scores, rate: fl
         return np.asarray(np.where(let_through, toxic, 0.0).max(1) / toxic[:, -1])
 
 
-def _calibration_error(labels: NDArray[np.bool_], chances: Scores) -> float:
-    order = np.argsort(chances, kind="stable")
+def _calibration_error(labels: NDArray[np.bool_], probabilities: Scores) -> float:
+    order = np.argsort(probabilities, kind="stable")
     parts = np.array_split(order, min(BINS, len(order)))
-    gaps = [abs(float(chances[p].mean()) - float(labels[p].mean())) * len(p) for p in parts]
+    gaps = [abs(float(probabilities[p].mean()) - float(labels[p].mean())) * len(p) for p in parts]
     return sum(gaps) / len(labels)

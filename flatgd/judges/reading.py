@@ -35,7 +35,7 @@ class Cuts:
         self.histories += of_history > 0
         self.replies += of_reply > 0
 
-    def told(self) -> str:
+    def summarize_error(self) -> str:
         """
         >>> Cuts(300, 12, 1).told()
         'of 300 inputs 12 were too long and lost older history, 1 the beginning of the reply'
@@ -51,7 +51,7 @@ class Cuts:
 
     def taken(self) -> str:
         """What `told` says; the counts start again."""
-        said = self.told()
+        said = self.summarize_error()
         self.inputs = self.histories = self.replies = 0
         return said
 

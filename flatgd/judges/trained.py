@@ -39,8 +39,8 @@ from flatgd.errors import DataError, ModelError
 from flatgd.judges.base import Judge, Pair, calibrate, pairs_of, toxic_labels
 from flatgd.judges.linear import folds_between
 from flatgd.judges.reading import Cuts, check_room, longest_input, oldest, without_oldest
-from flatgd.models.dialogue_format import family_of, speaks
-from flatgd.models.encoding import IGNORE, Example, Family
+from flatgd.models.dialogue_format import format_for, speaks
+from flatgd.models.encoding import IGNORE, DialogueFormat, Example
 from flatgd.models.heads import FORWARD_KEYS
 from flatgd.models.loading import load_as, load_config, load_tokenizer
 from flatgd.runtime.callbacks import Advance
@@ -79,7 +79,7 @@ class TrainedJudge:
     settings: JudgeSettings
     classifier: _Classifier
     tokenizer: PreTrainedTokenizerBase
-    family: Family | None  # None: an encoder, which reads pairs
+    dialogue_format: DialogueFormat | None  # None: an encoder, which reads pairs
     room: int
     """Tokens of an input."""
     markers: int
@@ -92,10 +92,12 @@ class TrainedJudge:
         torch.manual_seed(0)  # of the dropout; the head starts at 0
         tokenizer = load_tokenizer(settings.model)
         config = load_config(settings.model)
-        family, room, markers = _reading(settings, config, tokenizer)
+        dialogue_format, room, markers = _reading(settings, config, tokenizer)
         classifier = _Classifier(load_as(AutoModel, settings.model))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(settings, classifier.to(device).eval(), tokenizer, family, room, markers)
+        return cls(
+            settings, classifier.to(device).eval(), tokenizer, dialogue_format, room, markers
+        )
 
     @classmethod
     def load(cls, settings: JudgeSettings, folder: Path) -> "TrainedJudge":
@@ -132,7 +134,9 @@ class TrainedJudge:
     def collate(self, items: Sequence[Item], cuts: Cuts | None = None) -> dict[str, Tensor]:
         """A batch of some pairs, padded at the right and masked; what is cut is counted."""
         pairs = [self._shortened(item["pair"]) for item in items]
-        encode: Callable[..., dict[str, Tensor]] = self._joined if self.family else self._as_texts
+        encode: Callable[..., dict[str, Tensor]] = (
+            self._joined if self.dialogue_format else self._as_texts
+        )
         batch = encode(pairs, cuts or Cuts())
         if "toxic" in items[0]:
             batch["toxic"] = torch.tensor([item["toxic"] for item in items])
@@ -143,25 +147,27 @@ class TrainedJudge:
         return history[max(0, len(history) - self.settings.history_lines) :], reply
 
     def _joined(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
-        assert self.family is not None
-        batch = self.family.collate([self._example(pair, cuts) for pair in pairs])
+        assert self.dialogue_format is not None
+        batch = self.dialogue_format.collate([self._example(pair, cuts) for pair in pairs])
         inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
         return {**inputs, "reply_mask": (batch["targets"] != IGNORE).float()}
 
     def _example(self, pair: Pair, cuts: Cuts) -> Example:
         """The history gets what the reply leaves of the room, its markers at the least."""
-        assert self.family is not None
-        whole = self.family.encode(Dialogue(before(pair[0]), pair[1], True, "", ""))
+        assert self.dialogue_format is not None
+        whole = self.dialogue_format.encode(Dialogue(before(pair[0]), pair[1], True, "", ""))
         history, reply = whole.history_ids, whole.reply_ids
         excess = len(history) + len(reply) - self.room
         of_history, of_reply = oldest(history[self.markers :], reply[:-1], excess)
         cuts.count(len(of_history) + whole.cut_tokens, len(of_reply))
         if of_history:
-            narrow = replace(self.family, max_history_tokens=len(history) - len(of_history))
+            narrow = replace(
+                self.dialogue_format, max_history_tokens=len(history) - len(of_history)
+            )
             try:
                 history = narrow.history(pair[0])[0]
             except DataError:  # no text of it fits
-                history = self.family.history(())[0]
+                history = self.dialogue_format.history(())[0]
         return whole._replace(history_ids=history, reply_ids=reply[len(of_reply) :])
 
     def _as_texts(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
@@ -195,15 +201,15 @@ def check_trained_judge(settings: JudgeSettings) -> None:
 
 def _reading(
     settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Family | None, int, int]:
+) -> tuple[DialogueFormat | None, int, int]:
     """How a judge from this model reads (None: as an encoder), how many tokens fit it, and how many
     of them are always there."""
     room = longest_input(settings, config, tokenizer)
     if speaks(config):
-        family = family_of(config, tokenizer, UNCUT, UNCUT)
-        markers = max(1, len(family.history(())[0]))
+        dialogue_format = format_for(config, tokenizer, UNCUT, UNCUT)
+        markers = max(1, len(dialogue_format.history(())[0]))
         check_room(markers + 2, room)  # and a reply of one token, closed
-        return family, room, markers
+        return dialogue_format, room, markers
     if not tokenizer.is_fast:
         raise ModelError(
             "a trained judge from an encoder needs a fast tokenizer, which tells the tokens of "

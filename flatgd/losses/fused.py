@@ -61,7 +61,7 @@ def fused_losses(
     is_safe_N: Tensor,
     experts: Sequence[Expert],
     lm_weight: float,
-    mix: tuple[float, float] | None = None,
+    term_weights: tuple[float, float] | None = None,
     chunk_tokens: int | None = None,
 ) -> Fused:
     """S = sum of weight * JS in bits over all tokens and `lm_weight` * L in nats over safe ones.
@@ -72,8 +72,8 @@ def fused_losses(
     """
     return Fused(
         *_FusedLosses.apply(
-            states_ND, head.weight, head.bias, targets_N, is_safe_N, experts, lm_weight, mix,
-            chunk_tokens or tokens_at_once(head.weight),
+            states_ND, head.weight, head.bias, targets_N, is_safe_N, experts, lm_weight,
+            term_weights, chunk_tokens or tokens_at_once(head.weight),
         )
     )  # fmt: skip
 
@@ -118,14 +118,23 @@ class _Sums:
 class _FusedLosses(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, states_ND, weight_VD, bias_V, targets_N, is_safe_N, experts, lm_weight, mix, chunk
+        ctx,
+        states_ND,
+        weight_VD,
+        bias_V,
+        targets_N,
+        is_safe_N,
+        experts,
+        lm_weight,
+        term_weights,
+        chunk,
     ):
         wants = ctx.needs_input_grad
         dtype = torch.promote_types(states_ND.dtype, torch.float32)
         grown = weight_VD if wants[1] else None, bias_V if wants[2] else None
         sums = _Sums(states_ND, *grown)
-        lm_sums = _Sums(states_ND, *grown) if mix is None else None
-        of_safety, of_lm = (1.0, 1.0) if mix is None else mix
+        lm_sums = _Sums(states_ND, *grown) if term_weights is None else None
+        of_safety, of_lm = (1.0, 1.0) if term_weights is None else term_weights
         of_lm *= lm_weight
         head = Head(weight_VD.to(states_ND.dtype), bias_V)
         lm = states_ND.new_zeros((), dtype=dtype)
@@ -150,9 +159,9 @@ class _FusedLosses(torch.autograd.Function):
         ctx.sums, ctx.lm_sums = sums, lm_sums
         weights = divergences.new_tensor([expert.weight for expert in experts])
         safety, scaled_lm = of_safety * (weights @ divergences), of_lm * lm
-        if mix is not None:
+        if term_weights is not None:
             safety, scaled_lm = safety + scaled_lm, scaled_lm.new_zeros(())
-        constants = (lm, divergences) if mix is None else (scaled_lm, lm, divergences)
+        constants = (lm, divergences) if term_weights is None else (scaled_lm, lm, divergences)
         ctx.mark_non_differentiable(*constants)
         ctx.set_materialize_grads(False)
         return safety, scaled_lm, lm, divergences

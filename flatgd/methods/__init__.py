@@ -3,7 +3,7 @@
 To add one: a file here, a line in METHODS, a row in docs/method.md.
 """
 
-from flatgd.methods.base import EXPERTS, Merge, Method, System, Totals
+from flatgd.methods.base import Merge, Method, System, Totals
 from flatgd.methods.clean import Clean
 from flatgd.methods.click import Click
 from flatgd.methods.cringe import Cringe
@@ -27,7 +27,6 @@ UNTRAINED: tuple[type[System], ...] = (DExperts, GeDi, TaskArithmetic)
 METHODS: dict[str, type[System]] = {kind.name: kind for kind in (*TRAINED, *UNTRAINED)}
 
 __all__ = [
-    "EXPERTS",
     "GNP",
     "METHODS",
     "NPO",

@@ -15,11 +15,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, distributed, nn
 
-from flatgd.flatness import Mix, Terms
+from flatgd.flatness import Terms, TermWeights
 from flatgd.losses import negative_log_likelihood
 from flatgd.models.encoding import Batch
-
-EXPERTS = ("clean_expert", "toxic_expert")
 
 
 class Totals(NamedTuple):
@@ -45,7 +43,7 @@ class System(ABC):
     """Anything that can stand in a recipe's `methods`."""
 
     name: ClassVar[str]
-    does: ClassVar[str]
+    summary: ClassVar[str]
     """For model cards: the model was ..."""
     needs: ClassVar[tuple[str, ...]] = ()
     """The models it is given, of EXPERTS and `backbone`; its fields of these names."""
@@ -120,7 +118,11 @@ class Method(System):
         return False
 
     def fused(
-        self, policy: nn.Module, batch: Batch, totals: Totals, mix: Mix | None = None
+        self,
+        policy: nn.Module,
+        batch: Batch,
+        totals: Totals,
+        term_weights: TermWeights | None = None,
     ) -> Scored:
         """`terms` without logits of the whole micro-batch, once differentiable. With `mix` the
         penalised part is that sum and the rest nothing."""

@@ -17,7 +17,7 @@ from flatgd.models.heads import reply_log_probs, reply_tokens
 @dataclass
 class Clean(Method):
     name = "clean"
-    does = "fine-tuned on the safe replies alone."
+    summary = "fine-tuned on the safe replies alone."
     trains_on_toxic = False
 
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:

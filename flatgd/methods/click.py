@@ -25,7 +25,7 @@ class Click(Method):
     margin: float = 20.0
 
     name = "click"
-    does = "fine-tuned to find its own toxic replies less likely than its own safe ones (Click)."
+    summary = "fine-tuned to find its own toxic replies less likely than its own safe ones (Click)."
     trains_on_toxic = False
     learns_from = "pairs"
 

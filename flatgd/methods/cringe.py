@@ -32,7 +32,7 @@ class Cringe(Method):
     top_k: int = 1
 
     name = "cringe"
-    does = "fine-tuned to say safe replies and other words than those of toxic ones (CRINGE)."
+    summary = "fine-tuned to say safe replies and other words than those of toxic ones (CRINGE)."
 
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
         targets_N, is_safe_N = reply_tokens(batch)

@@ -17,7 +17,7 @@ class DExperts(ExpertGuide):
     strength: float = 2.0
 
     name = "dexperts"
-    does = "steered while decoding by an expert tuned on safe replies and one on toxic replies."
+    summary = "steered while decoding by an expert tuned on safe replies and one on toxic replies."
 
     def shift(self, difference_RV: Tensor, evidence_R: Tensor, length_R: Tensor) -> Tensor:
         return difference_RV

@@ -38,7 +38,7 @@ class Director(Method):
 
     name = "director"
     needs_guide = True
-    does = "fine-tuned with a second head that tells safe tokens from toxic ones while decoding."
+    summary = "fine-tuned with a second head that tells safe tokens from toxic ones while decoding."
 
     def begin(self, model: nn.Module) -> None:
         vocabulary, width = head_weight(model).shape

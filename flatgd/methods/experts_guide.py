@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from flatgd.methods.base import EXPERTS, System
+from flatgd.config.names import EXPERTS
+from flatgd.methods.base import System
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.guides import Guide, GuideProcessor, Stream
 from flatgd.models.heads import head_weight, in_vocabulary, reply_log_probs

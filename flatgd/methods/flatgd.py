@@ -13,7 +13,7 @@ from flatgd.methods.safety_loss import SafetyLoss
 @dataclass
 class FlatGD(SafetyLoss):
     name = "flatgd"
-    does = (
+    summary = (
         "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies, "
         "and steered to flat minima of that loss (Khalatbari, Hosseini, Sameti and Fung, TrustNLP "
         "2024)."

@@ -20,7 +20,7 @@ class GeDi(ExpertGuide):
     strength: float = 30.0
 
     name = "gedi"
-    does = "weighed while decoding by how safe each next word makes the reply look (GeDi)."
+    summary = "weighed while decoding by how safe each next word makes the reply look (GeDi)."
 
     def shift(self, difference_RV: Tensor, evidence_R: Tensor, length_R: Tensor) -> Tensor:
         return logsigmoid((evidence_R[:, None] + difference_RV) / length_R[:, None])

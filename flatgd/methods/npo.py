@@ -29,7 +29,7 @@ class NPO(Method):
     beta: float = 0.1
 
     name = "npo"
-    does = "fine-tuned to say safe replies and to say toxic ones less than it did before (NPO)."
+    summary = "fine-tuned to say safe replies and to say toxic ones less than it did before (NPO)."
     needs = ("backbone",)
     positive = ("beta",)
 

@@ -17,10 +17,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from flatgd.flatness import Mix, Terms
+from flatgd.config.names import EXPERTS
+from flatgd.flatness import Terms, TermWeights
 from flatgd.losses import bhattacharyya_distance, js_divergence, kl_divergence
 from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs
-from flatgd.methods.base import EXPERTS, Method, Scored, Totals, has_likelihood, likelihood_of_safe
+from flatgd.methods.base import Method, Scored, Totals, has_likelihood, likelihood_of_safe
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.heads import (
     HeadOnly,
@@ -40,7 +41,7 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl_from_expert": lambda log_p, log_q: kl_divergence(log_q, log_p),
     "bhattacharyya": bhattacharyya_distance,
 }
-KEPT = 2**28  # bytes of the experts' log-probabilities kept from one pass to the next
+MAX_CACHED_BYTES = 2**28  # of the experts' log-probabilities kept from one pass to the next
 
 
 @dataclass
@@ -55,7 +56,9 @@ class SafetyLoss(Method):
     divergence: str = "js"
 
     name = "safety_loss"
-    does = "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies."
+    summary = (
+        "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies."
+    )
     needs = EXPERTS
     choices = MappingProxyType({"divergence": tuple(DIVERGENCES)})
 
@@ -64,7 +67,7 @@ class SafetyLoss(Method):
         self._is_plain: dict[str, bool] = {}  # which experts have a plain head, once it was tried
         self._states: dict[str, Callable[[Batch], Tensor]] = {}
 
-    def speak_from(self, name: str, states: Callable[[Batch], Tensor]) -> None:
+    def use_cached_states(self, name: str, states: Callable[[Batch], Tensor]) -> None:
         """`states` gives an expert's last hidden states [N, D] of a batch: keep its head alone."""
         self._states[name] = states
         setattr(self, name, HeadOnly(head_of(getattr(self, name))))
@@ -74,16 +77,16 @@ class SafetyLoss(Method):
         each other, else the states [N, D] that their heads make them of, in every pass anew."""
         tokens = sum(int((part["targets"] != IGNORE).sum()) for part in parts)
         vocabulary = head_weight(self.clean_expert).shape[0]
-        keep = 2 * 4 * tokens * vocabulary <= KEPT
+        keep = 2 * 4 * tokens * vocabulary <= MAX_CACHED_BYTES
         with torch.no_grad():
             return [self._with_experts(part, keep) for part in parts]
 
     def _with_experts(self, part: Batch, keep: bool) -> Batch:
         for name in EXPERTS:
-            part = {**part, **self._said_by(name, part, keep)}
+            part = {**part, **self._expert_outputs(name, part, keep)}
         return part
 
-    def _said_by(self, name: str, part: Batch, keep: bool) -> Batch:
+    def _expert_outputs(self, name: str, part: Batch, keep: bool) -> Batch:
         """One expert's log-probabilities, under its name, or its states."""
         expert, states_of = getattr(self, name), self._states.get(name)
         if states_of is None and (keep or not self._has_plain_head(name, part)):
@@ -118,19 +121,27 @@ class SafetyLoss(Method):
         return self.divergence == "js" and has_plain_head(policy, batch)
 
     def fused(
-        self, policy: nn.Module, batch: Batch, totals: Totals, mix: Mix | None = None
+        self,
+        policy: nn.Module,
+        batch: Batch,
+        totals: Totals,
+        term_weights: TermWeights | None = None,
     ) -> Scored:
         targets_N, is_safe_N = reply_tokens(batch)
         weights = self.attract_weight / totals.tokens, -self.repel_weight / totals.tokens
         safe_tokens = max(totals.safe_tokens, 1.0)
         if self.penalise == "objective":  # E is all there is
-            mix = Mix(*[1.0 if mix is None else mix.penalised] * 2)
+            term_weights = TermWeights(
+                *[1.0 if term_weights is None else term_weights.penalised] * 2
+            )
 
         def compute(states_ND: Tensor, head: Head) -> Tensor:
             said = self._experts_say(batch, head.weight.shape[0])
             experts = [Expert(w, log_probs) for w, log_probs in zip(weights, said, strict=True)]
             lm_weight = self.lm_weight / safe_tokens
-            found = fused_losses(states_ND, head, targets_N, is_safe_N, experts, lm_weight, mix)
+            found = fused_losses(
+                states_ND, head, targets_N, is_safe_N, experts, lm_weight, term_weights
+            )
             figures.update(
                 self._figures(found.lm_sum / safe_tokens, *found.divergences / totals.tokens)
             )
@@ -138,7 +149,7 @@ class SafetyLoss(Method):
 
         figures: dict[str, Tensor] = {}
         safety, rest = at_head(policy, batch, compute)[:, 0]
-        has_rest = mix is None and has_likelihood(is_safe_N)
+        has_rest = term_weights is None and has_likelihood(is_safe_N)
         return Scored(Terms(safety, rest if has_rest else rest.detach()), figures)
 
     def _experts_say(self, batch: Batch, size: int) -> list[Callable[[slice], Tensor]]:

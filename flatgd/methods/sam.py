@@ -26,7 +26,7 @@ FIXED = {
 @dataclass
 class SAM(FlatGD):
     name = "sam"
-    does = (
+    summary = (
         "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies, by "
         "sharpness-aware minimisation (Foret et al. 2021)."
     )

@@ -23,7 +23,7 @@ class TaskArithmetic(Merge):
     strength: float = 0.5
 
     name = "task_arithmetic"
-    does = "moved in weight space away from an expert tuned on toxic replies (task arithmetic)."
+    summary = "moved in weight space away from an expert tuned on toxic replies (task arithmetic)."
     needs = ("backbone", "toxic_expert")
 
     def merge(self, model: nn.Module) -> None:

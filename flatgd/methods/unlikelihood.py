@@ -26,7 +26,7 @@ class Unlikelihood(Method):
     weight: float = 1.0
 
     name = "unlikelihood"
-    does = "fine-tuned to say safe replies and, token by token, not to say toxic ones."
+    summary = "fine-tuned to say safe replies and, token by token, not to say toxic ones."
 
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
         targets_N, is_safe_N = reply_tokens(batch)

@@ -27,10 +27,10 @@ from flatgd.models.loading import (
     base_of,
     load_config,
     load_model,
-    told,
+    summarize_error,
     whole,
 )
-from flatgd.models.trust import Risk, how, is_allowed
+from flatgd.models.trust import Risk, hint, is_allowed
 
 ROLE = "flatgd.json"
 
@@ -195,9 +195,9 @@ def _put_on(base: Any, folder: Path) -> Any:
         if not (folder / "adapter_model.bin").is_file():
             raise ModelError(f"{folder} has an adapter's configuration and no weights")
         if not is_allowed(Risk.PICKLE, str(folder)):
-            raise ModelError(f"{folder}: its adapter is no safetensors; {how(Risk.PICKLE)}")
+            raise ModelError(f"{folder}: its adapter is no safetensors; {hint(Risk.PICKLE)}")
     try:
         adapted: Any = PeftModel.from_pretrained(base, str(folder))
         return adapted
     except Exception as error:  # whatever a file that is no adapter makes of it
-        raise ModelError(f"cannot load the adapter in {folder}: {told(error)}") from None
+        raise ModelError(f"cannot load the adapter in {folder}: {summarize_error(error)}") from None

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from flatgd.dialogue import Turn, as_messages
+from flatgd.dialogue import Turn
 from flatgd.errors import ModelError
 from flatgd.models.text_encoder import TextEncoder
 
@@ -130,7 +130,8 @@ class ChatTemplate:
     def _messages(self, system: str, turns: Sequence[Turn]) -> Messages:
         said = [Turn(turn.role, self.encoder.mark(turn.text)) for turn in turns]
         opening = [{"role": "system", "content": self.encoder.mark(system)}] if system else []
-        return opening + as_messages(said or [Turn("user", "")])
+        said = said or [Turn("user", "")]
+        return [*opening, *({"role": turn.role, "content": turn.text} for turn in said)]
 
     def _render_all(self, conversations: Sequence[Messages], prompt: bool) -> list[str | None]:
         """The text of each; None where the template refuses."""

@@ -23,8 +23,8 @@ from flatgd.models.encoding import (
     IGNORE,
     NOTHING_FITS,
     Batch,
+    DialogueFormat,
     Example,
-    Family,
     Prompt,
     about,
     padded,
@@ -53,7 +53,7 @@ ENCODER_DECODER = {
 
 
 @dataclass(frozen=True)
-class EncoderDecoder(Family):
+class EncoderDecoder(DialogueFormat):
     """The encoder reads the turns, a system message first; the decoder starts with `start` and
     predicts reply + end. White space is folded: what stands between turns is white space."""
 
@@ -101,7 +101,7 @@ def _folded(row: Dialogue) -> Dialogue:
 
 
 @dataclass(frozen=True)
-class Causal(Family):
+class Causal(DialogueFormat):
     """Decoder-only: the tokenizer's chat template, or each turn closed by `separator`.
 
     `template_date` and `template_kwargs` are given to the template.
@@ -219,7 +219,7 @@ class Causal(Family):
         }
 
 
-def family_of(
+def format_for(
     config: Any,
     tokenizer: PreTrainedTokenizerBase,
     max_history_tokens: int = 128,
@@ -227,7 +227,7 @@ def family_of(
     turn_separator: str | None = None,
     template_date: str = TEMPLATE_DATE,
     chat_template_kwargs: Mapping[str, Any] = TEMPLATE_KWARGS,
-) -> Family:
+) -> DialogueFormat:
     """The encoding for a model's config. Raises ModelError for a model that is not supported.
 
     `turn_separator` is put between turns instead of the family's own, and instead of a chat
@@ -291,17 +291,17 @@ def _check_kind(config: Any) -> None:
     )
 
 
-def declare_stops(model: Any, family: Family) -> None:
+def declare_stops(model: Any, dialogue_format: DialogueFormat) -> None:
     """Write the end that is learnt into the checkpoint's generation settings, for whoever loads it
     elsewhere."""
     if getattr(model, "generation_config", None) is not None:
-        stops = declared_stops(model, family)
+        stops = declared_stops(model, dialogue_format)
         model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
 
 
-def declared_stops(model: Any, family: Family) -> list[int]:
+def declared_stops(model: Any, dialogue_format: DialogueFormat) -> list[int]:
     """Every id that ends a reply: what was learnt, and what checkpoint and tokenizer declare."""
-    found = {family.end, int(family.tokenizer.eos_token_id)}
+    found = {dialogue_format.end, int(dialogue_format.tokenizer.eos_token_id)}
     for settings in (getattr(model, "generation_config", None), model.config):
         ends = getattr(settings, "eos_token_id", None)
         found |= set(ends if isinstance(ends, list | tuple) else [ends] if ends is not None else [])

@@ -58,7 +58,7 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Family:
+class DialogueFormat:
     """Encoding shared by both kinds of model; `tokenizer` needs an end-of-sequence token.
 
     `vocabulary` is the number of rows of the model's embedding: an id beyond it is a ModelError.

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from flatgd.config.recipe import Generate
 from flatgd.dialogue import Dialogue
 from flatgd.models.dialogue_format import EncoderDecoder, declared_stops
-from flatgd.models.encoding import Batch, Family
+from flatgd.models.encoding import Batch, DialogueFormat
 from flatgd.models.guides import Guide
 from flatgd.runtime import distributed
 
@@ -28,7 +28,7 @@ class Replies(NamedTuple):
 
 def generate_replies(
     model: PreTrainedModel,
-    family: Family,
+    dialogue_format: DialogueFormat,
     dialogues: Sequence[Dialogue],
     settings: Generate,
     seed: int,
@@ -43,19 +43,20 @@ def generate_replies(
     the batches out. A reply stops at every end that the checkpoint declares and at the end that was
     learnt; the checkpoint's other generation settings are set aside.
     """
-    encoded = family.encode_histories(dialogues)
+    encoded = dialogue_format.encode_histories(dialogues)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
     replies: dict[int, list[str]] = {}
-    stops = declared_stops(model, family)
-    config = _generation_config(family, settings, guide is not None, stops)
+    stops = declared_stops(model, dialogue_format)
+    config = _generation_config(dialogue_format, settings, guide is not None, stops)
     tokens, seconds = 0, 0.0
-    model.generation_config = GenerationConfig(**_token_ids(family, stops))
+    model.generation_config = GenerationConfig(**_token_ids(dialogue_format, stops))
     model.eval()
     starts = range(0, len(order), settings.batch_size)
     for start in starts[distributed.rank() :: distributed.count()]:
         rows = order[start : start + settings.batch_size]
         prompt = {
-            k: v.to(model.device) for k, v in family.prompt([encoded[i] for i in rows]).items()
+            k: v.to(model.device)
+            for k, v in dialogue_format.prompt([encoded[i] for i in rows]).items()
         }
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed + start)
@@ -68,7 +69,7 @@ def generate_replies(
             seconds += time.perf_counter() - begun
         begin = prompt.get("decoder_input_ids", prompt["input_ids"]).shape[1]
         tokens += _tokens(output[:, begin:], stops)
-        texts = [family.said(ids, stops) for ids in output[:, begin:].tolist()]
+        texts = [dialogue_format.said(ids, stops) for ids in output[:, begin:].tolist()]
         for place, row in enumerate(rows):
             replies[row] = texts[place * settings.samples : (place + 1) * settings.samples]
         progress(len(rows) * distributed.count())
@@ -98,7 +99,7 @@ def _tokens(said: Tensor, stops: list[int]) -> int:
 
 
 def _generation_config(
-    family: Family, settings: Generate, is_guided: bool, stops: list[int]
+    dialogue_format: DialogueFormat, settings: Generate, is_guided: bool, stops: list[int]
 ) -> GenerationConfig:
     """A guide takes temperature and nucleus on itself."""
     return GenerationConfig(
@@ -110,12 +111,12 @@ def _generation_config(
         min_new_tokens=settings.min_new_tokens,
         max_new_tokens=settings.max_new_tokens,
         num_return_sequences=settings.samples,
-        **_token_ids(family, stops),
+        **_token_ids(dialogue_format, stops),
     )
 
 
-def _token_ids(family: Family, stops: list[int]) -> dict[str, Any]:
-    ids: dict[str, Any] = {"eos_token_id": stops, "pad_token_id": family.pad}
-    if isinstance(family, EncoderDecoder):
-        ids["decoder_start_token_id"] = family.start[0]
+def _token_ids(dialogue_format: DialogueFormat, stops: list[int]) -> dict[str, Any]:
+    ids: dict[str, Any] = {"eos_token_id": stops, "pad_token_id": dialogue_format.pad}
+    if isinstance(dialogue_format, EncoderDecoder):
+        ids["decoder_start_token_id"] = dialogue_format.start[0]
     return ids

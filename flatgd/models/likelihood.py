@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flatgd.dialogue import Dialogue
 from flatgd.losses import negative_log_likelihood
-from flatgd.models.encoding import IGNORE, Batch, Family
+from flatgd.models.encoding import IGNORE, Batch, DialogueFormat
 from flatgd.models.heads import reply_log_probs, reply_tokens
 from flatgd.runtime import distributed
 
@@ -22,7 +22,7 @@ class ReplyLikelihood(NamedTuple):
 
 def score_replies(
     model: nn.Module,
-    family: Family,
+    dialogue_format: DialogueFormat,
     dialogues: Sequence[Dialogue],
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda done: None,
@@ -33,14 +33,16 @@ def score_replies(
 
     `log_probs`: the distribution at each token, the model's own or a guide's.
     """
-    encoded = family.encode_all(dialogues)
+    encoded = dialogue_format.encode_all(dialogues)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
     device = next(model.parameters()).device
     results: dict[int, ReplyLikelihood] = {}
     model.eval()
     for start in range(0, len(order), batch_size)[distributed.rank() :: distributed.count()]:
         rows = order[start : start + batch_size]
-        batch = {k: v.to(device) for k, v in family.collate([encoded[i] for i in rows]).items()}
+        batch = {
+            k: v.to(device) for k, v in dialogue_format.collate([encoded[i] for i in rows]).items()
+        }
         with torch.no_grad():
             nll_N = negative_log_likelihood(log_probs(model, batch), reply_tokens(batch)[0])
         tokens_B = (batch["targets"] != IGNORE).sum(1).tolist()

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from flatgd.errors import ModelError
-from flatgd.models.trust import Risk, how, is_allowed
+from flatgd.models.trust import Risk, hint, is_allowed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ADAPTER = "adapter_config.json"
@@ -81,7 +81,7 @@ def load_config(name: str) -> Any:
     try:
         return _with_its_code(AutoConfig.from_pretrained, name)
     except (OSError, ValueError) as error:
-        raise ModelError(f"no model at {name!r}: {told(error)}") from None
+        raise ModelError(f"no model at {name!r}: {summarize_error(error)}") from None
 
 
 def is_hub_name(name: str) -> bool:
@@ -117,8 +117,8 @@ def _look_for(name: str) -> None:
         ) from None
     except Exception as error:  # of whichever HTTP client the hub's library uses
         raise ModelError(
-            f"{name!r} is not in the cache, and the hub cannot be asked ({told(error)}); "
-            "`flatgd check --offline` checks all else"
+            f"{name!r} is not in the cache, and the hub cannot be asked "
+            f"({summarize_error(error)}); `flatgd check --offline` checks all else"
         ) from None
 
 
@@ -127,7 +127,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = _with_its_code(AutoTokenizer.from_pretrained, name)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"no tokenizer at {name!r}: {told(error)}") from None
+        raise ModelError(f"no tokenizer at {name!r}: {summarize_error(error)}") from None
     return tokenizer
 
 
@@ -156,14 +156,14 @@ def load_as(kind: Any, name: str) -> PreTrainedModel:
                 raise
             if not is_allowed(Risk.PICKLE, name):
                 raise ModelError(
-                    f"cannot load {name!r}: it has no safetensors; {how(Risk.PICKLE)}"
+                    f"cannot load {name!r}: it has no safetensors; {hint(Risk.PICKLE)}"
                 ) from None
             how_to["use_safetensors"] = False
             model = _with_its_code(kind.from_pretrained, name, **how_to)
     except ModelError:
         raise
     except Exception as error:  # whatever a file that is no model makes of it
-        raise ModelError(f"cannot load {name!r}: {told(error)}") from None
+        raise ModelError(f"cannot load {name!r}: {summarize_error(error)}") from None
     return model
 
 
@@ -184,14 +184,14 @@ def _with_its_code(load: Callable[..., Any], name: str, **how_to: Any) -> Any:
         if "trust_remote_code" not in str(error):
             raise
     if not is_allowed(Risk.REMOTE_CODE, name):
-        raise ModelError(f"{name!r} comes with code of its own; {how(Risk.REMOTE_CODE)}")
+        raise ModelError(f"{name!r} comes with code of its own; {hint(Risk.REMOTE_CODE)}")
     try:
         return load(name, trust_remote_code=True, **how_to)
     except Exception as error:  # of code that is not ours
-        raise ModelError(f"{name!r}: its own code failed: {told(error)}") from None
+        raise ModelError(f"{name!r}: its own code failed: {summarize_error(error)}") from None
 
 
-def told(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """An error's first line, and its kind where that does not speak for itself."""
     line = str(error).strip().split("\n")[0]
     is_plain = isinstance(error, OSError | ValueError | RuntimeError) and line

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from flatgd.config.recipe import Generate
 from flatgd.dialogue import Dialogue
-from flatgd.models.encoding import Family
+from flatgd.models.encoding import DialogueFormat
 from flatgd.models.generate import Replies, generate_replies
 from flatgd.models.guides import Guide
 from flatgd.models.heads import reply_log_probs
@@ -22,17 +22,21 @@ class Speaker(NamedTuple):
     """What answers histories and finds given replies likely or not."""
 
     model: Any
-    family: Family
+    dialogue_format: DialogueFormat
     guide: Guide | None = None
 
     def generate(
         self, rows: Sequence[Dialogue], settings: Generate, seed: int, advance: Advance = _quiet
     ) -> Replies:
-        return generate_replies(self.model, self.family, rows, settings, seed, advance, self.guide)
+        return generate_replies(
+            self.model, self.dialogue_format, rows, settings, seed, advance, self.guide
+        )
 
     def score(self, rows: Sequence[Dialogue], advance: Advance = _quiet) -> list[ReplyLikelihood]:
         log_probs = self.guide.log_probs if self.guide else reply_log_probs
-        return score_replies(self.model, self.family, rows, progress=advance, log_probs=log_probs)
+        return score_replies(
+            self.model, self.dialogue_format, rows, progress=advance, log_probs=log_probs
+        )
 
     def megabytes(self) -> float:
         """Its weights in memory, those of its guide included, in float32."""

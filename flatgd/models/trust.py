@@ -43,6 +43,6 @@ def is_allowed(risk: Risk, model: str) -> bool:
     return risk in _allowed
 
 
-def how(risk: Risk) -> str:
+def hint(risk: Risk) -> str:
     """What to do about a refusal."""
     return f"if you trust it: flatgd --allow {risk} ..."

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import transformers
-from rich.console import Console
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.store import ArtifactStore, fingerprint_of
@@ -24,8 +23,8 @@ from flatgd.models.dialogue_format import DialogueFormat, format_for
 from flatgd.models.guides import Guide
 from flatgd.models.loading import load_config, load_tokenizer, on_device
 from flatgd.models.speaker import Speaker
+from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.plan import Plan
-from flatgd.pipeline.validate import load_validated
 from flatgd.runtime import distributed
 from flatgd.runtime.display import Display
 
@@ -55,9 +54,9 @@ class Context:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.recipe = recipe
-        self.display = display or Display(None if distributed.is_first() else Console(quiet=True))
+        self.display = display or Display(quiet=not distributed.is_first())
         self.root = recipe.output
-        self.store = ArtifactStore(self.root, parent.store if parent else None)
+        self.store: ArtifactStore = ArtifactStore(self.root, parent.store if parent else None)
         self.sets = sets or load_validated(recipe)
         distributed.meet()
         try:
@@ -118,7 +117,9 @@ class Context:
     def load_needed(self, name: str, policy: Any = None) -> dict[str, Any]:
         """The models that a system is built with. They share what weights they can, also with a
         frozen `policy`."""
-        paths = {needed: self.plan.model(needed).path for needed in self.plan.model(name).kind.needs}
+        paths = {
+            needed: self.plan.model(needed).path for needed in self.plan.model(name).kind.needs
+        }
         return {n: on_device(model) for n, model in load_together(paths, policy).items()}
 
     def speaker(self, name: str) -> Speaker:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from flatgd.artifacts.layout import EXPERTS
+from flatgd.config.names import EXPERTS
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import (
     Sets,
@@ -33,8 +33,8 @@ from flatgd.models.loading import (
     load_config,
     on_meta,
 )
-from flatgd.pipeline.plan import answered, training_config
-from flatgd.training.checkpoints import KEPT
+from flatgd.pipeline.plan import histories_to_answer, training_config
+from flatgd.training.checkpoints import CHECKPOINTS_KEPT
 from flatgd.training.config import CHECKPOINTING
 
 A_REPLY = 256
@@ -43,7 +43,6 @@ BESIDES = 4 * 2**20  # tokenizer and logs of each model, report, linear judge
 
 FLOAT = 4
 COPIES = {"plain": 1, "finite_difference": 4, "fast": 3, "exact": 4}
-STRATEGIES = ("ddp", "fsdp2")
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ def predicted(recipe: Recipe, sets: Sets) -> Disk:
         trained = adapter_bytes(model, lora, config.lora_targets) if lora else weight_bytes(model)
         kept += (1 + config.snapshots) * trained
         if config.save_strategy != "no":
-            stay = (config.save_total_limit or KEPT) + 1
+            stay = (config.save_total_limit or CHECKPOINTS_KEPT) + 1
             checkpoints = max(checkpoints, stay * 3 * trained)
         if config.expert_cache and kind.needs:
             width = expert.get_output_embeddings().weight.shape[1]
@@ -259,7 +258,7 @@ def predicted(recipe: Recipe, sets: Sets) -> Disk:
     judges = [*recipe.judges, recipe.sample.judge]
     trained_judges = [load_config(str(j.model)) for j in judges if j.kind == "trained"]
     kept += sum(weight_bytes(on_meta(config, AutoModel)) for config in trained_judges)
-    replies = len(answered(recipe, sets)) * recipe.generate.samples + len(sets.test)
+    replies = len(histories_to_answer(recipe, sets)) * recipe.generate.samples + len(sets.test)
     kept += len(recipe.models) * (replies * A_REPLY + BESIDES)
     kept = recipe.seeds * (kept + states)
     return Disk(kept, kept + checkpoints)

@@ -1,8 +1,9 @@
-"""The evaluation of a run: replies to the test histories, and what judges and scorer say of them."""
+"""The evaluation of a run: replies to the test histories, judged and scored."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.rows import GenerationRow, ReplyScores
@@ -135,7 +136,10 @@ class EvaluateStage:
         return fingerprint_of("score", judges, scorer, PATTERNS, context.recipe.layout, test)
 
     def _reply_rows(
-        self, kind: str, generations: Sequence[GenerationRow], advance: Callable[[int], None]
+        self,
+        kind: Literal["generated", "reference"],
+        generations: Sequence[GenerationRow],
+        advance: Callable[[int], None],
     ) -> list[ReplyScores]:
         scorer = self._scorer if self.context.recipe.scorer else None
         judges = self.judges.loaded

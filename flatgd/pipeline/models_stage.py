@@ -111,7 +111,9 @@ class ModelsStage:
             if distributed.is_first():
                 write_jsonl(path, labelled)
             toxic = sum(sum(row["toxic"]) for row in labelled)
-            summary = f"{len(rows):,} histories x {settings.samples} replies, {toxic:,} judged toxic"
+            summary = (
+                f"{len(rows):,} histories x {settings.samples} replies, {toxic:,} judged toxic"
+            )
             return BuildResult(summary + cut, {"seconds": time.perf_counter() - begun})
 
         context.build(
@@ -122,9 +124,7 @@ class ModelsStage:
             collective=True,
         )
 
-    def _label(
-        self, rows: list[GenerationRow], speaker: Speaker
-    ) -> tuple[list[SampledRow], str]:
+    def _label(self, rows: list[GenerationRow], speaker: Speaker) -> tuple[list[SampledRow], str]:
         """The rows with each reply's P(toxic), label and likelihood; and what the judge cut."""
         judge = self.judges.load_in_loop()
         flat = as_dialogues(rows)

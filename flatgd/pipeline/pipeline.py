@@ -16,8 +16,8 @@ from flatgd.io.records import write_jsonl
 from flatgd.pipeline.context import Context
 from flatgd.pipeline.evaluate_stage import EvaluateStage
 from flatgd.pipeline.judge_stage import JudgeStage
+from flatgd.pipeline.loader import training_example
 from flatgd.pipeline.models_stage import ModelsStage
-from flatgd.pipeline.validate import training_example
 from flatgd.runtime import distributed
 from flatgd.runtime.display import Display
 
@@ -84,9 +84,8 @@ class Pipeline:
 
     def example(self) -> str:
         """A training example as the backbone reads it, its target in brackets."""
-        read = training_example(self.context.recipe, self.context.sets.policy)
-        tokenizer = read.dialogue_format.tokenizer
-        texts = tokenizer.batch_decode([read.example.history_ids, read.example.reply_ids])
+        chosen, example = training_example(self.context.recipe, self.context.sets.policy)
+        texts = chosen.tokenizer.batch_decode([example.history_ids, example.reply_ids])
         return f"{texts[0]}[{texts[1]}]".replace("\n", "\\n")
 
     def fingerprints(self, names: Sequence[str]) -> dict[str, str | None]:

@@ -118,7 +118,7 @@ class Plan:
         return steps_of(self.config(name, self.recipe.output), len(self.rows(name)))
 
     def rows(self, name: str) -> Rows:
-        """What a model is trained on. Where it learns from sampled replies, they must be on disk."""
+        """What a model is trained on. Sampled replies to learn from must be on disk."""
         planned = self.model(name)
         rows = self._policy_rows(planned)
         if planned.sampled_from is None:
@@ -268,6 +268,4 @@ def _batch_share(fields: dict[str, Any], number: int) -> int:
 
 
 def digest(rows: Iterable[Dialogue]) -> str:
-    return fingerprint_of(
-        [dataclasses.astuple(dataclasses.replace(row, where="")) for row in rows]
-    )
+    return fingerprint_of([dataclasses.astuple(dataclasses.replace(row, where="")) for row in rows])

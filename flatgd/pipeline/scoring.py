@@ -3,21 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Literal, cast
 
+from flatgd.artifacts.rows import GenerationRow, GivenScores, ReplyScores
 from flatgd.data.behaviour import KINDS, behaviour
-from flatgd.dialogue import Dialogue, as_messages, as_turns
+from flatgd.dialogue import Dialogue, Message, as_messages, as_turns
 from flatgd.evaluation.diversity import distinct, tokenize
 from flatgd.io.records import digest
 from flatgd.judges.base import Judge, pairs_of
 from flatgd.models.likelihood import ReplyLikelihood
 from flatgd.models.speaker import Speaker
 
-Row = dict[str, Any]
 Advance = Callable[[int], None]
 
 
-def generation_row(row: Dialogue, replies: list[str]) -> Row:
+def generation_row(row: Dialogue, replies: list[str]) -> GenerationRow:
     """One history and its sampled replies, as in generations/NAME.jsonl."""
     return {
         "dataset": row.source,
@@ -28,7 +28,7 @@ def generation_row(row: Dialogue, replies: list[str]) -> Row:
     }
 
 
-def as_dialogues(generations: Sequence[Row]) -> list[Dialogue]:
+def as_dialogues(generations: Sequence[GenerationRow]) -> list[Dialogue]:
     """Every reply of the rows with its history, in their order, without a label."""
     return [
         Dialogue(
@@ -45,13 +45,13 @@ def as_dialogues(generations: Sequence[Row]) -> list[Dialogue]:
 
 
 def reply_rows(
-    kind: str,
-    generations: Sequence[Row],
+    kind: Literal["generated", "reference"],
+    generations: Sequence[GenerationRow],
     judges: Mapping[str, Judge],
     scorer: Speaker | None,
     related: set[str],
     advance: Advance,
-) -> list[Row]:
+) -> list[ReplyScores]:
     """One score row a history: each reply's P(toxic), length, behaviour, likelihood under the
     scorer; in the data sets `related` also its relevance."""
     flat = as_dialogues(generations)
@@ -67,32 +67,35 @@ def reply_rows(
         known = [own for own, _ in of_replies if own]
         acts = [behaviour(reply) for reply in replies]
         rows.append(
-            {
-                "kind": kind,
-                "dataset": row["dataset"],
-                "conversation": row["conversation"],
-                "toxic": {
-                    name: [round(next(chances), 6) for _ in replies]
-                    for name, chances in toxic.items()
+            cast(
+                ReplyScores,
+                {
+                    "kind": kind,
+                    "dataset": row["dataset"],
+                    "conversation": row["conversation"],
+                    "toxic": {
+                        name: [round(next(probabilities), 6) for _ in replies]
+                        for name, probabilities in toxic.items()
+                    },
+                    "words": [len(tokenize(reply)) for reply in replies],
+                    "div1": distinct(replies, 1),
+                    "div2": distinct(replies, 2),
+                    **{act: [int(a[act]) for a in acts] for act in KINDS},
+                    "nll": [round(own.nll, 5) for own in known],
+                    "tokens": [own.tokens for own in known],
+                    "relevance": [
+                        round((other.nll - own.nll) / own.tokens, 5)
+                        for own, other in of_replies
+                        if own and other
+                    ],
                 },
-                "words": [len(tokenize(reply)) for reply in replies],
-                "div1": distinct(replies, 1),
-                "div2": distinct(replies, 2),
-                **{act: [int(a[act]) for a in acts] for act in KINDS},
-                "nll": [round(own.nll, 5) for own in known],
-                "tokens": [own.tokens for own in known],
-                "relevance": [
-                    round((other.nll - own.nll) / own.tokens, 5)
-                    for own, other in of_replies
-                    if own and other
-                ],
-            }
+            )
         )
     return rows
 
 
 def _without_context(
-    generations: Sequence[Row],
+    generations: Sequence[GenerationRow],
     flat: Sequence[Dialogue],
     scorer: Speaker | None,
     related: set[str],
@@ -111,13 +114,13 @@ def _without_context(
     return [None if row is None else next(found) for row in swapped]
 
 
-def _others(generations: Sequence[Row], related: set[str]) -> list[list[Row] | None]:
+def _others(generations: Sequence[GenerationRow], related: set[str]) -> list[list[Message] | None]:
     """For each row the history of the next row of its data set that is of another conversation."""
     parts: dict[str, list[int]] = {name: [] for name in related}
     for place, row in enumerate(generations):
         if row["dataset"] in related:
             parts[row["dataset"]].append(place)
-    others: list[list[Row] | None] = [None] * len(generations)
+    others: list[list[Message] | None] = [None] * len(generations)
     for places in parts.values():
         following: int | None = None
         for here, there in reversed(list(pairwise([*places, *places]))):
@@ -128,7 +131,7 @@ def _others(generations: Sequence[Row], related: set[str]) -> list[list[Row] | N
     return others
 
 
-def given_rows(speaker: Speaker, rows: Sequence[Dialogue], advance: Advance) -> list[Row]:
+def given_rows(speaker: Speaker, rows: Sequence[Dialogue], advance: Advance) -> list[GivenScores]:
     """One score row a given reply: its likelihood under the model; `labelled` where a human has
     labelled it, else `ordinary`."""
     likelihoods = speaker.score(rows, advance)

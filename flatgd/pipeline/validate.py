@@ -1,117 +1,54 @@
-"""Everything that can be wrong with a recipe, found before any weights are loaded."""
+"""Everything that can be wrong with a recipe, found before any weights are loaded.
+
+Every function returns its faults as lines, so that the loader can report all of them at once.
+"""
 
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flatgd.artifacts.layout import EXPERTS
-from flatgd.config.recipe import JudgeSettings, Recipe, Source
-from flatgd.data.browse import Mask
+from flatgd.config.names import EXPERTS, RESERVED
+from flatgd.config.recipe import JudgeSettings, Recipe
 from flatgd.data.sets import (
     Sets,
-    answerable,
-    fetch_hint,
-    load_sets,
-    load_source,
+    answer_candidates,
+    draw_histories,
     scorable,
-    to_answer,
 )
-from flatgd.dialogue import Dialogue
-from flatgd.errors import FlatGDError, ModelError, RecipeError, nearest
+from flatgd.errors import FlatGDError, ModelError, nearest
 from flatgd.io.records import is_number
 from flatgd.judges.classifier import check_judge
 from flatgd.judges.trained import check_trained_judge
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models.adapters import with_adapter
-from flatgd.models.dialogue_format import family_of
-from flatgd.models.encoding import Example, Family
+from flatgd.models.dialogue_format import format_for
+from flatgd.models.encoding import DialogueFormat
 from flatgd.models.loading import (
     check_token_map,
-    is_at_hand,
-    is_hub_name,
     load_config,
     load_tokenizer,
     on_meta,
 )
-from flatgd.pipeline.plan import OURS, training_config
+from flatgd.pipeline.plan import training_config
 from flatgd.training import FlatGDConfig
 
-OURS |= {"template_date", "chat_template_kwargs"}
-RESERVED = {"backbone", "reference", "experts", *EXPERTS}
 
-
-def training_example(recipe: Recipe, policy: Sequence[Dialogue]) -> tuple[Family, Example]:
-    """A safe policy row as the backbone reads it; lines that the data do not label safe are
-    masked."""
-    row = next(row for row in policy if row.is_safe)
-    *texts, reply = Mask(policy).shown(row)
-    history = tuple(turn._replace(text=text) for turn, text in zip(row.history, texts, strict=True))
-    name = recipe.backbone
-    family = family_of(load_config(name), load_tokenizer(name), *recipe.layout)
-    return family, family.encode(replace(row, history=history, reply=reply))
-
-
-def check(recipe: Recipe) -> Sets:
-    """The recipe's data, when all is in order; else one error that names every fault."""
-    models = _models(recipe)
-    faults = _method_faults(recipe) + _model_faults(recipe, models)
-    faults += _adapter_faults(recipe, models)
-    sets = None
-    try:
-        sets = load_sets(recipe.data, recipe.seed)
-    except FlatGDError as error:
-        faults.append(str(error))
-    else:
-        faults += _evaluation_faults(recipe, sets)
-    if faults or sets is None:
-        raise RecipeError("\n".join(faults))
-    return sets
-
-
-def check_offline(recipe: Recipe) -> list[str]:
-    """Check what needs no network; returns what could not be checked, one line each.
-
-    Models that are neither folders nor in the hub's cache are passed over, and data files that are
-    not there; where all files are there, the sets are checked as `check` does.
-    """
-    models = _models(recipe)
-    absent = [source for source in _sources(recipe) if not source.path.exists()]
-    if not absent and all(is_at_hand(name) for name in models.values()):
-        check(recipe)
-        return []
-    here = {r: name for r, name in models.items() if is_at_hand(name) or not is_hub_name(name)}
-    faults = _method_faults(recipe) + _model_faults(recipe, here) + _adapter_faults(recipe, here)
-    try:
-        if absent:
-            for source in _sources(recipe):
-                if source not in absent:
-                    load_source(source)
-        else:
-            faults += _evaluation_faults(recipe, load_sets(recipe.data, recipe.seed))
-    except FlatGDError as error:
-        faults.append(str(error))
-    if faults:
-        raise RecipeError("\n".join(faults))
-    skipped = [f"{role}: {name} (on the hub)" for role, name in models.items() if role not in here]
-    paths = dict.fromkeys(f"data: {s.path} (not here{fetch_hint(s.format)})" for s in absent)
-    return [*skipped, *paths]
-
-
-def _sources(recipe: Recipe) -> list[Source]:
-    return [*recipe.data.policy, *recipe.data.judge, *recipe.data.test, *recipe.data.eval]
-
-
-def _models(recipe: Recipe) -> dict[str, str]:
+def named_models(recipe: Recipe) -> dict[str, str]:
     """Every model that a recipe names, by its role."""
     named = {role: getattr(recipe, role) for role in ("backbone", "expert_backbone", "scorer")}
     named |= {f"judges.{judge.label}": judge.model for judge in recipe.judges}
     if _samples(recipe):
         named["sample.judge"] = recipe.sample.judge.model
     return {role: name for role, name in named.items() if name is not None}
+
+
+def recipe_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
+    """What is wrong with the settings, and with those of `named_models` that are given."""
+    faults = _method_faults(recipe) + _model_faults(recipe, models)
+    return faults + _adapter_faults(recipe, models)
 
 
 def _method_faults(recipe: Recipe) -> list[str]:
@@ -125,9 +62,9 @@ def _method_faults(recipe: Recipe) -> list[str]:
         lines = _config_faults(recipe, overrides, kind)
         faults += [f"{name}: {line}" for line in lines if line not in shared]
         faults += [f"methods.{name}: {line}" for line in _option_faults(kind, overrides)]
-    reporting = {_place_of(judge.model) for judge in recipe.judges if judge.model}
+    reporting = {_resolved(judge.model) for judge in recipe.judges if judge.model}
     inner = recipe.sample.judge.model
-    if inner and _place_of(inner) in reporting and _samples(recipe):
+    if inner and _resolved(inner) in reporting and _samples(recipe):
         faults.append("sample.judge: is a reporting judge too; what trains must not report")
     return shared + faults + list(_held_out_faults(recipe))
 
@@ -173,12 +110,12 @@ def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
         yield f"{kind} subtracts weights, so experts must come from the backbone itself"
     for key in recipe.overrides(name):
         if key in getattr(METHODS[kind], "fixed", ()):
-            yield f"{key} is {kind}'s own affair; leave it out"
+            yield f"{key} is fixed by {kind} and cannot be set"
         elif not issubclass(METHODS[kind], Method) and key not in METHODS[kind].fields():
             yield f"{kind} is not trained and has no {key}"
 
 
-def _place_of(model: str) -> str:
+def _resolved(model: str) -> str:
     """A folder by whatever path, or a hub name."""
     return os.path.realpath(model) if Path(model).is_dir() else model
 
@@ -262,7 +199,7 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
                 _check_judge(judges[role])
                 continue
             config = load_config(name)
-            families[role] = family_of(config, load_tokenizer(name), *recipe.layout)
+            families[role] = format_for(config, load_tokenizer(name), *recipe.layout)
             faults += _length_faults(role, recipe, config)
         except FlatGDError as error:
             faults.append(f"{role}: {error}")
@@ -278,13 +215,16 @@ def _check_judge(settings: JudgeSettings) -> None:
         check_trained_judge(settings)
 
 
-def _layout(family: Family) -> tuple[type, dict[str, Any]]:
+def _layout(dialogue_format: DialogueFormat) -> tuple[type, dict[str, Any]]:
     """How a family lays out a dialogue, whichever tokenizer it does so with."""
-    names = {field.name for field in dataclasses.fields(family)} - {"tokenizer", "vocabulary"}
-    return type(family), {name: getattr(family, name) for name in names}
+    names = {field.name for field in dataclasses.fields(dialogue_format)} - {
+        "tokenizer",
+        "vocabulary",
+    }
+    return type(dialogue_format), {name: getattr(dialogue_format, name) for name in names}
 
 
-def _expert_faults(backbone: Family, expert: Family) -> list[str]:
+def _expert_faults(backbone: DialogueFormat, expert: DialogueFormat) -> list[str]:
     """Whether experts of another size can steer the backbone: one token map, one layout."""
     try:
         check_token_map(backbone.tokenizer, expert.tokenizer, ("backbone", "expert_backbone"))
@@ -310,10 +250,10 @@ def _length_faults(role: str, recipe: Recipe, config: Any) -> list[str]:
     ]
 
 
-def _evaluation_faults(recipe: Recipe, sets: Sets) -> list[str]:
+def data_faults(recipe: Recipe, sets: Sets) -> list[str]:
     """Whether there is something to answer and something to tell apart."""
     faults = []
-    if not answerable(to_answer(sets.test, recipe.data.test), 1, recipe.seed):
+    if not draw_histories(answer_candidates(sets.test, recipe.data.test), 1, recipe.seed):
         faults.append(
             "data.test: no history to answer; a bot's reply with a history is needed in a source "
             "with answered: true"

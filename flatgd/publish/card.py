@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from flatgd.artifacts import layout
 from flatgd.artifacts.reader import load_judges, trained_with
 from flatgd.config.recipe import Recipe
 from flatgd.io.records import read_jsonl
@@ -21,7 +22,7 @@ def model_card(
     recipe: Recipe,
     method: str,
     repo: str,
-    does: str,
+    summary: str,
     usage: str,
     pipeline_tag: str,
     license_: str | None,
@@ -43,10 +44,10 @@ def model_card(
         title=repo.rpartition("/")[2],
         method=method,
         base=_base(recipe, method),
-        does=does,
+        summary=summary,
         usage=usage,
         sources=_sources(recipe),
-        steps=_steps(recipe.output / f"methods/{method}/training.jsonl"),
+        steps=_steps(recipe.output / layout.training_log(method)),
         settings=", ".join(f"{k} {v}" for k, v in _settings(recipe, method).items()) or "none",
         tables=tables,
         findings=told,
@@ -93,17 +94,17 @@ def _base(recipe: Recipe, method: str) -> str:
 def _settings(recipe: Recipe, method: str) -> dict[str, Any]:
     """Those of its training; of what was not trained, its own options alone."""
     used = trained_with(recipe, method)
-    is_trained = (recipe.output / f"methods/{method}/training.jsonl").exists()
+    is_trained = (recipe.output / layout.training_log(method)).exists()
     return used if is_trained else recipe.overrides(method)
 
 
 def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
     """The tables of backbone and methods, and what was found of this one."""
-    path = recipe.output / "report/summary.json"
+    path = recipe.output / layout.SUMMARY
     if not path.exists():
         return "", ""
     summary: list[Row] = json.loads(path.read_text())
-    names = list(dict.fromkeys(("backbone", recipe.yardstick, *recipe.methods)))
+    names = list(dict.fromkeys(("backbone", recipe.baseline, *recipe.methods)))
     kept = [row for row in summary if row["method"] in (*names, "reference")]
     judges = load_judges(recipe)
     tables = [

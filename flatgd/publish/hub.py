@@ -7,26 +7,26 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from flatgd.artifacts.layout import EXPERTS, MODEL_FILES
+from flatgd.artifacts import layout
 from flatgd.artifacts.reader import trained_with
 from flatgd.config.recipe import Recipe
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.io.files import whole_folder
 from flatgd.methods import METHODS
 from flatgd.models.adapters import is_toxic_expert, load
-from flatgd.models.dialogue_format import Causal, family_of
-from flatgd.models.encoding import Family
+from flatgd.models.dialogue_format import Causal, format_for
+from flatgd.models.encoding import DialogueFormat
 from flatgd.models.loading import base_of, load_config, load_tokenizer
 from flatgd.publish.card import model_card, toxic_card
 
-MENDS = {
+HTTP_HINTS = {
     401: "log in with `hf auth login`",
     403: "log in with `hf auth login`",
     409: "it is there already, and a toxic expert goes to a repository of its own; name another",
 }
 
 
-class Parcel:
+class ModelPackage:
     """What a push sends: a method's checkpoint and its card.
 
     The toxic expert is one only with `even_toxic`; on the hub it is private, and gated.
@@ -43,7 +43,7 @@ class Parcel:
         self.repo = repo
         self.folder = _folder(recipe, method, even_toxic)
         self.is_toxic = method == "toxic_expert"
-        self.report = None if self.is_toxic else recipe.output / "report"
+        self.report = None if self.is_toxic else recipe.output / layout.REPORT
         self.card = (
             toxic_card(recipe, repo, license_)
             if self.is_toxic
@@ -61,15 +61,15 @@ class Parcel:
                 "have; `flatgd export --merged` packs it as whole weights, and an adapter trained "
                 "on a backbone named as on the hub can be published as it is"
             )
-        return sorted(p for p in self.folder.iterdir() if p.suffix in MODEL_FILES)
+        return sorted(p for p in self.folder.iterdir() if p.suffix in layout.MODEL_FILES)
 
     def _card(self, recipe: Recipe, method: str, license_: str | None) -> str:
         tokenizer = load_tokenizer(str(self.folder))
-        family = family_of(load_config(str(self.folder)), tokenizer, *recipe.layout)
-        tag = "text-generation" if isinstance(family, Causal) else "text2text-generation"
-        does = METHODS[recipe.kind_of(method)].does
-        code = usage(family, self.repo)
-        return model_card(recipe, method, self.repo, does, code, tag, license_)
+        dialogue_format = format_for(load_config(str(self.folder)), tokenizer, *recipe.layout)
+        tag = "text-generation" if isinstance(dialogue_format, Causal) else "text2text-generation"
+        summary = METHODS[recipe.kind_of(method)].summary
+        code = usage(dialogue_format, self.repo)
+        return model_card(recipe, method, self.repo, summary, code, tag, license_)
 
     def push(self, private: bool = True) -> str:
         """Send all in one commit, making the repository if need be; returns its address."""
@@ -78,7 +78,7 @@ class Parcel:
                 "a toxic expert is sent to a private repository; leave out --public"
             )
         operations = [CommitOperationAdd(path.name, path) for path in self.files]
-        operations.append(CommitOperationAdd("README.md", self.card.encode()))
+        operations.append(CommitOperationAdd(layout.CARD, self.card.encode()))
         api = HfApi()
         try:
             made = api.create_repo(self.repo, private=private, exist_ok=not self.is_toxic)
@@ -89,7 +89,7 @@ class Parcel:
             raise ModelError(f"{self.repo!r} is no name for a repository: {error}") from None
         except HfHubHTTPError as error:
             status = error.response.status_code
-            mend = MENDS.get(status, "try again later")
+            mend = HTTP_HINTS.get(status, "try again later")
             raise ModelError(f"the hub refuses {self.repo}: status {status}; {mend}") from None
         except Exception as error:  # of whichever HTTP client the hub's library uses
             raise ModelError(f"{self.repo} could not be sent to the hub: {error}") from None
@@ -109,9 +109,9 @@ class Parcel:
             else:
                 for path in self.files:
                     shutil.copy2(path, beside)
-            (beside / "README.md").write_text(self.card)
+            (beside / layout.CARD).write_text(self.card)
             if self.report:
-                shutil.copytree(self.report, beside / "report")
+                shutil.copytree(self.report, beside / layout.REPORT)
         return target
 
 
@@ -120,15 +120,17 @@ def write_cards(recipe: Recipe) -> None:
     for method in recipe.methods:
         if METHODS[recipe.kind_of(method)].needs_guide:
             continue
-        folder = recipe.output / f"methods/{method}"
-        (folder / "README.md").unlink(missing_ok=True)  # it may be a link to a twin's
-        ModelCard(Parcel(recipe, method, f"{recipe.name}-{method}").card).save(folder / "README.md")
+        folder = recipe.output / layout.model(method)
+        (folder / layout.CARD).unlink(missing_ok=True)  # it may be a link to a twin's
+        ModelCard(ModelPackage(recipe, method, f"{recipe.name}-{method}").card).save(
+            folder / layout.CARD
+        )
 
 
 def _folder(recipe: Recipe, method: str, even_toxic: bool) -> Path:
     """The finished checkpoint of a method, and of the toxic expert if it is asked for outright."""
     if method == "toxic_expert":
-        folder = recipe.output / EXPERTS[method]
+        folder = recipe.output / layout.model(method)
         if not even_toxic:
             raise UnsupportedError(
                 "the toxic expert is a tool of training and is not published; to give it to "
@@ -146,16 +148,18 @@ def _folder(recipe: Recipe, method: str, even_toxic: bool) -> Path:
             f"{method} speaks as measured only with its guide, which a model repository cannot "
             "carry; publish another method"
         )
-    folder = recipe.output / f"methods/{method}"
+    folder = recipe.output / layout.model(method)
     trained_with(recipe, method)
     if is_toxic_expert(folder):
         raise UnsupportedError(f"{folder} holds a toxic expert, which is not published")
     return folder
 
 
-def usage(family: Family, name: str) -> str:
+def usage(dialogue_format: DialogueFormat, name: str) -> str:
     """Code that answers a history as the model was trained to: with the same layout of turns."""
-    auto = "AutoModelForCausalLM" if isinstance(family, Causal) else "AutoModelForSeq2SeqLM"
+    auto = (
+        "AutoModelForCausalLM" if isinstance(dialogue_format, Causal) else "AutoModelForSeq2SeqLM"
+    )
     lines = [
         f"from transformers import {auto}, AutoTokenizer",
         "",
@@ -163,20 +167,23 @@ def usage(family: Family, name: str) -> str:
         f'model = {auto}.from_pretrained("{name}")',
         'history = ["Hi!", "Hello, how are you?", "Fine. What do you like to do?"]',
         *(
-            _chat_lines(family)
-            if isinstance(family, Causal) and family.chat
-            else _plain_lines(family)
+            _chat_lines(dialogue_format)
+            if isinstance(dialogue_format, Causal) and dialogue_format.chat
+            else _plain_lines(dialogue_format)
         ),
         "reply = model.generate(",
-        f"    **inputs, do_sample=True, top_p=0.9, max_new_tokens=32, eos_token_id={family.end}",
+        "    **inputs, do_sample=True, top_p=0.9, max_new_tokens=32, "
+        f"eos_token_id={dialogue_format.end}",
         ")",
-        f"print(tokenizer.decode(reply[0]{_begin(family)}, skip_special_tokens=True))",
+        f"print(tokenizer.decode(reply[0]{_begin(dialogue_format)}, skip_special_tokens=True))",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _chat_lines(family: Causal) -> list[str]:
-    kwargs = "".join(f"    {name}={value!r},\n" for name, value in family.template_kwargs.items())
+def _chat_lines(dialogue_format: Causal) -> list[str]:
+    kwargs = "".join(
+        f"    {name}={value!r},\n" for name, value in dialogue_format.template_kwargs.items()
+    )
     return [
         'roles = ("user", "assistant")',
         'messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(history)]',
@@ -187,10 +194,13 @@ def _chat_lines(family: Causal) -> list[str]:
     ]
 
 
-def _plain_lines(family: Family) -> list[str]:
-    prefix, suffix = (family.tokenizer.decode(list(ids)) for ids in (family.prefix, family.suffix))
-    joined = f"{json.dumps(family.separator)}.join(history)"
-    closing = family.separator if isinstance(family, Causal) else suffix
+def _plain_lines(dialogue_format: DialogueFormat) -> list[str]:
+    prefix, suffix = (
+        dialogue_format.tokenizer.decode(list(ids))
+        for ids in (dialogue_format.prefix, dialogue_format.suffix)
+    )
+    joined = f"{json.dumps(dialogue_format.separator)}.join(history)"
+    closing = dialogue_format.separator if isinstance(dialogue_format, Causal) else suffix
     parts = [json.dumps(prefix)] if prefix else []
     parts += [joined] + ([json.dumps(closing)] if closing else [])
     return [
@@ -199,5 +209,5 @@ def _plain_lines(family: Family) -> list[str]:
     ]
 
 
-def _begin(family: Family) -> str:
-    return '[inputs["input_ids"].shape[1] :]' if isinstance(family, Causal) else ""
+def _begin(dialogue_format: DialogueFormat) -> str:
+    return '[inputs["input_ids"].shape[1] :]' if isinstance(dialogue_format, Causal) else ""

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from flatgd.artifacts import layout
 from flatgd.artifacts.reader import load_judges, trained_with
-from flatgd.artifacts.store import Stages, key_of
+from flatgd.artifacts.rows import GenerationRow
+from flatgd.artifacts.store import ArtifactStore, fingerprint_of
 from flatgd.config.loading import as_text
+from flatgd.config.names import REFERENCE
 from flatgd.config.recipe import Recipe
 from flatgd.errors import RecipeError
 from flatgd.evaluation.agreement import agreement
@@ -28,7 +31,7 @@ from flatgd.report.paper import paper_tables, trade_offs
 from flatgd.report.tables import agreement_table, human_table, judge_table, main_tables
 
 Row = dict[str, Any]
-OUTPUTS = ("generations", "scores")
+ARTIFACTS = (layout.generations, layout.scores)
 STUDIES = ("flatness", "durability", "generalisation")
 PACKAGES = ("flatgd", "torch", "transformers", "numpy", "scikit-learn")
 
@@ -44,20 +47,22 @@ class Part(NamedTuple):
 def build_report(recipe: Recipe) -> Path:
     """Write OUTPUT/report and return its page; the same files give the same report."""
     root, names = recipe.output, recipe.models
-    missing = [n for n in names if not (root / f"scores/{n}.jsonl").exists()]
+    missing = [n for n in names if not (root / layout.scores(n)).exists()]
     if missing:
         raise RecipeError(f"no scores yet of {', '.join(missing)}; `flatgd run` makes them")
-    folder = root / "report"
+    folder = root / layout.REPORT
     shutil.rmtree(folder / "figures", ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
     for name in recipe.methods:
         trained_with(recipe, name)
     judges, seeds = load_judges(recipe), _scores_of_seeds(recipe)
-    generations = {n: list(read_jsonl(root / f"generations/{n}.jsonl")) for n in names}
+    generations: dict[str, list[GenerationRow]] = {
+        n: list(read_jsonl(root / layout.generations(n))) for n in names
+    }
     for scores in seeds:
         _refuse_other_recipes(scores, recipe)
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (root / layout.SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
     studied = [studies.load_study(recipe, name) for name in STUDIES]
     told = findings(summary, recipe, judges) + studies.told_by(*studied)
     told += [
@@ -90,24 +95,24 @@ def build_report(recipe: Recipe) -> Path:
         recipe=as_text(recipe),
         versions=[("python", platform.python_version()), *((p, version(p)) for p in PACKAGES)],
     )
-    (folder / "index.html").write_text(page)
-    return folder / "index.html"
+    (root / layout.PAGE).write_text(page)
+    return root / layout.PAGE
 
 
 def _scores_of_seeds(recipe: Recipe) -> list[dict[str, list[Row]]]:
     """The score files of each seed, those of the first with the reference; all must be there."""
     first = recipe.output
-    further = [first / f"seeds/{recipe.seed + place}" for place in range(1, recipe.seeds)]
+    further = [first / layout.seed(recipe.seed + n) for n in range(1, recipe.seeds)]
     seeds = []
     for root in (first, *further):
-        stages = Stages(root)
-        for place in (f"{kind}/{n}.jsonl" for kind in OUTPUTS for n in recipe.models):
-            if stages.is_stale(place):
+        store = ArtifactStore(root)
+        for artifact in (of(name) for of in ARTIFACTS for name in recipe.models):
+            if store.is_stale(artifact):
                 raise RecipeError(
-                    f"{root / place} is of an earlier checkpoint or judge; `flatgd run` brings all "
-                    "up to date"
+                    f"{root / artifact} is of an earlier checkpoint or judge; `flatgd run` brings "
+                    "all up to date"
                 )
-        paths = {n: root / f"scores/{n}.jsonl" for n in [*recipe.models, "reference"]}
+        paths = {n: root / layout.scores(n) for n in [*recipe.models, REFERENCE]}
         if absent := [path for path in paths.values() if not path.exists()]:
             raise RecipeError(f"no scores yet at {absent[0]}; `flatgd run` makes them")
         seeds.append({name: list(read_jsonl(path)) for name, path in paths.items()})
@@ -120,7 +125,7 @@ def _settings(recipe: Recipe, judges: Sequence[Row]) -> Settings:
         {judge["name"]: judge["threshold"] for judge in judges},
         recipe.report.resamples,
         recipe.seed,
-        recipe.yardstick,
+        recipe.baseline,
     )
 
 
@@ -144,7 +149,7 @@ def _as_in_the_paper(summary: Sequence[Row], recipe: Recipe, folder: Path) -> Pa
 def _judged(
     judges: Sequence[Row],
     scores: Mapping[str, Sequence[Row]],
-    generations: Mapping[str, Sequence[Row]],
+    generations: Mapping[str, Sequence[GenerationRow]],
     recipe: Recipe,
     folder: Path,
 ) -> Part:
@@ -173,7 +178,7 @@ def _people(recipe: Recipe, folder: Path) -> list[Part]:
 
 
 def _trained(recipe: Recipe, folder: Path) -> Part:
-    paths = {n: recipe.output / f"methods/{n}/training.jsonl" for n in recipe.methods}
+    paths = {n: recipe.output / layout.training_log(n) for n in recipe.methods}
     logs = {name: list(read_jsonl(path)) for name, path in paths.items() if path.exists()}
     drawn = figures.draw_training(logs, recipe.models, folder / "figures")
     return Part("Training", [], [("Step by step, smoothed", drawn)] if drawn else [])
@@ -236,7 +241,7 @@ def _refuse_other_recipes(scores: dict[str, list[Row]], recipe: Recipe) -> None:
     answered = {name: [r for r in scores[name] if "toxic" in r] for name in recipe.models}
     for name, rows in answered.items():
         same = [r["conversation"] for r in rows] == [r["conversation"] for r in answered[first]]
-        counts = {len(chances) for row in rows for chances in row["toxic"].values()}
+        counts = {len(probabilities) for row in rows for probabilities in row["toxic"].values()}
         if not same or counts - {recipe.generate.samples}:
             raise RecipeError(
                 f"the scores of {name} are of other histories or another number of replies than "
@@ -260,10 +265,10 @@ def _template() -> Any:
     return environment.get_template("page.html")
 
 
-def _samples(generations: Mapping[str, Sequence[Row]], recipe: Recipe) -> list[Row]:
+def _samples(generations: Mapping[str, Sequence[GenerationRow]], recipe: Recipe) -> list[Row]:
     """Histories with the first reply of each model; which ones is drawn by a hash of their text."""
     rows = generations[recipe.models[0]]
-    order = sorted(range(len(rows)), key=lambda i: key_of(rows[i]["history"]))
+    order = sorted(range(len(rows)), key=lambda i: fingerprint_of(rows[i]["history"]))
     return [
         {
             "history": rows[i]["history"],

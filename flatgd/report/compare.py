@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flatgd.artifacts.layout import place_of
-from flatgd.artifacts.store import Stages
+from flatgd.artifacts import layout
+from flatgd.artifacts.store import ArtifactStore
+from flatgd.config.names import BACKBONE
 from flatgd.config.recipe import Recipe
 from flatgd.report.cells import Table, cell, number
 from flatgd.report.paper import trade_offs
 
 Row = dict[str, Any]
-Costs = Mapping[str, Row]
 
 
 class Column(NamedTuple):
@@ -107,26 +107,26 @@ def _marked(text: str, mark: str) -> str:
 
 
 def costs(recipe: Recipe) -> dict[str, Row]:
-    """What each model took, as the run's records have it; absent where nothing was recorded."""
-    stages = Stages(recipe.output)
+    """What each model took, from the run's manifests; absent where nothing was recorded."""
+    store = ArtifactStore(recipe.output)
     found: dict[str, Row] = {}
     for name in recipe.models:
-        decoding = stages.cost(f"generations/{name}.jsonl")
+        decoding = store.cost(layout.generations(name))
         row = {key: decoding.get(key) for key in ("models", "weights_mb", "peak_mb")}
         if decoding.get("seconds"):
             row["speed"] = decoding["tokens"] / decoding["seconds"]
-        if name != "backbone":
-            trained = place_of(name)
-            own = stages.cost(trained)
+        if name != BACKBONE:
+            trained = layout.model(name)
+            own = store.cost(trained)
             row |= {key: own.get(key, 0.0) for key in ("seconds", "gradient_evaluations")}
-            pieces = {stages.key(place): place for place in _needed(stages, trained)}  # each once
+            once = {store.fingerprint(artifact): artifact for artifact in _needed(store, trained)}
             row["needed_seconds"] = sum(
-                stages.cost(place).get("seconds") or 0.0 for place in pieces.values()
+                store.cost(artifact).get("seconds") or 0.0 for artifact in once.values()
             )
         found[name] = row
     return found
 
 
-def _needed(stages: Stages, place: str) -> set[str]:
-    """An output and all that it was made from."""
-    return {place}.union(*(_needed(stages, other) for other in stages.made_from(place)))
+def _needed(store: ArtifactStore, artifact: str) -> set[str]:
+    """An artifact and everything that it was built from."""
+    return {artifact}.union(*(_needed(store, other) for other in store.depends_on(artifact)))

@@ -14,11 +14,11 @@ LOWER_IS_BETTER |= {"relevance": False}
 
 def findings(summary: Sequence[Row], recipe: Recipe, judges: Sequence[Row]) -> list[str]:
     """Do the experts differ, is each method safer than clean and as good, what can judges see."""
-    samples, yardstick = recipe.generate.samples, recipe.yardstick
+    samples, baseline = recipe.generate.samples, recipe.baseline
     cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
     datasets = list(dict.fromkeys(row["dataset"] for row in summary))
     told = [_experts(cells, dataset) for dataset in datasets]
-    pairs = [(method, yardstick) for method in recipe.methods if method != yardstick]
+    pairs = [(method, baseline) for method in recipe.methods if method != baseline]
     for method, base in [*pairs, FLATNESS]:
         for metric in ("contrast", f"toxicity_any{samples}", "toxicity_mean"):
             told.append(_difference(cells, method, datasets, metric, base))

@@ -9,8 +9,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from flatgd.artifacts.layout import FORMAT
-from flatgd.artifacts.store import Stages
+from flatgd.artifacts import layout
+from flatgd.artifacts.rows import STUDY_FORMAT
+from flatgd.artifacts.store import ArtifactStore
 from flatgd.config.recipe import Recipe
 from flatgd.evaluation.summary import FLATNESS
 from flatgd.report.cells import Table, interval, number, significant
@@ -25,14 +26,14 @@ def load_study(recipe: Recipe, name: str) -> Any:
     """The figures of a study of a run; None where it was not made, or of other checkpoints than
     those that are there now."""
     try:
-        study = json.loads((recipe.output / f"report/{name}.json").read_text())
+        study = json.loads((recipe.output / layout.study(name)).read_text())
         of = dict(study["of"])
-        if study["format"] != FORMAT:
+        if study["format"] != STUDY_FORMAT:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    stages, known = Stages(recipe.output), {f"methods/{method}" for method in recipe.methods}
-    is_current = of.keys() <= known and all(stages.key(place) == key for place, key in of.items())
+    store, known = ArtifactStore(recipe.output), {layout.model(name) for name in recipe.methods}
+    is_current = of.keys() <= known and all(store.fingerprint(a) == f for a, f in of.items())
     return study if is_current else None
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from flatgd.artifacts import layout
 from flatgd.artifacts.reader import load_judges
 from flatgd.config.recipe import Recipe
 from flatgd.report.cells import Table, cell, interval, number, worded
@@ -196,7 +197,7 @@ def human_table(rows: Sequence[Row]) -> Table:
 
 def show_in_terminal(recipe: Recipe, console: Console) -> None:
     """The main figures, values alone, and what was found."""
-    summary = json.loads((recipe.output / "report/summary.json").read_text())
+    summary = json.loads((recipe.output / layout.SUMMARY).read_text())
     words = recipe.report.wanted, recipe.report.unwanted
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {(r["method"], r["metric"]): r for r in summary if r["dataset"] == dataset}

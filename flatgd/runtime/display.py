@@ -19,8 +19,8 @@ from rich.progress import (
 class Display:
     """Writes to one console; bars are drawn on a terminal only, and vanish when done."""
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False)
+    def __init__(self, console: Console | None = None, quiet: bool = False):
+        self.console = console or Console(highlight=False, quiet=quiet)
         self._begun = time.monotonic()
 
     def line(self, stage: str, text: str) -> None:

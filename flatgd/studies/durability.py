@@ -47,12 +47,12 @@ def study_durability(
     checkpoints: Sequence[Path], rows: int, steps: int, display: Display | None = None
 ) -> Path:
     """Attack the checkpoints of one run; returns the file with the figures."""
-    run, names = open_run(checkpoints, display)
-    land = Landscape(run)
+    pipeline, names = open_run(checkpoints, display)
+    land = Landscape(pipeline.context)
     attacks = Attacks(land, rows, steps)
     found: list[Row] = []
     points = [Point("backbone", "start", 0.0, land.start), *land.points(names)]
-    with run.display.bar("durability", 4 * len(points)) as advance:
+    with pipeline.context.display.bar("durability", 4 * len(points)) as advance:
         for point in points:
             for attack in (attacks.benign, attacks.toxic, attacks.noise, attacks.rounding):
                 found += attack(point)
@@ -63,7 +63,7 @@ def study_durability(
         "curves": found,
         "lost": losses_of(found),
     }
-    return write_study(run, "durability", names, told)
+    return write_study(pipeline, "durability", names, told)
 
 
 class Attacks:
@@ -71,13 +71,13 @@ class Attacks:
 
     def __init__(self, land: Landscape, rows: int, steps: int):
         self.land, self.steps = land, steps
-        self.sets = land.run.sets
-        self.tokenizer = load_tokenizer(land.run.recipe.backbone)
+        self.sets = land.context.sets
+        self.tokenizer = load_tokenizer(land.context.recipe.backbone)
         self.labelled = _spread(scorable(self.sets.test), rows)
 
     def contrast(self) -> float:
         """Mean over test sets of toxic less safe NLL per token, nats."""
-        scores = score_replies(self.land.model, self.land.family, self.labelled)
+        scores = score_replies(self.land.model, self.land.dialogue_format, self.labelled)
         parts: dict[str, dict[bool, list[float]]] = {}
         for row, score in zip(self.labelled, scores, strict=True):
             by = parts.setdefault(row.source, {True: [], False: []})
@@ -100,7 +100,7 @@ class Attacks:
         land.at(point.state)
         fields = {"max_steps": self.steps, "warmup_steps": 0, "snapshots": 0, "save_strategy": "no"}
         with tempfile.TemporaryDirectory() as folder:
-            config = training_config(land.run.recipe, fields, Path(folder))
+            config = training_config(land.context.recipe, fields, Path(folder))
             trainer = FlatGDTrainer(
                 land.model,
                 config,

@@ -40,12 +40,14 @@ def study_flatness(
     checkpoints: Sequence[Path], rows: int, probes: int, display: Display | None = None
 ) -> Path:
     """Measure the checkpoints of one run; returns the file with the figures."""
-    run, names = open_run(checkpoints, display)
-    land = Landscape(run, rows)
-    run.display.line("flatness", f"{rows} training and {rows} test rows, {probes} probes")
+    pipeline, names = open_run(checkpoints, display)
+    land = Landscape(pipeline.context, rows)
+    pipeline.context.display.line(
+        "flatness", f"{rows} training and {rows} test rows, {probes} probes"
+    )
     measured: list[Row] = []
     points = land.points(names)
-    with run.display.bar("flatness", len(points)) as advance:
+    with pipeline.context.display.bar("flatness", len(points)) as advance:
         for point in points:
             ends = [row for row in measured if row["method"] == point.method]
             is_end = bool(ends) and ends[0]["step"] == round(point.step, 2)
@@ -62,7 +64,7 @@ def study_flatness(
         "path": paths,
         "slices": slices,
     }
-    return write_study(run, "flatness", names, told)
+    return write_study(pipeline, "flatness", names, told)
 
 
 def measure(land: Landscape, point: Point, probes: int) -> Row:

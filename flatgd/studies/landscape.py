@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatgd.artifacts.layout import EXPERTS, FORMAT, RECIPE, run_of
+from flatgd.artifacts import layout
+from flatgd.artifacts.rows import STUDY_FORMAT
 from flatgd.config.loading import load_recipe
+from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import scorable
 from flatgd.dialogue import Dialogue
@@ -29,7 +31,8 @@ from flatgd.methods import Method, SafetyLoss, Totals
 from flatgd.models.adapters import load
 from flatgd.models.heads import reply_tokens
 from flatgd.models.loading import ADAPTER
-from flatgd.pipeline.pipeline import Run
+from flatgd.pipeline.context import Context
+from flatgd.pipeline.pipeline import Pipeline
 from flatgd.runtime.display import Display
 
 State = dict[str, Tensor]
@@ -46,22 +49,25 @@ class Point(NamedTuple):
     state: State
 
 
-def open_run(checkpoints: Sequence[Path], display: Display | None = None) -> tuple[Run, list[str]]:
+def open_run(
+    checkpoints: Sequence[Path], display: Display | None = None
+) -> tuple[Pipeline, list[str]]:
     """The run that the checkpoints belong to, and their names in it."""
     recipe, names = recipe_of(checkpoints)
-    run = Run(recipe, display)
-    if untrained := [name for name in names if not issubclass(run.plan.kind(name), Method)]:
+    pipeline = Pipeline(recipe, display)
+    planned = [pipeline.context.plan.model(name) for name in names]
+    if untrained := [one.name for one in planned if not issubclass(one.kind, Method)]:
         raise RecipeError(f"{untrained[0]} was not trained, so it has no path; leave it out")
-    if later := [name for name in names if run.plan.start(name) != "backbone"]:
+    if later := [one.name for one in planned if one.start != BACKBONE]:
         raise RecipeError(f"{later[0]} does not start at the backbone, as paths do; leave it out")
-    return run, names
+    return pipeline, names
 
 
 def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
     """The recipe of the run that the checkpoints belong to, and their names in it."""
     roots = {}
     for folder in checkpoints:
-        root = run_of(folder)
+        root = layout.find_run(folder)
         is_model = any((folder / name).exists() for name in ("config.json", ADAPTER))
         if root is None or not is_model:
             raise RecipeError(
@@ -71,8 +77,8 @@ def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
     if len(set(roots.values())) > 1:
         raise RecipeError("the checkpoints are of different runs; give those of one")
     root = next(iter(roots.values()))
-    recipe = load_recipe(root / RECIPE)
-    own = {root / "methods" / name: name for name in recipe.methods}
+    recipe = load_recipe(root / layout.RECIPE)
+    own = {root / layout.model(name): name for name in recipe.methods}
     if strange := [folder for folder in checkpoints if folder.resolve() not in own]:
         told = ", ".join(recipe.methods)
         raise RecipeError(f"{strange[0]} is no method of its run; {root}/methods has {told}")
@@ -83,15 +89,15 @@ def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
 class Landscape:
     """L_S over weight space: one model whose weights are moved, on fixed rows, with the experts."""
 
-    def __init__(self, run: Run, rows: int = ROWS):
-        self.run = run
-        self.model, self.family = run.model_of("backbone")
+    def __init__(self, context: Context, rows: int = ROWS):
+        self.context = context
+        self.model, self.dialogue_format = context.load_model(context.recipe.backbone)
         self.model.eval()
-        self.start: State = load(run.recipe.backbone).state_dict()
-        clean, toxic = (run.model_of(name)[0] for name in EXPERTS)
-        attract, repel = _weights(run)
+        self.start: State = load(context.recipe.backbone).state_dict()
+        clean, toxic = (context.load_model(context.plan.model(name).path)[0] for name in EXPERTS)
+        attract, repel = _weights(context)
         self.method = SafetyLoss(clean, toxic, attract_weight=attract, repel_weight=repel)
-        drawn = _drawn(run.sets.policy, rows), _drawn(scorable(run.sets.test), rows)
+        drawn = _drawn(context.sets.policy, rows), _drawn(scorable(context.sets.test), rows)
         self.train_parts, self.test_parts = (self._prepared(part) for part in drawn)
 
     @cached_property
@@ -117,9 +123,11 @@ class Landscape:
                 yield self.method.terms(self.model, part, Totals(tokens, tokens)).terms.penalised
 
     def _prepared(self, rows: Sequence[Dialogue], size: int = 16) -> list[Any]:
-        examples = sorted((self.family.encode(row) for row in rows), key=lambda e: len(e.reply_ids))
+        examples = sorted(
+            (self.dialogue_format.encode(row) for row in rows), key=lambda e: len(e.reply_ids)
+        )
         batches = [
-            self.family.collate(examples[start : start + size])
+            self.dialogue_format.collate(examples[start : start + size])
             for start in range(0, len(examples), size)
         ]
         device = next(self.model.parameters()).device
@@ -127,16 +135,16 @@ class Landscape:
 
     def path(self, name: str) -> list[tuple[int, State]]:
         """(step, weights) from the backbone over the snapshots to the end point."""
-        folder = self.run.plan.folder(name)
+        folder = Path(self.context.plan.model(name).path)
         kept = sorted((folder / "path").glob("*"), key=lambda p: int(p.name))
         steps = [(int(path.name), load(path).state_dict()) for path in kept]
-        end = self.run.plan.steps(name)
+        end = self.context.plan.steps(name)
         inner = [(step, state) for step, state in steps if step < end]
         return [(0, self.start), *inner, (end, self.end(name))]
 
     def end(self, name: str) -> State:
         """The weights of the end point."""
-        return load(self.run.plan.folder(name)).state_dict()
+        return load(self.context.plan.model(name).path).state_dict()
 
     def points(self, names: Iterable[str]) -> list[Point]:
         """Each method's end point, and the point on its path whose L_S is that of the worst end."""
@@ -147,7 +155,9 @@ class Landscape:
         if len(ends) < 2:
             return points
         if self._value(self.start) <= target:
-            self.run.display.line("matched", "none: an end point's L_S is not below the backbone's")
+            self.context.display.line(
+                "matched", "none: an end point's L_S is not below the backbone's"
+            )
             return points
         for name, path in paths.items():
             step, state = first_below(path, target, self._value)
@@ -159,12 +169,12 @@ class Landscape:
         return loss_value(self.losses)
 
 
-def _weights(run: Run) -> tuple[float, float]:
+def _weights(context: Context) -> tuple[float, float]:
     """L_S's weights (attract, repel), which must be the same for all methods that have it."""
     found = {}
-    for name in run.recipe.methods:
-        if issubclass(run.plan.kind(name), SafetyLoss):
-            config = run.plan.config(name, run.root)
+    for name in context.recipe.methods:
+        if issubclass(context.plan.model(name).kind, SafetyLoss):
+            config = context.plan.config(name, context.root)
             found[name] = (config.attract_weight, config.repel_weight)
     weights = set(found.values())
     if len(weights) > 1:
@@ -174,11 +184,13 @@ def _weights(run: Run) -> tuple[float, float]:
     return weights.pop() if weights else (3.0, 2.0)
 
 
-def write_study(run: Run, name: str, methods: Sequence[str], told: dict[str, Any]) -> Path:
-    """report/NAME.json, with what the checkpoints it is of stand for."""
-    file = run.root / f"report/{name}.json"
+def write_study(
+    pipeline: Pipeline, name: str, methods: Sequence[str], figures: dict[str, Any]
+) -> Path:
+    """report/NAME.json, with the fingerprints of the checkpoints that were studied."""
+    file = pipeline.context.root / layout.study(name)
     file.parent.mkdir(exist_ok=True)
-    study = {"format": FORMAT, "of": run.keys(methods), **told}
+    study = {"format": STUDY_FORMAT, "of": pipeline.fingerprints(methods), **figures}
     write_whole(file, json.dumps(study, indent=1) + "\n")
     return file
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
 from flatgd.flatness import is_finite
-from flatgd.io.files import contents, flush, harm, write_whole
+from flatgd.io.files import contents, flush, integrity_error, write_whole
 from flatgd.models.trust import REFUSED
 from flatgd.runtime import distributed
 from flatgd.training.callbacks import Stop
@@ -33,12 +33,12 @@ from flatgd.training.optimizers import switch
 MANIFEST = "manifest.json"
 SAVING = ".saving"
 STATE = "trainer_state.json"
-KEPT = 2  # the last good one stays until the next is proven
+CHECKPOINTS_KEPT = 2  # the last good one stays until the next is proven
 
 logger = logging.getLogger(__name__)
 
 
-class SoundCheckpoints:
+class VerifiedCheckpoints:
     """Put before a Trainer: how it saves, and from what it goes on."""
 
     args: Any
@@ -47,7 +47,7 @@ class SoundCheckpoints:
     model: Any
     _is_saving = False
 
-    def made_of(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What must be the same where a training goes on; by name, JSON."""
         return {}
 
@@ -65,7 +65,7 @@ class SoundCheckpoints:
                 raise CheckpointError(f"{found}: {fault}; go on from another, or train anew")
         return self._train_from(found, *args, **kwargs)
 
-    def go_on(self) -> Path | None:
+    def resume_or_train(self) -> Path | None:
         """Train from the newest good checkpoint in `output_dir`, which is returned, or, where there
         is none, from the beginning."""
         found = self._last_good()
@@ -79,7 +79,7 @@ class SoundCheckpoints:
         """Trainer's training, from a checkpoint that is known to be whole."""
         if checkpoint:
             refuse_partial(checkpoint, self.args.process_index, self.accelerator.num_processes)
-            compare(checkpoint, self.made_of())
+            compare(checkpoint, self.fingerprint())
             if self.args.ignore_data_skip:
                 logger.warning(
                     "%s: ignore_data_skip lets the rows start anew; the end is not that of a "
@@ -131,12 +131,12 @@ class SoundCheckpoints:
             self.accelerator.wait_for_everyone()
             self._place_best(folder, name)
             if is_first:
-                seal(folder / SAVING / name, self.made_of())
+                seal(folder / SAVING / name, self.fingerprint())
                 put(folder / SAVING / name, folder / name)
                 if fault := fault_of(folder / name):
                     raise CheckpointError(f"{folder / name}: {fault}, right after it was written")
                 best = Path(self.state.best_model_checkpoint or "")
-                rotate(folder, self.args.save_total_limit or KEPT, best.name)
+                rotate(folder, self.args.save_total_limit or CHECKPOINTS_KEPT, best.name)
         self.accelerator.wait_for_everyone()
 
     def _place_best(self, folder: Path, name: str) -> None:
@@ -184,11 +184,11 @@ def refuse_non_finite(model: nn.Module, step: int) -> None:
         )
 
 
-def seal(folder: Path, made_of: Mapping[str, Any]) -> None:
+def seal(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     """Flush every file of a folder, and write down what they hold."""
     for path in folder.rglob("*"):
         flush(path)
-    record = {"made_of": dict(made_of), "files": contents(folder)}
+    record = {"fingerprint": dict(fingerprint), "files": contents(folder)}
     write_whole(folder / MANIFEST, json.dumps({**record, "sha256": _digest_of_record(record)}))
     flush(folder)
 
@@ -216,7 +216,7 @@ def fault_of(folder: Path) -> str | None:
     record = _record(folder)
     if record is None:
         return f"its {MANIFEST} is missing or torn"
-    return harm(folder, record["files"])
+    return integrity_error(folder, record["files"])
 
 
 def last_good(folder: Path) -> Path | None:
@@ -267,7 +267,7 @@ def refuse_partial(checkpoint: Path, process: int, processes: int) -> None:
 def compare(checkpoint: Path, now: Mapping[str, Any]) -> None:
     """Raises CheckpointError with what has changed since the checkpoint was saved; changes that
     leave it the same training are told."""
-    found = differences((_record(checkpoint) or {}).get("made_of", {}), now)
+    found = differences((_record(checkpoint) or {}).get("fingerprint", {}), now)
     refused = "; ".join(f"{n}: {text}" for n, text in found.items() if n not in TOLD)
     if refused:
         raise CheckpointError(

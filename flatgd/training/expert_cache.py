@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatgd.io.files import contents, harm, whole, write_whole
+from flatgd.io.files import contents, integrity_error, whole, write_whole
 from flatgd.models.encoding import Batch, Example
 from flatgd.models.heads import head_weight, reply_states
 from flatgd.runtime import distributed
@@ -112,7 +112,7 @@ def fault_of(folder: Path, key: str) -> str | None:
         return "of other weights or rows"
     for number, wanted in enumerate(held):
         path = _shard(folder, number)
-        if harm(path, wanted):
+        if integrity_error(path, wanted):
             return f"{path.name} is torn"
     return None
 

@@ -147,8 +147,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _shown(made_of: Mapping[str, Any], name: str) -> str:
-    return repr(made_of[name]) if name in made_of else "not recorded"
+def _shown(fingerprint: Mapping[str, Any], name: str) -> str:
+    return repr(fingerprint[name]) if name in fingerprint else "not recorded"
 
 
 def as_json(value: Any) -> Any:

@@ -23,11 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatgd.errors import MemoryLimitError, NonFiniteError
 from flatgd.flatness import (
     FlatGradient,
-    Mix,
     Objective,
     PenaltySettings,
     Split,
     Terms,
+    TermWeights,
     exact,
     fast_difference,
     finite_difference,
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 MEASURED_EVERY = 10  # steps after which `fast` measures anew which lambda makes `penalty_share`
 NAMED = 8  # rows in a message
 MEAN = "grad_safety"  # its running mean, in the optimizer's state
-KEPT = "flatness"  # where it keeps that lambda, in Trainer's state
+STATE_KEY = "flatness"  # where it keeps that lambda, in Trainer's state
 
 
 class FlatnessMixin:
@@ -169,17 +169,17 @@ class FlatnessMixin:
         apart = settings is not None and self.args.flatness_method != "fast"
         count = rows if settings is None else math.ceil(self.args.penalty_fraction * rows)
         if count == rows:
-            parts, others, lift = self._in_step(split_batch(batch, size, apart)), [], 1.0
+            parts, others, rescale = self._in_step(split_batch(batch, size, apart)), [], 1.0
         else:
             numbers = torch.arange(rows, device=batch["is_safe"].device)
             parts = self._in_step(split_batch(take_rows(batch, numbers[:count]), size, apart))
             others = self._in_step(split_batch(take_rows(batch, numbers[count:]), size))
             tokens = sum((part["targets"] != IGNORE).sum() for part in parts)
-            lift = totals.tokens / float(self.accelerator.reduce(tokens, "sum"))
+            rescale = totals.tokens / float(self.accelerator.reduce(tokens, "sum"))
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
             prepared = self.method.prepare([*parts, *others])
         penalised = len(parts)
-        return prepared, Split(range(penalised), range(penalised, len(prepared)), lift)
+        return prepared, Split(range(penalised), range(penalised, len(prepared)), rescale)
 
     def _in_step(self, parts: list[Batch]) -> list[Batch]:
         """FSDP2 gathers weights in every pass, so that each process needs as many of them."""
@@ -199,12 +199,12 @@ class FlatnessMixin:
         """The step's objective over numbers of `parts`; leaves each one's figures at theta."""
         is_fused = self._is_fused(model, parts[0])
 
-        def score(index: int, mix: Mix | None) -> Terms:
+        def score(index: int, term_weights: TermWeights | None) -> Terms:
             seed = _seed(self.args.seed, self.state.global_step, self.args.process_index, index)
             masks = _same_masks(seed, parts[index]["targets"].device)
             with masks, self.compute_loss_context_manager():  # type: ignore[attr-defined]
                 if is_fused:
-                    scored = self.method.fused(model, parts[index], totals, mix)
+                    scored = self.method.fused(model, parts[index], totals, term_weights)
                 else:
                     scored = self.method.terms(model, parts[index], totals)
             figures.setdefault(index, scored.figures)
@@ -213,7 +213,8 @@ class FlatnessMixin:
         if not is_fused:
             return Objective(lambda index: score(index, None))
         return Objective(
-            lambda index: score(index, None), lambda index, mix: score(index, mix).penalised
+            lambda index: score(index, None),
+            lambda index, term_weights: score(index, term_weights).penalised,
         )
 
     def _is_fused(self, model: nn.Module, part: Batch) -> bool:
@@ -245,7 +246,7 @@ class FlatnessMixin:
                 flat = fast_difference(*given, split, reduction.reduce, settings, weight)
                 if flat.penalty_share is not None:
                     kept = {"args": {}, "attributes": {"flatness_weight": flat.flatness_weight}}
-                    self.state.stateful_callbacks[KEPT] = kept
+                    self.state.stateful_callbacks[STATE_KEY] = kept
                 return flat
             smooth = partial(self._running_mean, parameters)
             return finite_difference(*given, split, reduction.reduce, settings, smooth)
@@ -268,17 +269,17 @@ class FlatnessMixin:
         return list(self._means.values())
 
     def _load_callback_state(self) -> None:
-        """Trainer's, which takes what is at KEPT for a callback that is missing."""
-        kept = self.state.stateful_callbacks.pop(KEPT, None)
+        """Trainer's, which takes what is at STATE_KEY for a callback that is missing."""
+        kept = self.state.stateful_callbacks.pop(STATE_KEY, None)
         super()._load_callback_state()  # type: ignore[misc]
         if kept is not None:
-            self.state.stateful_callbacks[KEPT] = kept
+            self.state.stateful_callbacks[STATE_KEY] = kept
 
     def _known_weight(self, settings: PenaltySettings) -> float | None:
         """lambda before the gradients are: the fixed one, or that of the last measured share."""
         if settings.weight is not None or not self.state.global_step % MEASURED_EVERY:
             return settings.weight
-        kept = self.state.stateful_callbacks.get(KEPT)  # saved with checkpoints
+        kept = self.state.stateful_callbacks.get(STATE_KEY)  # saved with checkpoints
         return kept and kept["attributes"]["flatness_weight"]
 
     def _totals(self, batch: Batch) -> Totals:

@@ -76,7 +76,7 @@ def train(
     if config.snapshots:
         trainer.add_callback(_Snapshots(trainer, folder, config.snapshots))
     with peak_memory() as peak:
-        checkpoint = trainer.go_on()
+        checkpoint = trainer.resume_or_train()
     refuse_non_finite(trained, trainer.state.global_step)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     weights = gathered_weights(trainer)

@@ -28,7 +28,7 @@ class OwnLoss(Method):
     compute_loss: Callable[[nn.Module, dict[str, Any]], Tensor]
 
     name = "own_loss"
-    does = "trained by its Trainer's own loss."
+    summary = "trained by its Trainer's own loss."
     is_flat = True
 
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:

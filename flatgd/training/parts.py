@@ -11,7 +11,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
-from flatgd.models.loading import told
+from flatgd.models.loading import summarize_error
 
 STEPS_IN_BACKWARD = ("lomo", "layerwise")  # optimizers that leave no gradient to work with
 
@@ -29,7 +29,7 @@ def part_faults(args: Any) -> Iterator[str]:
                 # some end a run when they are deleted, which those that never began cannot
                 type(kind.__name__, (kind,), {"__del__": lambda self: None})()
         except Exception as error:  # each tracker raises its own
-            yield f"report_to: {name} cannot be used: {told(error)}"
+            yield f"report_to: {name} cannot be used: {summarize_error(error)}"
 
 
 def sampling_faults(args: Any) -> Iterator[str]:
@@ -58,7 +58,7 @@ def _optimizer_faults(args: Any) -> Iterator[str]:
             kind([torch.nn.Parameter(torch.zeros(1, 1))], **options)
     except Exception as error:  # each package raises its own
         if "pass a model" not in str(error):  # those that need one are installed
-            yield f"optim: {name} cannot be used: {told(error)}"
+            yield f"optim: {name} cannot be used: {summarize_error(error)}"
 
 
 def _schedule_faults(args: Any) -> Iterator[str]:
@@ -76,4 +76,5 @@ def _schedule_faults(args: Any) -> Iterator[str]:
             scheduler_specific_kwargs=dict(options) if isinstance(options, dict) else None,
         )
     except Exception as error:  # whatever a schedule makes of its options
-        yield f"lr_scheduler_type: {name} cannot be used: {told(error)}; see lr_scheduler_kwargs"
+        reason = summarize_error(error)
+        yield f"lr_scheduler_type: {name} cannot be used: {reason}; see lr_scheduler_kwargs"

@@ -19,19 +19,20 @@ from transformers import (
     Trainer,
 )
 
+from flatgd.config.names import EXPERTS
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
-from flatgd.methods import EXPERTS, FlatGD, Method, SafetyLoss
+from flatgd.methods import FlatGD, Method, SafetyLoss
 from flatgd.models.adapters import refuse_tied
 from flatgd.models.chat_template import counted
-from flatgd.models.dialogue_format import declare_stops, family_of
-from flatgd.models.encoding import Batch, Example, Family
+from flatgd.models.dialogue_format import declare_stops, format_for
+from flatgd.models.encoding import Batch, DialogueFormat, Example
 from flatgd.models.heads import FORWARD_KEYS, has_plain_head, join_embeddings
 from flatgd.models.loading import check_token_map, load_model, load_tokenizer
 from flatgd.training import fingerprint
 from flatgd.training.callbacks import Watch
-from flatgd.training.checkpoints import SoundCheckpoints
+from flatgd.training.checkpoints import VerifiedCheckpoints
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.evaluation import Evaluation, evaluation_faults
 from flatgd.training.expert_cache import cached_states
@@ -44,7 +45,7 @@ Row = Dialogue | Mapping[str, Any]
 Rows = Sequence[Row | tuple[Dialogue, Dialogue]]
 
 
-class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
+class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     """Fine-tune `model` on labelled replies.
 
     `train_dataset` holds Dialogues or rows with prompt, completion and label (true = safe), a
@@ -82,7 +83,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
             method = FlatGD.build(dict(zip(EXPERTS, experts, strict=True)), args, {})
         self.method = method
         self.method.begin(model)
-        family = family_of(
+        dialogue_format = format_for(
             model.config,
             processing_class,
             args.max_history_tokens,
@@ -96,8 +97,8 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
             n: getattr(m.config, "max_position_embeddings", None) for n, m in models.items()
         }
         self._positions = {n: number for n, number in positions.items() if number}
-        declare_stops(model, family)
-        self._family, self._numbers, self._conversations = family, count(), list[str]()
+        declare_stops(model, dialogue_format)
+        self._format, self._numbers, self._conversations = dialogue_format, count(), list[str]()
         self.examples = self._numbered(train_dataset, "train_dataset")
         has_pairs = any(len(group) > 1 for group in self.examples)
         if has_pairs != (method.learns_from == "pairs"):
@@ -110,7 +111,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
             args=args,
             train_dataset=self.examples,
             eval_dataset=self._eval_sets(eval_dataset),
-            data_collator=partial(_collate, family, has_pairs),
+            data_collator=partial(_collate, dialogue_format, has_pairs),
             processing_class=processing_class,
             callbacks=_with_early_stopping(args, eval_dataset, kwargs.pop("callbacks", None)),
             **kwargs,
@@ -125,13 +126,13 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
         for expert in self.method.models():
             expert.to(self.args.device)
         if args.expert_cache and isinstance(method, SafetyLoss):
-            self._cache_states(method, Path(args.expert_cache), family)
+            self._cache_states(method, Path(args.expert_cache), dialogue_format)
 
     def _numbered(self, rows: Rows, place: str) -> list[tuple[Example, ...]]:
         """Rows encoded, each with a number of its own."""
         groups = _groups(rows, place)
         self._conversations += [row.conversation for group in groups for row in group]
-        encoded = iter(self._family.encode_all(list(chain.from_iterable(groups))))
+        encoded = iter(self._format.encode_all(list(chain.from_iterable(groups))))
         found = [
             tuple(next(encoded)._replace(row=next(self._numbers)) for _ in group)
             for group in groups
@@ -148,7 +149,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
             max(rows, key=lambda row: len(row.reply_ids)),
         ]
         for example in longest:
-            batch = self._family.collate([example])
+            batch = self._format.collate([example])
             width = max(batch[k].shape[1] for k in FORWARD_KEYS if k in batch)
             for name, positions in self._positions.items():
                 if width > positions:
@@ -183,7 +184,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
                 f"{place}: expert_cache keeps no expert for rows that come later; give them as "
                 "eval_dataset when the trainer is made, or leave expert_cache out"
             )
-        encode = self._family.encode
+        encode = self._format.encode
         groups = [tuple(encode(row) for row in group) for group in _groups(rows, place)]
         self._refuse_long(groups, place)
         return self._whole_pairs(groups)
@@ -192,9 +193,13 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
         sets: Any = self.eval_dataset or []
         return [*chain.from_iterable(sets.values())] if isinstance(sets, dict) else sets
 
-    def _cache_states(self, method: SafetyLoss, folder: Path, family: Family) -> None:
+    def _cache_states(
+        self, method: SafetyLoss, folder: Path, dialogue_format: DialogueFormat
+    ) -> None:
         """Both experts' states from disk, their bodies out of memory."""
-        tried = {k: v.to(self.args.device) for k, v in family.collate(self.examples[0]).items()}
+        tried = {
+            k: v.to(self.args.device) for k, v in dialogue_format.collate(self.examples[0]).items()
+        }
         for name in EXPERTS:
             if not has_plain_head(getattr(method, name), tried):
                 raise UnsupportedError(
@@ -205,14 +210,14 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, SoundCheckpoints, Trainer):
                 folder / name,
                 getattr(method, name),
                 [*chain.from_iterable([*self.examples, *self._eval_examples()])],
-                family.collate,
+                dialogue_format.collate,
                 weights=self._expert_digests[name],
                 rows_at_once=self.args.micro_batch_size or self.args.per_device_train_batch_size,
                 tell=logger.warning,
             )
-            method.speak_from(name, states.of)
+            method.use_cached_states(name, states.of)
 
-    def made_of(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Whatever makes the outcome: method, experts, settings, model, rows, processes."""
         callbacks = self._callbacks_at_start
         counts = fingerprint.evaluation_counts(self.args, callbacks)
@@ -335,9 +340,11 @@ def _groups(rows: Rows, place: str) -> list[tuple[Dialogue, ...]]:
     return labelled
 
 
-def _collate(family: Family, has_pairs: bool, groups: Sequence[tuple[Example, ...]]) -> Batch:
+def _collate(
+    dialogue_format: DialogueFormat, has_pairs: bool, groups: Sequence[tuple[Example, ...]]
+) -> Batch:
     """The family's batch; of data with pairs, with `pair` [B]: a pair's number, else -1."""
-    batch = family.collate([example for group in groups for example in group])
+    batch = dialogue_format.collate([example for group in groups for example in group])
     if has_pairs:
         numbers = [
             number if len(group) > 1 else -1 for number, group in enumerate(groups) for _ in group

@@ -88,13 +88,13 @@ class Site:
     def application(self, routes: Sequence[Route], base: str) -> ASGIApp:
         """An ASGI application for links that begin with `base`."""
 
-        async def told(request: Request, error: Exception) -> Response:
+        async def summarize_error(request: Request, error: Exception) -> Response:
             status = error.status_code if isinstance(error, HTTPException) else 500
             return self.page("told.html", status, said=TOLD.get(status, TOLD[500]))
 
         application = Starlette(
             routes=[*routes, Route("/static/{name}", _static)],
-            exception_handlers={HTTPException: told, 500: told},
+            exception_handlers={HTTPException: summarize_error, 500: summarize_error},
         )
         application.router.redirect_slashes = False
         return Guard(application, base)
