@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from flatgd.cli import publish, studies
 from flatgd.cli.annotate import app as annotate_app
 from flatgd.cli.data import app as data_app
+from flatgd.cli.options import MethodOption, RecipeArgument, SetOption, SkipOption
 from flatgd.errors import FlatGDError, RecipeError, StoppedError
 from flatgd.models import trust
 from flatgd.models.trust import Risk
@@ -25,29 +27,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(annotate_app, name="annotate")
-
-RecipeArgument = Annotated[
-    Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a field, paths from the recipe's folder: --set train.max_steps=50",
-    ),
-]
-SkipOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave rows out that cannot be read; see rejected.jsonl.")
-]
-OneMethodOption = Annotated[str, typer.Option("--method", help="Which of the recipe's methods.")]
-ToxicOption = Annotated[
-    bool, typer.Option("--even-toxic", help="Let the toxic expert pass; see responsible-use.md.")
-]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option("--method", help="Only this model; give it again for more. Default: all."),
-]
 
 
 def _open(recipe: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
@@ -198,55 +177,6 @@ def chat(
     server(page.application()).run(sockets=[at])
 
 
-CheckpointArgument = Annotated[
-    list[Path], typer.Argument(help="Folders as runs/demo/methods/flatgd.", show_default=False)
-]
-
-
-@app.command(epilog="Example: flatgd flatness runs/demo/methods/flatgd runs/demo/methods/clean")
-def flatness(
-    checkpoints: CheckpointArgument,
-    rows: Annotated[int, typer.Option(min=2, help="Training and test rows each.")] = 48,
-    probes: Annotated[int, typer.Option(min=2, help="Random probes of trace and flatness.")] = 12,
-) -> None:
-    """How flat the minimum is where trainings ended, and where their L_S was the same."""
-    from flatgd.studies.flatness import study_flatness
-
-    _show_study(study_flatness(checkpoints, rows, probes), checkpoints)
-
-
-@app.command(epilog="Example: flatgd durability runs/demo/methods/flatgd runs/demo/methods/clean")
-def durability(
-    checkpoints: CheckpointArgument,
-    rows: Annotated[int, typer.Option(min=2, help="Labelled rows of each test set.")] = 200,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of tuning.")] = 40,
-) -> None:
-    """What it takes until safety is lost: tuning, noise, rounding."""
-    from flatgd.studies.durability import study_durability
-
-    _show_study(study_durability(checkpoints, rows, steps), checkpoints)
-
-
-def _show_study(file: Path, checkpoints: list[Path]) -> None:
-    """The report anew, with the study in it."""
-    from flatgd.report.build import build_report
-    from flatgd.studies.landscape import recipe_of
-
-    typer.echo(f"Measured: {file}")
-    typer.echo(f"Report: {build_report(recipe_of(checkpoints)[0])}")
-
-
-@app.command(epilog="Example: flatgd generalise recipes/demo.yaml")
-def generalise(recipe: RecipeArgument, set_: SetOption = None) -> None:
-    """How safety holds on data sets that were not trained on, or without their toxic replies."""
-    from flatgd.run import report
-    from flatgd.studies.generalisation import study_generalisation
-
-    pipeline = _open(recipe, set_)
-    study_generalisation(pipeline)
-    report(pipeline)
-
-
 @app.command(epilog="Example: flatgd check recipes/paper.yaml --offline")
 def check(
     recipe: RecipeArgument,
@@ -304,64 +234,8 @@ def init(
     typer.echo(f"{recipe} is written. Look through it, then: flatgd check {recipe}")
 
 
-@app.command(epilog="Example: flatgd push recipes/demo.yaml --method flatgd --repo me/safe-bot")
-def push(
-    recipe: RecipeArgument,
-    repo: Annotated[str, typer.Option(help="Where to, as USER/NAME.", show_default=False)],
-    method: OneMethodOption = "flatgd",
-    license_: Annotated[
-        str | None, typer.Option("--license", help="For the card, as apache-2.0.")
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Visible to all. Default: private.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the card, send nothing.")
-    ] = False,
-    even_toxic: ToxicOption = False,
-    set_: SetOption = None,
-) -> None:
-    """Send a trained model with a model card to the Hugging Face hub, private unless asked.
-
-    Log in first, with `hf auth login`. The toxic expert is not sent, but with --even-toxic to a new
-    repository, private and gated.
-    """
-    from flatgd.config.loading import load_recipe
-
-    loaded = load_recipe(recipe, set_)
-    from flatgd.publish.hub import ModelPackage
-
-    parcel = ModelPackage(loaded, method, repo, license_, even_toxic)
-    if dry_run:
-        typer.echo(parcel.card)
-        typer.echo("To be sent: " + ", ".join(["README.md", *(p.name for p in parcel.files)]))
-        return
-    typer.echo(f"{method} is at {parcel.push(private=not public)}")
-
-
-@app.command(epilog="Example: flatgd export recipes/demo.yaml --to safe-bot")
-def export(
-    recipe: RecipeArgument,
-    to: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
-    method: OneMethodOption = "flatgd",
-    merged: Annotated[
-        bool, typer.Option("--merged", help="An adapter as whole weights, on its base.")
-    ] = False,
-    even_toxic: ToxicOption = False,
-    set_: SetOption = None,
-) -> None:
-    """Pack a trained model with its card and report, and nothing else of the run.
-
-    The toxic expert is not packed, but with --even-toxic. The report shows sampled replies, toxic
-    ones behind a click.
-    """
-    from flatgd.config.loading import load_recipe
-
-    loaded = load_recipe(recipe, set_)
-    from flatgd.publish.hub import ModelPackage
-
-    parcel = ModelPackage(loaded, method, to.name, even_toxic=even_toxic)
-    typer.echo(f"{method} is in {parcel.pack(to, merged)}")
+app.registered_commands += studies.commands.registered_commands
+app.registered_commands += publish.commands.registered_commands
 
 
 def _allow(risks: list[Risk] | None) -> None:

@@ -13,12 +13,12 @@ from flatgd.artifacts import layout
 from flatgd.artifacts.store import fingerprint_of
 from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.config.recipe import Recipe
-from flatgd.data.model_samples import contrasting_pairs, judged_replies
 from flatgd.data.sets import Sets, answer_candidates, draw_histories
 from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError, UnsupportedError, nearest
 from flatgd.io.records import read_jsonl
 from flatgd.methods import METHODS, Clean, Merge, Method, System
+from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
 from flatgd.runtime import distributed
 from flatgd.training import FlatGDConfig
 from flatgd.training.config import CHECKPOINTING

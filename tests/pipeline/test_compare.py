@@ -16,7 +16,6 @@ from flatgd.artifacts.layout import IN_LOOP_JUDGE
 from flatgd.artifacts.store import ArtifactStore
 from flatgd.config.loading import load_recipe
 from flatgd.config.recipe import Source
-from flatgd.data.model_samples import contrasting_pairs, judged_replies
 from flatgd.data.sets import load_source
 from flatgd.dialogue import Dialogue, as_turns
 from flatgd.errors import RecipeError, UnsupportedError
@@ -24,6 +23,7 @@ from flatgd.io.records import read_jsonl
 from flatgd.judges.base import Calibration, load_calibration
 from flatgd.methods import METHODS, Click, Cringe
 from flatgd.pipeline import context
+from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.publish.hub import ModelPackage
 from flatgd.report.compare import Column, _marks, costs
