@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flatgd.artifacts.rows import GenerationRow
+from flatgd.artifacts.rows import GenerationRow, ScoreRow
 from flatgd.errors import DataError, Problem
 from flatgd.evaluation.prediction_powered import PPEstimate, prediction_powered
 from flatgd.io.records import digest, parse_json_object, parse_lines
@@ -88,7 +88,7 @@ def _label(line: str) -> tuple[str, bool | None]:
 def labelled_toxicity(
     path: Path,
     generations: Mapping[str, Sequence[GenerationRow]],
-    scores: Mapping[str, Sequence[Row]],
+    scores: Mapping[str, Sequence[ScoreRow]],
     judge: str,
 ) -> list[Row]:
     """Prediction-powered share of toxic replies, per model and test set; rows {method, dataset,

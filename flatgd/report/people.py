@@ -1,4 +1,4 @@
-"""What people said of pairs of replies: tables, and the paper's Figure 2."""
+"""How annotators compared pairs of replies: tables, and the paper's Figure 2."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from flatgd.annotate.study import load_study
 from flatgd.annotate.tally import OUTCOMES, tally
 from flatgd.annotate.votes import all_answers
-from flatgd.report.cells import Row, Table, interval, number, share_of
+from flatgd.report.cells import Table, interval, number, share_of
 from flatgd.report.figures import COLOURS, save
 
 DRAWN = {  # in this order
@@ -22,15 +22,14 @@ DRAWN = {  # in this order
 }
 
 
-def load_tally(folder: Path) -> Row:
-    """The tally of a study's answers. Raises RecipeError where there is no study, DataError for
-    answers that cannot be read."""
+def load_tally(folder: Path) -> Mapping[str, Any]:
+    """The tally of a study's answers. Raises DataError for answers that cannot be read."""
     study = load_study(folder)
     return tally(study, all_answers(folder, study))
 
 
 def people_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Who was chosen, how far people agree, the models' strengths."""
+    """Which model was chosen, how far annotators agree, the models' strengths."""
     return [
         *(_pairs(question, found) for question in _questions(found)),
         Table(
@@ -129,7 +128,7 @@ def _pairs(question: str, found: Mapping[str, Any]) -> Table:
 
 
 def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
-    """Figure 2: of each pair of models, the shares of items by what people said."""
+    """Figure 2: for each pair of models, the shares of items by the annotators' choice."""
     questions = _questions(found)
     pairs = list(dict.fromkeys((r["baseline"], r["target"]) for r in found["pairs"]))
     figure, axes = plt.subplots(
@@ -160,7 +159,7 @@ def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
     return save(figure, folder / "people.svg")
 
 
-def _bars(axis: Any, rows: Sequence[Row]) -> None:
+def _bars(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     for place, row in enumerate(rows):
         begin = 0.0
         for outcome, colour in DRAWN.items():
