@@ -38,6 +38,10 @@ TRAINING_LOG = "training.jsonl"
 CARD = "README.md"
 MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja", ".model")
 
+# In the folder of a judge
+QUALITY = "quality.json"
+CALIBRATION = "calibration.json"
+
 _FOLDERS = dict(zip(EXPERTS, ("experts/clean", "experts/toxic"), strict=True))
 
 
@@ -73,7 +77,7 @@ def judge(label: str) -> str:
 
 def judge_quality(label: str) -> str:
     """How a judge agrees with human labels."""
-    return f"{judge(label)}/quality.json"
+    return f"{judge(label)}/{QUALITY}"
 
 
 def study(name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from flatgd.artifacts import layout
+from flatgd.artifacts.inputs import changes, inputs_of
 from flatgd.artifacts.rows import (
     STUDY_FORMAT,
     DurabilityStudy,
@@ -17,13 +18,14 @@ from flatgd.artifacts.rows import (
     JudgeReport,
     Scores,
 )
-from flatgd.artifacts.store import ArtifactStore
+from flatgd.artifacts.store import ArtifactStore, fingerprint_of
 from flatgd.config.names import REFERENCE
 from flatgd.config.recipe import Recipe
 from flatgd.errors import RecipeError, UsageError
 from flatgd.io.records import read_jsonl
 
 UPDATE = "run `flatgd run RECIPE`; it rebuilds what is out of date"
+SMALL_FILES = (layout.SETTINGS, layout.TRAINING_LOG, layout.QUALITY, layout.CALIBRATION)
 STUDIES = ("flatness", "durability", "generalisation")
 
 
@@ -67,43 +69,70 @@ def judged_generations_of(recipe: Recipe, models: Sequence[str]) -> dict[str, li
 
 def scores_of(root: Path, models: Sequence[str]) -> Scores:
     """The score files of some models in one run's folder. Raises UsageError for a missing one."""
-    paths = {name: root / layout.scores(name) for name in models}
-    if absent := [path for path in paths.values() if not path.exists()]:
-        raise UsageError(f"no scores yet at {absent[0]}; `flatgd run` makes them")
-    return {name: list(read_jsonl(path)) for name, path in paths.items()}
+    _refuse_missing(root, models)
+    return {name: list(read_jsonl(root / layout.scores(name))) for name in models}
+
+
+def _refuse_missing(root: Path, models: Sequence[str]) -> None:
+    for path in (root / layout.scores(name) for name in models):
+        if not path.exists():
+            raise UsageError(f"no scores yet at {path}; `flatgd run` makes them")
 
 
 def scores_of_seeds(recipe: Recipe) -> list[Scores]:
-    """The score files of each seed, with the reference. Raises UsageError where some are missing or
-    out of date, RecipeError where they are of another recipe."""
+    """The score files of each seed, with the reference, verified. Raises UsageError where some are
+    missing, out of date or corrupted, RecipeError where they are of another recipe."""
     missing = [n for n in recipe.models if not (recipe.output / layout.scores(n)).exists()]
     if missing:
         raise UsageError(f"no scores yet of {', '.join(missing)}; `flatgd run` makes them")
     seeds = []
-    for root in roots_of_seeds(recipe):
-        _refuse_stale(root, recipe)
-        scores = scores_of(root, [*recipe.models, REFERENCE])
-        _refuse_other_recipes(scores, recipe)
+    names = [*recipe.models, REFERENCE]
+    for of_seed in recipes_of_seeds(recipe):
+        _refuse_missing(of_seed.output, names)
+        verify(of_seed, [layout.scores(name) for name in names])
+        scores = scores_of(of_seed.output, names)
+        _refuse_other_replies(scores, of_seed)
         seeds.append(scores)
     return seeds
 
 
-def roots_of_seeds(recipe: Recipe) -> list[Path]:
-    """The folder of each seed's run, the first seed's first."""
+def recipes_of_seeds(recipe: Recipe) -> list[Recipe]:
+    """The recipe of each seed's run, the first seed's first."""
     further = range(recipe.seed + 1, recipe.seed + recipe.seeds)
-    return [recipe.output, *(recipe.output / layout.seed(number) for number in further)]
+    changed = [{"output": recipe.output / layout.seed(n), "seed": n, "seeds": 1} for n in further]
+    return [recipe, *(recipe.model_copy(update=fields) for fields in changed)]
 
 
-def _refuse_stale(root: Path, recipe: Recipe) -> None:
-    store = ArtifactStore(root)
-    for name in recipe.models:
-        for artifact in (layout.generations(name), layout.scores(name)):
-            if store.is_stale(artifact):
-                path = root / artifact
-                raise UsageError(f"{path} is of an earlier checkpoint or judge; {UPDATE}")
+def verify(recipe: Recipe, artifacts: Sequence[str], weights: bool = False) -> None:
+    """Check artifacts, and everything that they were built from, against the recipe.
+
+    Raises RecipeError where the recipe is not the one they were built from, UsageError where one is
+    missing, out of date or corrupted. `weights`: digest also the weights of the named artifacts; of
+    the others only files and the small files of folders are digested.
+    """
+    store, inputs = ArtifactStore(recipe.output), inputs_of(recipe)
+    needed = dict.fromkeys(other for name in artifacts for other in store.needed_by(name))
+    for artifact in needed:
+        path, known = recipe.output / artifact, store.inputs(artifact)
+        if store.fingerprint(artifact) is None or known is None:
+            raise UsageError(f"{path} is missing or unfinished; {UPDATE}")
+        for change in changes(known, inputs.get(artifact, known)):
+            raise RecipeError(
+                f"{path} was built with {change.field} {_brief(change.before)}, the recipe says "
+                f"{_brief(change.now)}; give the same --set as to `flatgd run`, or run it again"
+            )
+        if store.is_stale(artifact):
+            raise UsageError(f"{path} is of an earlier checkpoint or judge; {UPDATE}")
+        only = None if weights and artifact in artifacts else SMALL_FILES
+        if error := store.integrity_error(artifact, only):
+            raise UsageError(f"{path} is corrupted: {error}; {UPDATE}")
 
 
-def _refuse_other_recipes(scores: Scores, recipe: Recipe) -> None:
+def _brief(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _refuse_other_replies(scores: Scores, recipe: Recipe) -> None:
     """Scores must be by the recipe's judges, of its number of replies, of one set of histories."""
     judges = [judge.label for judge in recipe.judges]
     asked = None
@@ -130,12 +159,24 @@ def load_judges(recipe: Recipe) -> list[JudgeReport]:
 
 
 def load_summary(recipe: Recipe) -> list[EstimateRow]:
-    """report/summary.json. Raises UsageError where there is none."""
-    path = recipe.output / layout.SUMMARY
+    """report/summary.json. Raises UsageError where it is missing, changed or of other scores."""
+    store, path = ArtifactStore(recipe.output), recipe.output / layout.SUMMARY
     if not path.exists():
         raise UsageError(f"no summary yet at {path}; `flatgd run` builds it")
+    is_current = store.fingerprint(layout.SUMMARY) == summary_fingerprint(recipe)
+    if not is_current or store.integrity_error(layout.SUMMARY):
+        raise UsageError(f"{path} is not of the run's scores; build it with `flatgd report RECIPE`")
     summary: list[EstimateRow] = json.loads(path.read_text())
     return summary
+
+
+def summary_fingerprint(recipe: Recipe) -> str:
+    """A digest of the scores that a summary is computed from."""
+    names = [*recipe.models, REFERENCE]
+    stores = [ArtifactStore(of_seed.output) for of_seed in recipes_of_seeds(recipe)]
+    return fingerprint_of(
+        "summary", [(n, store.fingerprint(layout.scores(n))) for store in stores for n in names]
+    )
 
 
 def load_studies(recipe: Recipe) -> Studies:
@@ -166,18 +207,11 @@ def training_log(recipe: Recipe, name: str) -> list[dict[str, float]] | None:
 
 
 def trained_with(recipe: Recipe, method: str) -> dict[str, Any]:
-    """The settings of a trained method. Raises RecipeError where the recipe says otherwise,
-    UsageError where the method is not trained."""
+    """The settings of a trained method, without those of `None`. Raises UsageError where it is not
+    trained."""
     path = recipe.output / layout.model(method) / layout.SETTINGS
     if not path.exists():
         raise UsageError(f"{method} is not trained yet; `flatgd run` trains it")
     found: dict[str, Any] = json.loads(path.read_text())
     preset = found.pop(layout.PRESET, {})
-    wanted = json.loads(json.dumps(recipe.settings(method)))
-    for key in found.keys() | wanted.keys():
-        if found.get(key) != wanted.get(key):
-            raise RecipeError(
-                f"{method} was trained with {key} {found.get(key)}, the recipe says "
-                f"{wanted.get(key)}; give the same --set as to `flatgd run`, or run it again"
-            )
     return {key: value for key, value in (found | preset).items() if value is not None}

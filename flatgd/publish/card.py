@@ -7,7 +7,15 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.reader import load_judges, load_summary, trained_with, training_log
+from flatgd.artifacts.reader import (
+    load_judges,
+    load_summary,
+    recipes_of_seeds,
+    trained_with,
+    training_log,
+    verify,
+)
+from flatgd.config.loading import plain_values, without_paths
 from flatgd.config.recipe import Recipe
 from flatgd.report.cells import markdown
 from flatgd.report.findings import AboutJudge, AboutMethod, Finding, findings
@@ -92,13 +100,16 @@ def _settings(recipe: Recipe, method: str) -> dict[str, Any]:
     """The settings of its training; for a method that is not trained, its own options."""
     used = trained_with(recipe, method)
     is_trained = training_log(recipe, method) is not None
-    return used if is_trained else recipe.overrides(method)
+    shown: dict[str, Any] = plain_values(used if is_trained else recipe.overrides(method))
+    return {key: without_paths(value) for key, value in shown.items()}
 
 
 def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
     """The tables of backbone and methods, and the findings about this method and the judge."""
     if not (recipe.output / layout.SUMMARY).exists():
         return "", ""
+    for of_seed in recipes_of_seeds(recipe):
+        verify(of_seed, [layout.scores(name) for name in of_seed.models])
     summary = load_summary(recipe)
     names = list(dict.fromkeys(("backbone", recipe.baseline, *recipe.methods)))
     kept = [row for row in summary if row["method"] in (*names, "reference")]

@@ -8,7 +8,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.reader import trained_with
+from flatgd.artifacts.reader import verify
+from flatgd.artifacts.store import ArtifactStore
+from flatgd.config.loading import plain_values, without_paths
 from flatgd.config.recipe import Recipe
 from flatgd.errors import ModelError, UnsupportedError, UsageError
 from flatgd.io.files import whole_folder
@@ -24,6 +26,10 @@ HTTP_HINTS = {
     403: "log in with `hf auth login`",
     409: "it exists already, and a toxic expert needs a new repository; choose another name",
 }
+CONFIGS = (
+    *(layout.SETTINGS, "config.json", "adapter_config.json", "generation_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
 
 
 class ModelPackage:
@@ -41,8 +47,9 @@ class ModelPackage:
         license_: str | None = None,
         even_toxic: bool = False,
     ):
-        self.repo = repo
+        self.repo, self.recipe, self.artifact = repo, recipe, layout.model(method)
         self.folder = _folder(recipe, method, even_toxic)
+        verify(recipe, [self.artifact])
         self.is_toxic = method == "toxic_expert"
         self.report = None if self.is_toxic else recipe.output / layout.REPORT
         self.card = (
@@ -79,7 +86,9 @@ class ModelPackage:
             raise UnsupportedError(
                 "a toxic expert can only be pushed to a private repository; leave out --public"
             )
-        operations = [CommitOperationAdd(path.name, path) for path in self.files]
+        files = self.files
+        verify(self.recipe, [self.artifact], weights=True)
+        operations = [CommitOperationAdd(path.name, _shareable(path)) for path in files]
         operations.append(CommitOperationAdd(layout.CARD, self.card.encode()))
         api = HfApi()
         try:
@@ -104,13 +113,16 @@ class ModelPackage:
             raise UsageError(f"{target} exists; choose another folder with --to")
         if self.report and not self.report.is_dir():
             raise UsageError("no report yet; `flatgd run` builds it")
+        files = [] if merged else self.files
+        needed = ArtifactStore(self.recipe.output).needed_by(self.artifact)
+        verify(self.recipe, needed if merged else [self.artifact], weights=True)
         with whole_folder(target) as beside:
             if merged:
                 load(self.folder).save_pretrained(beside)
                 load_tokenizer(str(self.folder)).save_pretrained(beside)
-            else:
-                for path in self.files:
-                    shutil.copy2(path, beside)
+                files = [path for path in beside.iterdir() if path.name in CONFIGS]
+            for path in files:
+                _write(_shareable(path), beside / path.name)
             (beside / layout.CARD).write_text(self.card)
             if self.report:
                 shutil.copytree(self.report, beside / layout.REPORT)
@@ -149,10 +161,27 @@ def _folder(recipe: Recipe, method: str, even_toxic: bool) -> Path:
             "publish another method"
         )
     folder = recipe.output / layout.model(method)
-    trained_with(recipe, method)
+    if not folder.is_dir():
+        raise UsageError(f"{method} is not trained yet; `flatgd run` trains it")
     if is_toxic_expert(folder):
         raise UnsupportedError(f"{folder} holds a toxic expert, which is not published")
     return folder
+
+
+def _shareable(path: Path) -> Path | bytes:
+    """A file of a checkpoint for others: configurations without local paths and secrets."""
+    if path.name not in CONFIGS:
+        return path
+    values = json.loads(path.read_bytes())
+    shared = without_paths(plain_values(values))
+    return path if shared == values else (json.dumps(shared, indent=2) + "\n").encode()
+
+
+def _write(content: Path | bytes, target: Path) -> None:
+    if isinstance(content, bytes):
+        target.write_bytes(content)
+    elif content != target:
+        shutil.copy2(content, target)
 
 
 def usage(dialogue_format: DialogueFormat, name: str) -> str:

@@ -18,12 +18,12 @@ from flatgd.artifacts.reader import (
     load_judges,
     load_studies,
     scores_of_seeds,
-    trained_with,
+    summary_fingerprint,
     training_log,
 )
 from flatgd.artifacts.rows import EstimateRow, GenerationRow, JudgeReport, Scores
-from flatgd.artifacts.store import fingerprint_of
-from flatgd.config.loading import as_text
+from flatgd.artifacts.store import ArtifactStore, fingerprint_of
+from flatgd.config.loading import shareable_text
 from flatgd.config.recipe import Recipe
 from flatgd.evaluation.agreement import agreement
 from flatgd.evaluation.human_labels import labelled_toxicity
@@ -53,12 +53,11 @@ def build_report(recipe: Recipe) -> Path:
     names, folder = recipe.models, recipe.output / layout.REPORT
     seeds, judges = scores_of_seeds(recipe), load_judges(recipe)
     generations = generations_of(recipe, names)
-    for name in recipe.methods:
-        trained_with(recipe, name)
     shutil.rmtree(folder / "figures", ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
     (recipe.output / layout.SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    ArtifactStore(recipe.output).record(layout.SUMMARY, summary_fingerprint(recipe))
     studied = load_studies(recipe)
     with figures.styled():
         chapters = [
@@ -111,7 +110,7 @@ def _write(
             for c in chapters
         ],
         samples=samples,
-        recipe=as_text(recipe),
+        recipe=shareable_text(recipe),
         versions=[("python", platform.python_version()), *((p, version(p)) for p in PACKAGES)],
     )
     (recipe.output / layout.PAGE).write_text(page)

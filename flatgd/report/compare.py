@@ -149,14 +149,9 @@ def costs(recipe: Recipe) -> dict[str, Costs]:
             own = store.cost(trained)
             row["seconds"] = own.get("seconds", 0.0)
             row["gradient_evaluations"] = own.get("gradient_evaluations", 0.0)
-            once = {store.fingerprint(artifact): artifact for artifact in _needed(store, trained)}
+            once = {store.fingerprint(artifact): artifact for artifact in store.needed_by(trained)}
             row["needed_seconds"] = sum(
                 store.cost(artifact).get("seconds") or 0.0 for artifact in once.values()
             )
         found[name] = row
     return found
-
-
-def _needed(store: ArtifactStore, artifact: str) -> set[str]:
-    """An artifact and everything that it was built from."""
-    return {artifact}.union(*(_needed(store, other) for other in store.depends_on(artifact)))

@@ -142,7 +142,7 @@ def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
         recipe_of(places)
     methods = "methods={flatgd: {}, other: {method: flatgd, repel_weight: 5}}"
     with pytest.raises(RecipeError, match="flatgd, other weigh L_S differently"):
-        _weights(Pipeline(load_recipe(recipe_file, [methods])))
+        _weights(Pipeline(load_recipe(recipe_file, [methods])).context)
 
 
 def test_of_expert_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_flatness_and_durability_of_a_run(two_sources: Path) -> None:
 def test_a_landscape_knows_its_end_points_loss(recipe_file: Path) -> None:
     """L_S in 16-row parts, tokens counted over all, is what one batch of all rows gives."""
     job = finished(recipe_file)
-    land = Landscape(job, 24)
+    land = Landscape(job.context, 24)
     whole = land._prepared(job.context.sets.policy, size=100)
     land.at(land.path("flatgd")[-1][1])
     parts = sum(float(part.detach()) for part in land.losses())
