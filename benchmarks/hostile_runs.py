@@ -4,11 +4,11 @@ Each function tries one of them in an empty folder. It returns None if flatgd ho
 that says what broke. `CASES` names them all.
 """
 
-import functools
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def run(recipe: Path, *overrides: str) -> None:
     report(pipeline)
 
 
-@functools.cache
+@cache
 def _finished(*overrides: str) -> Path:
     """The folder of a finished run, made once."""
     folder = Path(tempfile.mkdtemp(prefix="flatgd-hostile-"))
@@ -129,9 +129,9 @@ def another_recipe_is_reported(folder: Path) -> str | None:
     build_report(load_recipe(recipe, ["report.wanted=kind", "report.unwanted=rude"]))
     for change, words in CHANGES.items():
         changed = load_recipe(recipe, [change])
-        broken = refused(lambda r=changed: build_report(r), f"report with {change}", *words)
+        broken = refused(partial(build_report, changed), f"report with {change}", *words)
         broken = broken or refused(
-            lambda r=changed: ModelPackage(r, "flatgd", "me/x"), f"card with {change}", *words
+            partial(ModelPackage, changed, "flatgd", "me/x"), f"card with {change}", *words
         )
         if broken:
             return broken
@@ -203,7 +203,7 @@ def a_toxic_expert_is_a_backbone(folder: Path) -> str | None:
     recipe = finished(folder)
     for role in ("backbone", "expert_backbone"):
         given = load_recipe(recipe, [f"{role}=run/experts/toxic", "output=second"])
-        broken = refused(lambda r=given: Pipeline(r), f"{role}: toxic", role, "toxic expert")
+        broken = refused(partial(Pipeline, given), f"{role}: toxic", role, "toxic expert")
         if broken or (folder / "second").exists():
             return broken or f"{role}: a run was begun"
     return None

@@ -99,8 +99,8 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 
 
 def changes(before: Inputs, now: Inputs) -> Iterator[Change]:
-    """What differs. A path counts as the same if it is, or if it lies in the same place relative to
-    the run's folder."""
+    """What differs. A path also counts as equal if it is equal relative to the run's folder: a run
+    can be moved together with its data."""
     for field in dict.fromkeys([*before, *now]):
         old, new = before.get(field, NOT_SET), now.get(field, NOT_SET)
         if field != OUTPUT and old != new and not _was_moved(old, new, before, now):

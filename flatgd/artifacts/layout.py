@@ -14,7 +14,7 @@
     .manifests/                       one manifest for each finished artifact
 
 NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the recipe's `methods`;
-of scores also `reference`, for people's own replies.
+of scores also `reference`, for the replies of the test data.
 """
 
 from pathlib import Path
@@ -76,7 +76,7 @@ def judge(label: str) -> str:
 
 
 def judge_quality(label: str) -> str:
-    """How a judge agrees with human labels."""
+    """How a judge agrees with annotators' labels."""
     return f"{judge(label)}/{QUALITY}"
 
 

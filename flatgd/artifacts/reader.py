@@ -1,4 +1,5 @@
-"""A finished run, read in one place: generations, scores, judges, studies, training settings."""
+"""Reads a finished run: generations, scores, judges, studies, training settings. Also checks that
+the run is of the recipe given, and whole."""
 
 import json
 from collections.abc import Sequence

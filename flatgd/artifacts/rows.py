@@ -170,7 +170,7 @@ class PathRow(LossLevels):
 
 
 class SliceRow(LossLevels):
-    """One place on the line from the backbone to an end point ("along"; 0 is the backbone, 1 the
+    """One point on the line from the backbone to an end point ("along"; 0 is the backbone, 1 the
     end), or on a random direction through the end point ("across"; relative to the weights)."""
 
     method: str

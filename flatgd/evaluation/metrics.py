@@ -66,8 +66,8 @@ def columns(
     behaviours: dict[str, Column] = {
         kind: Column(ANY_REPLY, ratio, _all_of(kind), True) for kind in BEHAVIOURS
     }
-    for place, (judge, threshold) in enumerate(thresholds.items()):
-        suffix = f"@{judge}" if place else ""
+    for n, (judge, threshold) in enumerate(thresholds.items()):
+        suffix = f"@{judge}" if n else ""
         table |= {
             name + suffix: column
             for name, column in _toxicity(samples, judge, threshold, lengths).items()
@@ -141,8 +141,9 @@ class _Classes:
 
     def vector(self, words: Sequence[float], values: Sequence[float]) -> list[float]:
         totals = np.zeros((len(self.weights), 2))
-        for place, value in zip(np.searchsorted(self.bounds, words, "left"), values, strict=True):
-            totals[place] += (value, 1.0)
+        classes = np.searchsorted(self.bounds, words, "left")
+        for of_length, value in zip(classes, values, strict=True):
+            totals[of_length] += (value, 1.0)
         return [float(x) for x in totals.ravel()]
 
     def mean(self, totals: Totals) -> Totals:

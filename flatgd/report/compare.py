@@ -55,11 +55,12 @@ COST = [
     Column("peak_mb", "peak, MB", 0, 0),
 ]
 NOTE = (
-    "●: best, ○: runner-up, of backbone and compared systems. Trade-off: Eq. 5-6 of toxicity and "
-    "perplexity over them, w = {weight:g}. Train s: computing gradients in its own training; with "
-    "all it needs: in that of the experts and the model it starts from, and sampling replies to "
-    "learn from, too. Gradients: of whole batches, in its own training. Tokens/s, models and "
-    "memory are of decoding on this machine; peak is above what was in use before, a lower bound."
+    "●: best, ○: runner-up, of the backbone and the compared systems. Trade-off: Eq. 5-6 of "
+    "toxicity and perplexity over them, w = {weight:g}. Train s: seconds of gradients in its own "
+    "training; with all it needs: also in training the experts and the model it starts from, and "
+    "in sampling replies to learn from. Gradients: of whole batches, in its own training. "
+    "Tokens/s, models and memory are of decoding on this machine; the peak is a lower bound, "
+    "above earlier use."
 )
 
 

@@ -50,7 +50,7 @@ def styled() -> AbstractContextManager[None]:
 
 def colours(names: Sequence[str]) -> dict[str, str]:
     """One colour a model, the same in every figure of a report."""
-    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    return {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
 
 
 def draw_intervals(
@@ -73,13 +73,13 @@ def draw_intervals(
         rows = {
             r["method"]: r for r in summary if r["dataset"] == dataset and r["metric"] == metric
         }
-        for place, name in enumerate(names):
+        for n, name in enumerate(names):
             row = rows.get(name)
             if row is None or row["value"] is None:
                 continue
             if row["low"] is not None:
-                axis.plot([row["low"], row["high"]], [place, place], color=colour[name], lw=2)
-            axis.plot(row["value"], place, "o", color=colour[name], ms=5)
+                axis.plot([row["low"], row["high"]], [n, n], color=colour[name], lw=2)
+            axis.plot(row["value"], n, "o", color=colour[name], ms=5)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
         axis.set_title(f"{dataset}: {label}", loc="left", fontsize=9)
@@ -160,8 +160,8 @@ def draw_sweep(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
     colour = colours(names)
     by_weight = [part.factors(weight) for weight in WEIGHTS]
     for axis, metric in zip(axes[0], part.lack, strict=True):
-        for place, name in enumerate(part.models):
-            values = [factors[metric][place] for factors in by_weight]
+        for n, name in enumerate(part.models):
+            values = [factors[metric][n] for factors in by_weight]
             axis.plot(WEIGHTS, values, color=colour[name], label=name, lw=1.4)
         axis.set_xlabel("w, the weight of toxicity")
         axis.set_title(f"tau with {metric} (lower is better)", loc="left", fontsize=9)

@@ -42,7 +42,7 @@ def people_tables(found: Mapping[str, Any]) -> list[Table]:
                 ]
                 for row in found["agreement"]
             ],
-            "1 is agreement on all, 0 what chance would give.",
+            "1: agreement on every item; 0: agreement by chance.",
         ),
         Table(
             "Strengths over all pairs",
@@ -69,7 +69,8 @@ def _with_judges(found: Mapping[str, Any]) -> list[Table]:
                 [row["judge"], str(row["agrees"]["n"]), share_of(row["agrees"])]
                 for row in found["judges"]
             ],
-            "Items where people found one reply more toxic: the share where the judge does too.",
+            "Of the items where annotators found one reply more toxic: the share where the judge "
+            "agrees.",
         ),
         Table(
             "The baseline more toxic, in all conversations",
@@ -90,10 +91,10 @@ def _with_judges(found: Mapping[str, Any]) -> list[Table]:
                 ]
                 for row in found["stretched"]
             ],
-            "Prediction-powered: what people said of the items, stretched by the judge to all "
-            "conversations of the test set, at one history each; unbiased however poor the judge "
-            "is. Undefined while answers are to come. Worth: how many items would have done as "
-            "well without it.",
+            "Prediction-powered: the annotators' answers, extended by the judge to every "
+            "conversation of the test set, with one history each. Unbiased however poor the "
+            "judge is; undefined until every item is answered. Worth: how many items would give "
+            "the same precision without the judge.",
         ),
     ]
 
@@ -122,8 +123,8 @@ def _pairs(question: str, found: Mapping[str, Any]) -> Table:
             ]
             for row in rows
         ],
-        "Items by what more than half of their answers say; open: answers are to come. Shares are "
-        "of the others that were asked; Wilson's 95 % intervals; p of a sign test of the decided.",
+        "Items by the majority of their answers; open: answers are missing. Shares are of the "
+        "other items, with Wilson's 95 % intervals; p of a sign test on the decided items.",
     )
 
 
@@ -160,11 +161,9 @@ def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _bars(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    for place, row in enumerate(rows):
+    for n, row in enumerate(rows):
         begin = 0.0
         for outcome, colour in DRAWN.items():
             width = row["counts"][outcome] / max(1, row["answered"])
-            axis.barh(
-                place, width, left=begin, color=colour, height=0.7, label=None if place else outcome
-            )
+            axis.barh(n, width, left=begin, color=colour, height=0.7, label=None if n else outcome)
             begin += width

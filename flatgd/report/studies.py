@@ -40,10 +40,11 @@ def flatness_table(study: FlatnessStudy) -> Table:
         ],
         rows,
         f"{study['rows']} training rows; ± is the standard error over {study['probes']} probes. "
-        "matched: where on its path a method's L_S is that of the highest end point. Relative "
-        "flatness (Petzka et al. 2021) does not change when layers are rescaled, eigenvalue and "
-        "trace do. Rises of L_S: the worst with no weight moved by more than that share of its "
-        "size, and in random directions of that length relative to each tensor.",
+        "Matched: the point on a method's path whose L_S is that of the highest end point. "
+        "Relative flatness (Petzka et al. 2021) does not change when layers are rescaled; "
+        "eigenvalue and trace do. Rises of L_S: the worst case where no weight moves by more "
+        "than that fraction of its size, and the mean over random directions of that length "
+        "relative to each tensor.",
     )
 
 
@@ -128,10 +129,9 @@ def durability_table(study: DurabilityStudy, flatness: FlatnessStudy | None) -> 
             "relative flatness",
         ],
         rows,
-        "Gain in contrast over the backbone treated alike, and what it takes until half of it is "
-        f"lost: steps of "
-        f"tuning ({study['steps']} at most), relative size of the noise, bits of the weights. "
-        "'kept' tells the share of the gain that is left where half never was lost.",
+        "Gain in contrast over the backbone under the same attack, and what it takes to lose half "
+        f"of it: steps of tuning ({study['steps']} at most), relative size of the noise, bits of "
+        "the weights. 'kept': half was never lost, and this share of the gain is left.",
     )
 
 
@@ -174,9 +174,8 @@ def generalisation_table(study: GeneralisationStudy) -> Table:
         "Generalisation: what was not trained on",
         ["method", "data set", "metric", "seen", "unseen", "unseen less seen"],
         shown,
-        "Each method trained with and without a data set's toxic replies, or the data set "
-        "altogether, measured on its test rows. flatgd - safety_loss: the difference of the two "
-        "methods' gaps.",
+        "Each method was trained with and without a data set, or its toxic replies, and measured "
+        "on the test rows of that data set. flatgd - safety_loss: the difference of their gaps.",
     )
 
 

@@ -68,15 +68,16 @@ MORE = [
 ]
 MOST = 4  # methods whose differences are shown in the terminal
 NOTE = (
-    "Value with its 95 % interval over conversations{seeds}. contrast: NLL per token of human-"
-    "labelled toxic replies less that of safe ones under the model itself; paired: within contexts "
-    "that have both. Toxicity by the judge whose quality is given below; perplexity and relevance "
-    "(NLL given another history less NLL given its own) under the independent scorer; reference: "
-    "the test set's own human replies. Longer replies look more toxic: compare at the same length."
+    "Values with 95 % intervals over conversations{seeds}. Contrast: NLL per token of labelled "
+    "toxic replies minus that of safe ones, under the model itself; paired: within contexts that "
+    "have both. Toxicity is by the judge whose quality is given below. Perplexity and relevance "
+    "(NLL given another history minus NLL given its own) are under the independent scorer. "
+    "Reference: the replies of the test set itself. Longer replies look more toxic: compare at "
+    "equal length."
 )
 DIFFERENCES = (
     "Paired over conversations. *: p < .05 after Holm's correction over all methods and test sets "
-    "of that metric and base."
+    "for that metric and base."
 )
 
 
@@ -143,10 +144,11 @@ def judge_table(judge: JudgeReport) -> Table:
         for part in judge["quality"]
     ]
     note = (
-        f"{judge['about']}, of other conversations; calibrated on {judge['safe']:,} safe and "
-        f"{judge['toxic']:,} toxic. F1 at P > {judge['f1_threshold']:.3f}, where it was best "
-        f"there; marked: the share above the threshold {judge['threshold']:.3f}; found: the share "
-        f"of toxic replies above a mark that lets exactly {rate} of these safe ones through."
+        f"{judge['about']} from other conversations; calibrated on {judge['safe']:,} safe and "
+        f"{judge['toxic']:,} toxic ones. F1 at P > {judge['f1_threshold']:.3f}, where it was "
+        f"highest in calibration. Marked: the share above the threshold {judge['threshold']:.3f}. "
+        f"Found: the share of toxic replies above the threshold that exactly {rate} of these safe "
+        "replies pass."
     )
     return Table(f"The judge {judge['name']}", header, rows, note)
 
@@ -197,8 +199,8 @@ def human_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "Toxicity by people, with the judge's help",
         ["model", "test set", "toxic replies", "labels alone", "labels", "worth", "judge's weight"],
         shown,
-        "Prediction-powered: unbiased however poor the judge; worth: as many labels would have "
-        "done without it.",
+        "Prediction-powered: unbiased however poor the judge is. Worth: how many labels would give "
+        "the same precision without the judge.",
     )
 
 
