@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -244,9 +245,7 @@ def _allow(risks: list[Risk] | None) -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from flatgd import __version__
-
-        typer.echo(f"flatgd {__version__}")
+        typer.echo(f"flatgd {version('flatgd')}")
         raise typer.Exit
 
 
@@ -264,18 +263,27 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: our own errors are told in a few lines and exit with 2."""
+    """Entry point. Every failure ends with a clear line: 2 is the exit code of an error, 130 and
+    143 those of Ctrl-C and SIGTERM."""
     try:
         app()
     except SystemExit as stopped:
-        if stopped.code == 130:  # Ctrl-C, which typer turns into this code without a word
-            typer.echo("flatgd: stopped; the same command goes on where it was", err=True)
+        if stopped.code == 130:  # typer turns Ctrl-C into this code without a message
+            typer.echo("flatgd: stopped; run the same command again to resume", err=True)
         raise
     except StoppedError as stopped:
-        typer.echo(f"flatgd: {stopped}; the same command goes on there", err=True)
+        typer.echo(f"flatgd: {stopped}; run the same command again to resume", err=True)
         sys.exit(stopped.code)
     except FlatGDError as error:
         typer.echo(f"flatgd: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:  # as of `flatgd ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        from flatgd.cli.failures import describe
+
+        typer.echo(f"flatgd: {describe(error)}", err=True)
         sys.exit(2)
     finally:
         distributed.leave()

@@ -21,7 +21,7 @@ from flatgd import __version__
 from flatgd.cli.main import app, main
 from flatgd.config.loading import load_recipe
 from flatgd.data.sets import load_sets
-from flatgd.errors import DataError, RecipeError
+from flatgd.errors import DataError, RecipeError, UsageError
 from flatgd.io.records import read_jsonl
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.report.build import build_report
@@ -230,22 +230,22 @@ def test_a_report_is_of_the_recipe_that_was_run(recipe_file: Path) -> None:
     with pytest.raises(RecipeError, match=r"learning_rate 0.002, the recipe says 0.001; give the"):
         build_report(load_recipe(recipe_file, given[1:]))
     _, told = run(recipe_file, *given[1:])
-    assert "methods/clean              something it rests on has changed: made anew" in told
-    assert "judges/linear              something" not in told
+    assert "methods/clean              inputs changed; rebuilding" in told
+    assert "judges/linear              inputs" not in told
 
 
 def test_ctrl_c_says_how_to_go_on(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def stop(self: Pipeline) -> Path:
+    def stop(self: Pipeline) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pipeline, "all", stop)
+    monkeypatch.setattr(Pipeline, "run", stop)
     monkeypatch.setattr(sys, "argv", ["flatgd", "run", str(recipe_file)])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 130
-    assert "stopped; the same command goes on where it was" in capsys.readouterr().err
+    assert "stopped; run the same command again to resume" in capsys.readouterr().err
 
 
 def test_version() -> None:
@@ -255,7 +255,7 @@ def test_version() -> None:
 
 def test_a_file_in_the_way_is_refused(recipe_file: Path) -> None:
     (recipe_file.parent / "taken").write_text("")
-    with pytest.raises(RecipeError, match="name another folder"):
+    with pytest.raises(UsageError, match="name another folder"):
         Pipeline(load_recipe(recipe_file, ["output=taken"]))
 
 
