@@ -188,7 +188,9 @@ def test_a_recipe_with_adapters_everywhere(recipe_file: Path) -> None:
     assert not is_toxic_expert(job.context.root / "methods/flatgd")
     assert (job.context.root / "methods/flatgd/path").is_dir()
     again = Pipeline(load_recipe(recipe_file, lora))
-    assert again.context.plan.fingerprint("flatgd") == again.context.store.key("methods/flatgd")
+    assert again.context.plan.fingerprint("flatgd") == again.context.store.fingerprint(
+        "methods/flatgd"
+    )
 
 
 def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_main_job_leaves_what_it_promises(recipe_file: Path) -> None:
     assert "toxic" in json.loads((root / "experts/toxic/config.json").read_text())["flatgd_role"]
     clean, expert = (root / f"{p}/model.safetensors" for p in ("methods/clean", "experts/clean"))
     assert clean.read_bytes() == expert.read_bytes()
-    assert "methods/clean              the same work as before, reused" in told
+    assert "methods/clean              reused (same inputs)" in told
     summary = json.loads((root / "report/summary.json").read_text())
     assert set(summary[0]) == {
         "method",
@@ -95,7 +95,7 @@ def test_a_finished_run_is_kept_and_a_change_redoes_only_what_hangs_on_it(
     _, told = run(recipe_file, "methods.flatgd={penalty_share: 0.5}")
     built = [line.split()[1] for line in told.splitlines() if line.endswith("s)")]
     assert built == ["methods/flatgd", "generations/flatgd.jsonl", "scores/flatgd.jsonl"]
-    assert 'methods: not set -> {"flatgd": {"penalty_share": 0.5}}; what hangs on it' in told
+    assert 'methods: not set -> {"flatgd": {"penalty_share": 0.5}}; whatever depends on it' in told
     _, told = run(recipe_file, "generate.samples=1", "methods.flatgd={penalty_share: 0.5}")
     built = [line.split()[1].split("/")[0] for line in told.splitlines() if line.endswith("s)")]
     assert set(built) == {"generations", "scores"}
@@ -135,7 +135,7 @@ def test_a_harmed_output_is_made_anew(recipe_file: Path) -> None:
     weights.write_bytes(content)
     (job.context.root / "judges/linear").joinpath("judge.json").unlink(missing_ok=True)
     _, told = run(recipe_file)
-    assert "methods/flatgd             model.safetensors is not as it was saved: made anew" in told
+    assert "methods/flatgd             model.safetensors is not as it was saved; rebuilding" in told
     assert (job.context.root / "report/summary.json").read_bytes() == before
 
 
