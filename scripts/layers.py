@@ -4,7 +4,7 @@
     git worktree add /tmp/before COMMIT
     python scripts/layers.py /tmp/before           # another one
 
-A part is a folder of the package or a module beside the folders. Imports inside functions and for
+A part is a folder of the package or a module at its root. Imports inside functions and for
 annotations count; the package's own `__init__`, which loads public names when they are first used,
 does not.
 """
@@ -44,7 +44,7 @@ def imports(path: Path) -> set[str]:
 
 
 def part_of(path: Path, package: Path) -> str:
-    """The folder, or the module beside the folders, that a file belongs to."""
+    """The folder, or the module at the root, that a file belongs to."""
     first, *rest = path.relative_to(package).parts
     return first if rest else first.removesuffix(".py")
 

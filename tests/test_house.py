@@ -13,7 +13,7 @@ import flatgd
 
 PACKAGE = Path(flatgd.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-AT_ROOT = 9  # modules beside the folders, at most
+AT_ROOT = 9  # modules at the root of the package, at most
 
 
 def test_every_part_has_its_layer() -> None:
