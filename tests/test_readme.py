@@ -122,6 +122,14 @@ def test_links_and_files_named_exist() -> None:
             assert "NAME" in name or (ROOT / name).exists(), f"{path.name}: {name}"
 
 
+def test_contributing_names_things_where_they_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    pairs = re.findall(r"`(\w+)` in `(\w+/[\w/.]+\.py)`", text)
+    assert len(pairs) > 5
+    for name, path in pairs:
+        assert re.search(rf"^(class )?{name}\b", (ROOT / path).read_text(), re.M), (name, path)
+
+
 def test_every_method_has_a_row() -> None:
     text = (ROOT / "docs/method.md").read_text()
     assert all(f"| `{name}` |" in text for name in METHODS)
