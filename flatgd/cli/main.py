@@ -1,6 +1,7 @@
 """The command line. Heavy imports stand inside the commands: --help must answer at once."""
 
 import os
+import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -245,14 +246,19 @@ def _allow(risks: list[Risk] | None) -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"flatgd {version('flatgd')}")
+        for name in ("flatgd", "torch", "transformers"):
+            typer.echo(f"{name} {version(name)}")
+        typer.echo(f"Python {platform.python_version()}, {platform.platform()}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print versions and exit."
+        ),
     ] = False,
     allow: Annotated[
         list[Risk] | None,

@@ -17,7 +17,6 @@ from rich.console import Console
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from flatgd import __version__
 from flatgd.cli.main import app, main
 from flatgd.config.loading import load_recipe
 from flatgd.data.sets import load_sets
@@ -246,11 +245,6 @@ def test_ctrl_c_says_how_to_go_on(
         main()
     assert stopped.value.code == 130
     assert "stopped; run the same command again to resume" in capsys.readouterr().err
-
-
-def test_version() -> None:
-    told = CliRunner().invoke(app, ["--version"])
-    assert told.output == f"flatgd {__version__}\n"
 
 
 def test_a_file_in_the_way_is_refused(recipe_file: Path) -> None:
