@@ -1,5 +1,6 @@
-"""Runs that accidents or other people's files get in the way of: each case is tried and must hold."""
+"""Accidents in a run's folder: damaged manifests, files that are not ours, a full disk."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from flatgd.errors import FlatGDError
 from flatgd.pipeline.context import model_fingerprint
 
 ARTIFACT = "experts/clean"
+DEMO = Path(__file__).parent.parent / "recipes/demo.yaml"
 
 
 def write(text: str) -> Callable[[Path], None]:
@@ -48,20 +50,16 @@ def files_of_others_are_kept(place: Path) -> str | None:
         mine = root / name / "thesis.txt"
         mine.parent.mkdir(parents=True)
         mine.write_text("mine")
-        try:
+        with contextlib.suppress(FlatGDError):
             ArtifactStore(root).get_or_build(ARTIFACT, "k", write("1"))
-        except FlatGDError:
-            pass
         if not mine.exists():
             return f"{name}/thesis.txt was deleted"
     store = ArtifactStore(place / "later")
     store.get_or_build(ARTIFACT, "k1", write("1"))
     notes = place / "later" / ARTIFACT / "notes.txt"
     notes.write_text("mine")
-    try:
+    with contextlib.suppress(FlatGDError):
         store.get_or_build(ARTIFACT, "k2", write("2"))
-    except FlatGDError:
-        pass
     return None if notes.exists() else "notes.txt was deleted"
 
 
@@ -83,7 +81,7 @@ def a_run_in_a_folder_with_other_files(place: Path) -> str | None:
     for name in ("report/figures/plot.svg", "experts/clean/notes.txt"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text("mine")
-    done = command(place, "run", "demo:recipe", "--set", f"output={place}", recipe=True)
+    done = demo(place, f"output={place}")
     if done.returncode != 2 or "holds no run of flatgd" not in done.stderr:
         return f"exit {done.returncode}: {done.stderr[-200:]}"
     kept = all((place / name).exists() for name in ("report/figures/plot.svg", "experts/clean"))
@@ -94,14 +92,14 @@ def a_full_disk(place: Path) -> str | None:
     """A small file system (needs root, else not tried)."""
     if os.geteuid() != 0:
         return None
-    for size in ("64k", "256k", "1m", "4m"):
+    for size in ("64k", "2m"):
         folder = place / size
         folder.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
         if subprocess.run(mount, capture_output=True).returncode:
             return None  # not allowed here
         try:
-            done = command(place, "run", "-", "--set", f"output={folder / 'run'}", recipe=True)
+            done = demo(place, f"output={folder / 'run'}")
         finally:
             subprocess.run(["umount", str(folder)], check=True)
         if done.returncode != 2 or "Traceback" in done.stderr + done.stdout:
@@ -111,14 +109,12 @@ def a_full_disk(place: Path) -> str | None:
     return None
 
 
-def command(place: Path, name: str, *words: str, recipe: bool) -> subprocess.CompletedProcess[str]:
-    """`flatgd` in a process of its own, on the shipped demo cut to two steps."""
-    path = Path(__file__).parent.parent / "recipes/demo.yaml"
-    short = ["train.max_steps=2", "generate.histories=2", "generate.samples=1"]
-    given = [str(path) if recipe else words[0], *words[1:]]
+def demo(place: Path, *fields: str) -> subprocess.CompletedProcess[str]:
+    """`flatgd run` in a process of its own: the demo's recipe, cut to two steps."""
+    short = ["train.max_steps=2", "generate.histories=2", "generate.samples=1", *fields]
     options = [part for field in short for part in ("--set", field)]
     return subprocess.run(
-        [sys.executable, "-m", "flatgd", name, *given, *options],
+        [sys.executable, "-m", "flatgd", "run", str(DEMO), *options],
         capture_output=True,
         text=True,
         cwd=place,
@@ -126,14 +122,11 @@ def command(place: Path, name: str, *words: str, recipe: bool) -> subprocess.Com
 
 
 def a_damaged_kept_recipe(place: Path) -> str | None:
-    """The recipe of the last command, cut short: the next command says so or goes on without it."""
+    """The recipe of the last command, damaged: the next command works all the same."""
     from flatgd.config.loading import load_recipe
     from flatgd.pipeline.pipeline import Pipeline
 
-    recipe = load_recipe(
-        Path(__file__).parent.parent / "recipes/demo.yaml", [f"output={place / 'run'}"]
-    )
-    pipeline = Pipeline(recipe)
+    pipeline = Pipeline(load_recipe(DEMO, [f"output={place / 'run'}"]))
     kept = place / "run/.manifests/recipe"
     for content in (b"{", b"\xff\xfe", b"[]", b'"x"', json.dumps({"seed": []}).encode()):
         kept.write_bytes(content)
