@@ -212,14 +212,14 @@ def check(
             typer.echo(f"not checked       {line}")
         typer.echo(f"{recipe}: nothing wrong found" + (" in the rest" if skipped else ""))
         return
-    from flatgd.pipeline.estimates import free, memory_of, predicted
+    from flatgd.pipeline.estimates import disk_of, free_space, memory_of
 
     sets = loader.load_validated(loaded)
     for label, text in sets.described():
         typer.echo(f"{label:<18}{text}")
     dialogue_format, example = loader.training_example(loaded, sets.policy)
     typer.echo(dialogue_format.spelled(example))
-    typer.echo(f"{'disk':<18}{predicted(loaded, sets)}; {free(loaded.output)} free")
+    typer.echo(f"{'disk':<18}{disk_of(loaded, sets)}; {free_space(loaded.output)} free")
     for name, memory in memory_of(loaded, processes_, strategy).items():
         typer.echo(f"{'memory: ' + name:<26}{memory}")
     typer.echo(f"{recipe}: nothing wrong found")
