@@ -13,7 +13,7 @@ import yaml
 from conftest import byte_tokenizer, mild_rows, tiny_llama
 from families import save_family
 from hub_server import Hub, running_hub
-from test_families import run, write_recipe
+from small_recipe import run_quietly, write_recipe
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(name)
         backbone = save_family(name, folder / "backbone")
         recipes[name] = write_recipe(folder, backbone, "methods: {clean: {}, flatgd: {}}\n")
-        run(recipes[name])
+        run_quietly(recipes[name])
     return recipes
 
 
@@ -238,7 +238,7 @@ def test_a_training_does_not_push_a_toxic_expert(tmp_path: Path) -> None:
 
 
 def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatgd.models.heads.is_offline_mode", lambda: False)
+    monkeypatch.setattr("flatgd.models.loading.is_offline_mode", lambda: False)
     with pytest.raises(ModelError, match="no folder a/b/c"):
         load_config("a/b/c")
     with pytest.raises(ModelError, match="no folder /nowhere"):
