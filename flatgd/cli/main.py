@@ -155,26 +155,26 @@ def chat(
     --to is read by `flatgd data stats jsonl FILE --set label=none`, and by `flatgd annotate
     create FILE`.
     """
-    from flatgd.chat.models import load_talkers
+    from flatgd.chat.models import load_chat_models
     from flatgd.chat.session import Session, SessionFile
-    from flatgd.web.site import address, port_at, server
+    from flatgd.web.site import base_url, bind_port, make_server
 
     file = SessionFile(to) if to else None
-    at = port_at("127.0.0.1", port) if web else None
-    talkers = load_talkers(checkpoints)
-    session = Session(talkers.speakers, talkers.judge, samples, seed)
+    at = bind_port("127.0.0.1", port) if web else None
+    loaded = load_chat_models(checkpoints)
+    session = Session(loaded.models, loaded.judge, samples, seed)
     if at is None:
         from rich.console import Console
 
         from flatgd.chat.terminal import Terminal
 
-        Terminal(session, Console(highlight=False), file).talk()
+        Terminal(session, Console(highlight=False), file).run()
         return
     from flatgd.chat.page import ChatPage
 
-    page = ChatPage(session, address(at, None), file)
+    page = ChatPage(session, base_url(at, None), file)
     typer.echo(f"{page.link}\nOnly this link opens the page. Ctrl-C ends it.")
-    server(page.application()).run(sockets=[at])
+    make_server(page.application()).run(sockets=[at])
 
 
 @app.command(epilog="Example: flatgd check recipes/paper.yaml --offline")

@@ -1,7 +1,7 @@
 """A table of text, and how numbers, intervals and tables are written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ def interval(
     return f"{shown} [{number(low, decimals)}, {number(high, decimals)}]"
 
 
-def share_of(found: Row) -> str:
+def share_of(found: Mapping[str, Any]) -> str:
     """A share of items with Wilson's interval."""
     low, high = found["wilson"] or (None, None)
     return interval(found["value"], low, high, 2)

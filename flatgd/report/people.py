@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from flatgd.annotate.rows import Tally
 from flatgd.annotate.study import load_study
 from flatgd.annotate.tally import OUTCOMES, tally
 from flatgd.annotate.votes import all_answers
@@ -22,8 +23,8 @@ DRAWN = {  # in this order
 }
 
 
-def load_tally(folder: Path) -> Row:
-    """The tally of a study's answers. Raises RecipeError where there is no study, DataError for
+def load_tally(folder: Path) -> Tally:
+    """The tally of a study's answers. Raises UsageError where there is no study, DataError for
     answers that cannot be read."""
     study = load_study(folder)
     return tally(study, all_answers(folder, study))
@@ -89,7 +90,7 @@ def _with_judges(found: Mapping[str, Any]) -> list[Table]:
                     ),
                     number(row["effective"], 0),
                 ]
-                for row in found["stretched"]
+                for row in found["all_conversations"]
             ],
             "Prediction-powered: what people said of the items, stretched by the judge to all "
             "conversations of the test set, at one history each; unbiased however poor the judge "
