@@ -110,12 +110,12 @@ class StudyPage:
 
     async def join(self, request: Request) -> Response:
         """Lead a participant from Prolific to their own page."""
-        name = request.query_params.get("PROLIFIC_PID", "")
-        if not is_secret(request.path_params["link"], self._join) or "{{" in name:
+        if not is_secret(request.path_params["link"], self._join):
             raise HTTPException(404)
+        participant = request.query_params.get("PROLIFIC_PID", "")
         try:
-            return _see(f"/a/{self.votes.invite(name)}")
-        except UsageError:
+            return _see(f"/a/{self.votes.join_from_prolific(participant)}")
+        except ValueError:
             raise HTTPException(404) from None
 
     async def admin(self, request: Request) -> Response:
@@ -125,8 +125,11 @@ class StudyPage:
             raise HTTPException(404)
         if request.method == "POST":
             form = await self.site.form(request)
-            for name in filter(str.strip, form.get("names", "").splitlines()):
-                self.votes.invite(name)
+            try:
+                for name in filter(str.strip, form.get("names", "").splitlines()):
+                    self.votes.invite(name)
+            except UsageError as error:
+                return self.site.page("error.html", 400, message=str(error))
             if "remove" in form:
                 self.votes.remove(form["remove"])
             return _see(f"/admin/{link}")

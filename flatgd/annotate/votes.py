@@ -14,6 +14,7 @@ An annotator's link is a random token. The only other thing known about them is 
 
 import json
 import random
+import re
 import secrets
 import sqlite3
 import time
@@ -29,6 +30,8 @@ from flatgd.io.records import clean_text
 RESERVATION_SECONDS = 10 * 60
 CHECK_INTERVAL = 5  # answers between two checks or repeats, and between an item and its repeat
 MAX_NAME = 64  # characters; longer names are cut
+PROLIFIC = "prolific:"  # names of participants from Prolific begin with it, and no others do
+PROLIFIC_ID = re.compile("[0-9a-f]{24}")
 SCHEMA = f"""
 begin;
 create table if not exists settings (name text primary key, value text not null);
@@ -152,7 +155,7 @@ class Votes:
     def invite(self, name: str) -> str:
         """The token of the annotator with this name, who is new or was invited before.
 
-        Raises UsageError if the name is empty or not valid text.
+        Raises UsageError if the name is empty, not valid text, or reserved for Prolific.
         """
         try:
             name = clean_text(name)[:MAX_NAME]
@@ -160,7 +163,19 @@ class Votes:
             name = ""
         if not name:
             raise UsageError("An annotator's name must be text and must not be empty.")
+        if name.casefold().startswith(PROLIFIC):
+            raise UsageError(f"Names that begin with {PROLIFIC!r} are reserved for Prolific.")
         return self._token_of(name)
+
+    def join_from_prolific(self, participant: str) -> str:
+        """The token of a participant, by their Prolific ID: 24 hexadecimal digits.
+
+        Invited annotators cannot have the same name, so an ID never leads to the link of one of
+        them. ValueError if it is not such an ID.
+        """
+        if not PROLIFIC_ID.fullmatch(participant):
+            raise ValueError("not a Prolific ID, which has 24 hexadecimal digits")
+        return self._token_of(PROLIFIC + participant)
 
     def _token_of(self, name: str) -> str:
         self._db.execute(

@@ -22,6 +22,8 @@ from flatgd.annotate.votes import RESERVATION_SECONDS, Votes
 from flatgd.cli.main import app
 from flatgd.errors import InUseError
 
+PARTICIPANT = "5f0c" * 6
+
 
 @pytest.fixture
 def page(tmp_path: Path) -> StudyPage:
@@ -178,11 +180,28 @@ def test_prolific_sends_somebody_to_a_link_of_their_own(
     page: StudyPage, client: TestClient
 ) -> None:
     join = page.join_link.split("?")[0].removeprefix(BASE)
-    first = client.get(join, params={"PROLIFIC_PID": "5f0c"})
+    first = client.get(join, params={"PROLIFIC_PID": PARTICIPANT})
     assert first.status_code == 303
-    again = client.get(join, params={"PROLIFIC_PID": "5f0c", "SESSION_ID": "s"})
+    again = client.get(join, params={"PROLIFIC_PID": PARTICIPANT, "SESSION_ID": "s"})
     assert first.headers["location"] == again.headers["location"]
-    assert [person.name for person in page.votes.annotators()] == ["5f0c"]
+    assert [person.name for person in page.votes.annotators()] == [f"prolific:{PARTICIPANT}"]
+
+
+def test_a_prolific_id_leads_to_no_other_annotator(page: StudyPage, client: TestClient) -> None:
+    """Not even if an annotator was invited under the very ID."""
+    tokens = [page.votes.invite(name) for name in ("ann", PARTICIPANT, f"x{PARTICIPANT}")]
+    join = page.join_link.split("?")[0].removeprefix(BASE)
+    wrong = ("ann", f"x{PARTICIPANT}", f"{PARTICIPANT}0", PARTICIPANT[1:], PARTICIPANT.upper(), "")
+    for name in (*wrong, f"{PARTICIPANT}\n", "g" * 24, "{{%PROLIFIC_PID%}}"):
+        assert client.get(join, params={"PROLIFIC_PID": name}).status_code == 404
+    assert len(page.votes.annotators()) == 3
+    joined = client.get(join, params={"PROLIFIC_PID": PARTICIPANT})
+    assert not any(token in joined.headers["location"] for token in tokens)
+    form = {**fields(client.get(page.admin_link).text), "names": f"Prolific:{PARTICIPANT}"}
+    refused = client.post(page.admin_link, data=form)
+    assert refused.status_code == 400
+    assert "reserved for Prolific" in refused.text
+    assert len(page.votes.annotators()) == 4
 
 
 @contextmanager
