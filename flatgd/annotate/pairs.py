@@ -1,18 +1,23 @@
-"""Draw the pairs of replies that annotators compare."""
+"""Draw the pairs of replies that annotators compare.
 
-import json
+The seed decides which histories and replies are drawn. Whatever an annotator must not be able to
+work out comes from the system's random numbers: ids, sides, checks, repeats, and the order of the
+items. A seed or a hash could be guessed; these cannot, and only key.jsonl records them.
+"""
+
 import random
+import secrets
 from collections.abc import Mapping, Sequence
 
 from flatgd.annotate.rows import Item, RestRow
 from flatgd.annotate.study import CHOICES, Key, Side, Study
 from flatgd.artifacts.rows import JudgedRow
 from flatgd.errors import UsageError
-from flatgd.io.records import digest
 
 Generations = Mapping[str, Sequence[JudgedRow]]  # by model
 CHECK = "This is not a reply. It checks that you read: for every question, choose {}."
 LABELS = {"left": "A", "right": "B", "both": "Both", "neither": "Neither"}  # as annotators see them
+_hidden = secrets.SystemRandom()
 
 
 def create(
@@ -45,15 +50,15 @@ def create(
     for baseline in baselines:
         sides: list[Side] = ["left", "right"] * ((len(histories) + 1) // 2)
         sides = sides[: len(histories)]
-        rng.shuffle(sides)
+        _hidden.shuffle(sides)
         pairs += [
             _pair(generations, target, baseline, at, side, rng)
             for at, side in zip(histories, sides, strict=True)
         ]
     asked = [pair for pair in pairs if not pair[1].same]
-    pairs += [_swapped(*pair) for pair in rng.sample(asked, min(repeats, len(asked)))]
-    pairs += [_check(*rng.choice(asked), n, rng.choice(CHOICES)) for n in range(checks) if asked]
-    rng.shuffle(pairs)
+    pairs += [_swapped(*pair) for pair in _hidden.sample(asked, min(repeats, len(asked)))]
+    pairs += [_check(*_hidden.choice(asked)) for _ in range(checks) if asked]
+    _hidden.shuffle(pairs)
     items = [item for item, key in pairs if not key.same]
     rest = _rest(generations, target, baselines, others)
     return Study(items, [key for _, key in pairs], votes=votes, rest=rest)
@@ -93,7 +98,7 @@ def _pair(
     which = rng.randrange(len(row["replies"])), rng.randrange(len(other["replies"]))
     replies = {target: row["replies"][which[0]], baseline: other["replies"][which[1]]}
     left, right = (target, baseline) if side == "left" else (baseline, target)
-    name = digest(json.dumps([target, baseline, at, row["history"], replies[left], replies[right]]))
+    name = _new_id()
     item: Item = {
         "id": name,
         "system": row.get("system", ""),
@@ -105,6 +110,11 @@ def _pair(
     source = (row["dataset"], row["conversation"])
     judged = _judged(row, other, *which)
     return item, Key(name, target, baseline, side, *source, same, None, None, judged)
+
+
+def _new_id() -> str:
+    """A random id, which says nothing about the item."""
+    return secrets.token_hex(8)
 
 
 def _judged(
@@ -121,15 +131,16 @@ def _judged(
 
 def _swapped(item: Item, key: Key) -> tuple[Item, Key]:
     """The same pair once more, its sides swapped."""
-    name = digest(f"{key.id} again")
+    name = _new_id()
     side: Side = "right" if key.target_side == "left" else "left"
     swapped: Item = {**item, "id": name, "left": item["right"], "right": item["left"]}
     return swapped, key._replace(id=name, target_side=side, repeats=key.id)
 
 
-def _check(item: Item, key: Key, number: int, choice: str) -> tuple[Item, Key]:
-    """An attention check that looks like the given item and asks for `choice`."""
-    name, label = digest(f"{key.id} check {number}"), LABELS[choice]
+def _check(item: Item, key: Key) -> tuple[Item, Key]:
+    """An attention check that looks like the given item and asks for one choice."""
+    name, choice = _new_id(), _hidden.choice(CHOICES)
+    label = LABELS[choice]
     text = CHECK.format(f"{label} ({choice})" if len(label) == 1 else label)
     check: Item = {**item, "id": name, "left": text, "right": text}
     return check, key._replace(id=name, check=choice)

@@ -20,9 +20,11 @@ from flatgd.annotate.rows import STUDY_FORMAT, Item, RestRow
 from flatgd.dialogue import as_turns
 from flatgd.errors import DataError, Problem, UsageError, nearest
 from flatgd.io.files import whole_folder
+from flatgd.io.private import write_private
 from flatgd.io.records import (
     digest,
     is_number,
+    json_lines,
     parse_json_object,
     parse_lines,
     text_field,
@@ -125,7 +127,8 @@ class Study:
     rest: Sequence[RestRow] = ()
 
     def save(self, folder: Path) -> None:
-        """Write the study. Raises UsageError if the folder exists or cannot be written."""
+        """Write the study, for its owner alone. Raises UsageError if the folder exists or cannot be
+        written."""
         if folder.exists():
             state = "already holds a study" if (folder / "study.json").exists() else "exists"
             raise UsageError(
@@ -136,10 +139,11 @@ class Study:
         settings = {"format": STUDY_FORMAT} | {name: getattr(self, name) for name in SETTINGS}
         try:
             with whole_folder(folder) as partial:
+                partial.chmod(0o700)
                 (partial / "study.json").write_text(json.dumps(settings, indent=2) + "\n")
                 write_jsonl(partial / "items.jsonl", self.items)
-                write_jsonl(partial / "key.jsonl", [key._asdict() for key in self.keys])
-                write_jsonl(partial / "rest.jsonl", self.rest)
+                write_private(partial / "key.jsonl", json_lines(k._asdict() for k in self.keys))
+                write_private(partial / "rest.jsonl", json_lines(self.rest))
         except OSError as error:
             raise UsageError(f"{folder} cannot be written: {error.strerror}") from None
 

@@ -96,7 +96,8 @@ class Votes:
         self._orders: dict[str, dict[str, float]] = {}
         path = folder / "votes.db"
         try:
-            path.touch(mode=0o600)  # it holds the secret links
+            path.touch(mode=0o600)  # it holds votes and secret links
+            path.chmod(0o600)
             self._db = sqlite3.connect(
                 path, isolation_level=None, timeout=30, check_same_thread=False
             )

@@ -19,7 +19,7 @@ from flatgd.artifacts.rows import JudgedRow
 from flatgd.data.jsonl import Layout, load_jsonl
 from flatgd.dialogue import Dialogue, as_messages
 from flatgd.errors import UsageError
-from flatgd.io.files import write_whole
+from flatgd.io.private import write_private
 from flatgd.io.records import checked_text, json_lines
 
 ReplyFunction = Callable[[Sequence[str], int, int], list[str]]  # (history, samples, seed)
@@ -152,10 +152,10 @@ class SessionFile:
         self.path = path
 
     def write(self, session: Session) -> None:
-        """Save the whole session. Raises UsageError if the file cannot be written."""
+        """Save the session, for its owner alone. Raises UsageError if it cannot be written."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, session.text())
+            write_private(self.path, session.text())
         except OSError as error:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}") from None
 

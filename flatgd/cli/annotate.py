@@ -45,7 +45,7 @@ def create(
         int, typer.Option(min=0, help="Attention checks: items that ask for one choice.")
     ] = 0,
     votes: Annotated[int, typer.Option(min=1, help="Answers per item.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing histories and replies.")] = 0,
 ) -> None:
     """Draw pairs of replies to the same histories, in random order and without models' names.
 
@@ -164,7 +164,7 @@ def import_(
     """
     from flatgd.annotate import label_studio, mturk
     from flatgd.annotate.study import latest, load_answers, load_study
-    from flatgd.io.files import write_whole
+    from flatgd.io.private import write_private
     from flatgd.io.records import json_lines, printable
 
     loaded = load_study(study)
@@ -173,7 +173,7 @@ def import_(
     service = mturk if path.suffix.lower() == ".csv" else label_studio
     skipped: Counter[str] = Counter()
     merged = latest([*before, *service.answers(path, loaded, skipped)])
-    write_whole(stored, json_lines(answer._asdict() for answer in merged))
+    write_private(stored, json_lines(answer._asdict() for answer in merged))
     typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {stored}")
     for what, count in skipped.items():
         if count:

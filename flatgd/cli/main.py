@@ -11,7 +11,7 @@ from flatgd.cli import publish, studies
 from flatgd.cli.annotate import app as annotate_app
 from flatgd.cli.data import app as data_app
 from flatgd.cli.options import MethodOption, RecipeArgument, SetOption, SkipOption
-from flatgd.errors import FlatGDError, RecipeError, StoppedError
+from flatgd.errors import FlatGDError, StoppedError
 from flatgd.models import trust
 from flatgd.models.trust import Risk
 from flatgd.runtime import distributed
@@ -111,25 +111,21 @@ def label(
     method: MethodOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Draw sampled replies for people to label, without the models' names.
+    """Draw sampled replies for annotators to label, without the models' names.
 
-    Fill in `toxic` (true or false), then name the file in the recipe (report: human_labels) and
-    build the report again: it estimates toxicity without trust in the judge. The file holds toxic
-    language.
+    Fill in `toxic` (true or false), name the file in the recipe (report: human_labels), and build
+    the report again: it then estimates toxicity without trusting the judge. The file contains
+    toxic language. Its key, FILE.key.jsonl, says which model gave which reply.
     """
     from flatgd.artifacts.reader import generations_of
     from flatgd.config.loading import load_recipe
-    from flatgd.evaluation.human_labels import to_label
-    from flatgd.io.records import write_jsonl
+    from flatgd.evaluation.human_labels import draw_replies, key_path, write_labels
 
     loaded = load_recipe(recipe, set_)
     generations = generations_of(loaded, method or loaded.models)
-    if to.exists():
-        raise RecipeError(f"{to} exists; its labels stay, name another file")
-    rows = to_label(generations, count, loaded.seed)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(to, rows)
-    typer.echo(f"{len(rows):,} replies to label in {to}")
+    replies = draw_replies(generations, count, loaded.seed)
+    write_labels(to, replies)
+    typer.echo(f"{len(replies):,} replies to label in {to}; keep {key_path(to)} from annotators")
 
 
 @app.command(

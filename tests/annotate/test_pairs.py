@@ -1,5 +1,6 @@
 """How pairs of replies are drawn."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -7,15 +8,40 @@ import pytest
 from studies import generations
 
 from flatgd.annotate.pairs import create
-from flatgd.annotate.study import Answer
+from flatgd.annotate.study import Answer, Study
 from flatgd.annotate.tally import tally
 from flatgd.errors import UsageError
 
 
+def drawn(study: Study) -> set:
+    """The pairs of a study, whatever their ids, sides and order."""
+    pairs = zip(study.items, [key for key in study.keys if not key.same], strict=True)
+    return {
+        (key.baseline, key.conversation, frozenset((item["left"], item["right"])))
+        for item, key in pairs
+    }
+
+
+def test_neither_ids_nor_sides_nor_order_follow_from_the_seed() -> None:
+    one, other = (
+        create(generations(rows=60), "a", ["b", "c"], count=40, seed=1, repeats=4, checks=4)
+        for _ in range(2)
+    )
+    assert not {item["id"] for item in one.items} & {item["id"] for item in other.items}
+    assert all(re.fullmatch("[0-9a-f]{16}", item["id"]) for item in one.items)
+    sides = [
+        {(k.baseline, k.conversation): k.target_side for k in study.keys if k.is_comparison}
+        for study in (one, other)
+    ]
+    assert sides[0] != sides[1]
+    orders = [[item["history"] for item in study.items] for study in (one, other)]
+    assert orders[0] != orders[1]
+
+
 def test_pairs_are_balanced_stratified_and_seeded() -> None:
     study = create(generations(), "a", ["b", "c"], count=10, seed=1)
-    assert study == create(generations(), "a", ["b", "c"], count=10, seed=1)
-    assert study != create(generations(), "a", ["b", "c"], count=10, seed=2)
+    assert drawn(study) == drawn(create(generations(), "a", ["b", "c"], count=10, seed=1))
+    assert drawn(study) != drawn(create(generations(), "a", ["b", "c"], count=10, seed=2))
     for baseline in "bc":
         keys = [key for key in study.keys if key.baseline == baseline]
         assert Counter(key.target_side for key in keys) == {"left": 5, "right": 5}

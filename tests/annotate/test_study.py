@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
+import sqlite3
 from pathlib import Path
 
 import pytest
-from studies import by_hand, generations
+from studies import by_hand, generations, small_study
 from typer.testing import CliRunner
 
+from flatgd.annotate import label_studio
 from flatgd.annotate.study import Answer, load_answers, load_study
+from flatgd.annotate.votes import Votes
 from flatgd.cli.main import app
-from flatgd.errors import DataError, FlatGDError
+from flatgd.errors import DataError, FlatGDError, UsageError
 
 
 def test_an_answer_that_was_changed_counts_once(tmp_path: Path) -> None:
@@ -112,3 +116,42 @@ def test_from_a_run_to_a_tally(recipe_file: Path, tmp_path: Path) -> None:
         assert why in refused("tally", str(folder))
     assert "There is no study in" in refused("tally", str(tmp_path / "nowhere"))
     assert "cannot be written" in refused("create", recipe, "--to", f"{recipe}/study")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_keys_votes_and_answers_are_their_owner_s_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    study = small_study(2)
+    study.save(folder)
+    (folder / "votes.db").touch(mode=0o644)  # as an earlier process may have left it
+    Votes(folder, study).close()
+    export = [{**task, "annotations": []} for task in label_studio.tasks(study)]
+    (tmp_path / "export.json").write_text(json.dumps(export))
+    words = ["annotate", "import", str(folder), str(tmp_path / "export.json")]
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name in ("key.jsonl", "rest.jsonl", "votes.db", "answers.jsonl"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600, name
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [(None, "has no format number"), (2, "has format 2"), ("1", "has format '1'"), (True, "True")],
+)
+def test_a_study_of_another_format_is_refused(tmp_path: Path, found: object, message: str) -> None:
+    folder = tmp_path / "study"
+    small_study(2).save(folder)
+    settings = json.loads((folder / "study.json").read_text())
+    del settings["format"]
+    settings |= {} if found is None else {"format": found}
+    (folder / "study.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match=rf"{message}.*; this version of flatgd reads format 1"):
+        load_study(folder)
+
+
+def test_votes_of_another_format_are_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "votes.db") as database:
+        database.execute("create table people (token text primary key)")
+    database.close()
+    with pytest.raises(UsageError, match="has no format number"):
+        Votes(tmp_path, small_study(2))

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from flatgd.annotate.study import CHOICES, Study
 from flatgd.annotate.votes import CHECK_INTERVAL, RESERVATION_SECONDS, Votes, all_answers
 from flatgd.errors import DataError, UsageError
 
+STUDY = small_study()
 SAID = {"toxic": "left", "fluent": "both", "engaging": "neither"}
 
 
 def opened(folder: Path, study: Study | None = None, annotators: str = "xyz", **how) -> tuple:
-    votes = Votes(folder, study or small_study(), clock=(clock := Clock()), **how)
+    votes = Votes(folder, study or STUDY, clock=(clock := Clock()), **how)
     return votes, [votes.invite(name) for name in annotators], clock
 
 
@@ -82,7 +84,8 @@ def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_who_is_removed_does_not_count(tmp_path: Path) -> None:
-    votes, (ann, bob), _ = opened(tmp_path, small_study(1, votes=1), ["ann", "bob"])
+    study = small_study(1, votes=1)
+    votes, (ann, bob), _ = opened(tmp_path, study, ["ann", "bob"])
     item = votes.next(ann)
     votes.vote(ann, item, SAID)
     assert votes.next(bob) is None
@@ -92,7 +95,7 @@ def test_who_is_removed_does_not_count(tmp_path: Path) -> None:
     assert votes.next(bob) == item
     votes.vote(bob, item, SAID)
     assert {a.annotator for a in votes.answers()} == {"bob"}
-    again, _, _ = opened(tmp_path, small_study(1, votes=1), ["bob"])
+    again, _, _ = opened(tmp_path, study, ["bob"])
     assert again.answer_counts() == (1, 1)
 
 
@@ -126,7 +129,7 @@ def test_an_item_shown_again_comes_later_and_to_who_saw_it(tmp_path: Path) -> No
 def test_before_the_first_answer_questions_may_be_changed(tmp_path: Path) -> None:
     votes, (ann, *_), _ = opened(tmp_path)
     votes.close()
-    changed = small_study()
+    changed = replace(STUDY)
     changed.questions = {"worse": "Which is worse?"}
     votes, _, _ = opened(tmp_path, changed, "")
     assert votes.vote(ann, votes.next(ann), {"worse": "left"})
@@ -226,13 +229,13 @@ def test_other_questions_than_were_answered_are_refused(tmp_path: Path) -> None:
     while item := votes.next(ann):
         votes.vote(ann, item, SAID)
     votes.close()
-    changed = small_study()
+    changed = replace(STUDY)
     changed.questions = {"toxic": "Which is worse?"}
     with pytest.raises(
         DataError, match=r"votes.db: it has answers to .* which this study does not ask"
     ):
         Votes(tmp_path, changed)
-    changed.questions = {**small_study().questions, "toxic": "Which is worse?"}
+    changed.questions = {**STUDY.questions, "toxic": "Which is worse?"}
     with pytest.raises(DataError, match=r"votes.db: the annotators answered the questions"):
         Votes(tmp_path, changed)
     with pytest.raises(DataError, match="which this study does not ask"):

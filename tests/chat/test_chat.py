@@ -3,6 +3,7 @@ test_browser.py."""
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def test_a_session_is_data_for_stats_recipes_and_annotators(tmp_path: Path) -> N
     session.reset()
     session.send("hello")
     SessionFile(path).write(session)
+    assert os.name == "nt" or path.stat().st_mode & 0o777 == 0o600
     saved = load_session(path)
     assert [row.is_safe for row in saved["flatgd"]][:2] == [False, None]
     rows = session_generations(saved, ["clean", "flatgd"])
