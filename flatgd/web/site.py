@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flatgd.errors import UsageError
+from flatgd.web.connection import LimitedConnection
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGES = Path(str(files("flatgd.web") / "pages"))
@@ -265,13 +266,19 @@ def base_url(listener: socket.socket, url: str | None) -> str:
 
 
 def make_server(application: ASGIApp) -> uvicorn.Server:
-    """The HTTP server. It does not log requests, because links are secrets."""
+    """The HTTP server. It does not log requests, because links are secrets.
+
+    It does not believe `X-Forwarded-For`, which any client can send: with a proxy in front, the
+    limits apply to the proxy's address.
+    """
     config = uvicorn.Config(
         application,
         access_log=False,
         log_level="warning",
         server_header=False,
-        limit_concurrency=512,
+        http=LimitedConnection,
+        ws="none",
+        proxy_headers=False,
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)
