@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -87,10 +87,10 @@ class Site:
 
     async def form(self, request: Request) -> dict[str, str]:
         """The fields of a form. HTTPException 400 or 403 if it is not one of ours."""
-        body = (await request.body()).decode("utf-8", "replace")
         try:
+            body = (await request.body()).decode("utf-8", "replace")
             fields = dict(parse_qsl(body, keep_blank_values=True, max_num_fields=100))
-        except ValueError:
+        except (ClientDisconnect, ValueError):
             raise HTTPException(400) from None
         expected = self.csrf_token(request.path_params["link"])
         if not is_secret(fields.pop("csrf", ""), expected):
@@ -278,6 +278,7 @@ def make_server(application: ASGIApp) -> uvicorn.Server:
         server_header=False,
         http=LimitedConnection,
         ws="none",
+        lifespan="off",
         proxy_headers=False,
         timeout_graceful_shutdown=5,
     )
