@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from flatgd.dialogue import as_turns
 from flatgd.errors import DataError, Problem, RecipeError, nearest
-from flatgd.io.files import whole_folder
+from flatgd.io.files import atomic_folder
 from flatgd.io.records import (
     digest,
     is_number,
@@ -128,7 +128,7 @@ class Study:
             raise RecipeError("nothing to ask: both models said the same everywhere")
         about = {name: getattr(self, name) for name in ABOUT}
         try:
-            with whole_folder(folder) as beside:
+            with atomic_folder(folder) as beside:
                 (beside / "study.json").write_text(json.dumps(about, indent=2) + "\n")
                 write_jsonl(beside / "items.jsonl", self.items)
                 write_jsonl(beside / "key.jsonl", [key._asdict() for key in self.keys])

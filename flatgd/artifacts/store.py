@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from flatgd.artifacts.layout import MANIFESTS
 from flatgd.errors import UsageError
-from flatgd.io.files import contents, integrity_error, write_whole
+from flatgd.io.files import file_digests, integrity_error, write_atomically
 from flatgd.runtime import distributed
 
 FORMAT = 1  # of manifests; a run with another one is refused
@@ -114,9 +114,9 @@ class ArtifactStore:
             "seconds": round(time.time() - begun, 1),
             "cost": cost,
             "depends_on": {other: self.fingerprint(other) for other in depends_on},
-            "files": contents(target),
+            "files": file_digests(target),
         }
-        write_whole(path, json.dumps(manifest) + "\n")
+        write_atomically(path, json.dumps(manifest) + "\n")
         self._intact.add(name)
 
     def has_changed(self, name: str, fingerprint: str) -> bool:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flatgd.data.jsonl import Layout, load_jsonl
+from flatgd.data.jsonl import RowFormat, load_jsonl
 from flatgd.dialogue import Dialogue, as_messages
 from flatgd.errors import RecipeError
-from flatgd.io.files import write_whole
+from flatgd.io.files import write_atomically
 from flatgd.io.records import checked_text, json_lines
 
 Row = dict[str, Any]
@@ -137,7 +137,7 @@ class SessionFile:
     def write(self, session: Session) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, session.text())
+            write_atomically(self.path, session.text())
         except OSError as error:
             raise RecipeError(f"{self.path} cannot be written: {error.strerror}") from None
 
@@ -145,7 +145,7 @@ class SessionFile:
 def said_in(path: Path) -> dict[str, list[Dialogue]]:
     """The replies of each model in a saved session. Raises DataError for a file that is none."""
     models: dict[str, list[Dialogue]] = {}
-    for row in load_jsonl(path, Layout(label="none")):
+    for row in load_jsonl(path, RowFormat(label="none")):
         models.setdefault(row.source, []).append(row)
     return models
 

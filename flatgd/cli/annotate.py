@@ -100,11 +100,11 @@ def serve(
     from flatgd.annotate.server import StudyPage
     from flatgd.annotate.study import load_study
     from flatgd.annotate.votes import Votes
-    from flatgd.io.files import locked
+    from flatgd.io.files import lock_folder
     from flatgd.web.site import address, port_at, server
 
     loaded = load_study(study)
-    lock = locked(study)
+    lock = lock_folder(study)
     at = port_at(host, port)
     base = address(at, url)
     page = StudyPage(loaded, Votes(study, loaded, each), base, prolific)
@@ -149,7 +149,7 @@ def import_(
     the file is counted."""
     from flatgd.annotate import label_studio, mturk
     from flatgd.annotate.study import last_said, load_answers, load_study
-    from flatgd.io.files import write_whole
+    from flatgd.io.files import write_atomically
     from flatgd.io.records import json_lines, printable
 
     loaded = load_study(study)
@@ -158,7 +158,7 @@ def import_(
     of = mturk if path.suffix.lower() == ".csv" else label_studio
     left_out: Counter[str] = Counter()
     merged = last_said([*before, *of.answers(path, loaded, left_out)])
-    write_whole(kept, json_lines(answer._asdict() for answer in merged))
+    write_atomically(kept, json_lines(answer._asdict() for answer in merged))
     typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {kept}")
     for what, count in left_out.items():
         if count:

@@ -16,7 +16,7 @@ from flatgd.config.names import BACKBONE
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets
 from flatgd.errors import UsageError
-from flatgd.io.files import digest_of, locked
+from flatgd.io.files import file_sha256, lock_folder
 from flatgd.methods import Director, ExpertGuide
 from flatgd.models.adapters import load, load_together
 from flatgd.models.dialogue_format import DialogueFormat, format_for
@@ -64,7 +64,7 @@ class Context:
         except OSError as error:
             raise UsageError(f"output {self.root}: {error.strerror}; name another folder") from None
         if parent is None and distributed.is_first():
-            self._lock = locked(self.root)
+            self._lock = lock_folder(self.root)
         self.model_fingerprint: Callable[[str], str] = (
             parent.model_fingerprint if parent else cache(model_fingerprint)
         )
@@ -144,4 +144,4 @@ def model_fingerprint(name: str) -> str:
     if not folder.is_dir():
         return fingerprint_of(name, getattr(load_config(name), "_commit_hash", None))
     files = sorted(p for p in folder.iterdir() if p.suffix in layout.MODEL_FILES)
-    return fingerprint_of([(p.name, digest_of(p)) for p in files])
+    return fingerprint_of([(p.name, file_sha256(p)) for p in files])

@@ -11,7 +11,7 @@ from flatgd.artifacts import layout
 from flatgd.artifacts.reader import trained_with
 from flatgd.config.recipe import Recipe
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
-from flatgd.io.files import whole_folder
+from flatgd.io.files import atomic_folder
 from flatgd.methods import METHODS
 from flatgd.models.adapters import is_toxic_expert, load
 from flatgd.models.dialogue_format import Causal, format_for
@@ -102,7 +102,7 @@ class ModelPackage:
             raise RecipeError(f"{target} exists; name another folder")
         if self.report and not self.report.is_dir():
             raise RecipeError("no report yet; `flatgd run` builds it")
-        with whole_folder(target) as beside:
+        with atomic_folder(target) as beside:
             if merged:
                 load(self.folder).save_pretrained(beside)
                 load_tokenizer(str(self.folder)).save_pretrained(beside)

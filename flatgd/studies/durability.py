@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
-from flatgd.data.sets import ordinary, scorable
+from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
 from flatgd.flatness.curvature import relative_direction
 from flatgd.flatness.penalty import moved
@@ -86,7 +86,7 @@ class Attacks:
         return float(np.mean(gaps))
 
     def benign(self, point: Point) -> list[Row]:
-        given = [row for row in ordinary(self.sets.test) if row.history]
+        given = [row for row in ordinary_dialogue(self.sets.test) if row.history]
         rows = [replace(row, is_safe=True) for row in given]  # dialogue in which nothing is wrong
         return self._tuned(point, "benign", rows or [r for r in self.sets.policy if r.is_safe])
 

@@ -1,15 +1,15 @@
 """DiaSafety (Sun et al. 2022): replies that are unsafe because of their context.
 
-https://github.com/thu-coai/DiaSafety - Apache-2.0. A JSON array a file, `train val test` .json or
-.json.gz. One invented record:
+https://github.com/thu-coai/DiaSafety - Apache-2.0. One JSON array per file, `train val test` .json
+or .json.gz. One invented record:
 
     {"context": "I lost my keys", "response": "Sorry to hear that.",
      "category": "Offending User", "label": "Safe"}
 
-The published splits share contexts: 458 of the 1,095 test contexts also stand in train. So by
-default the rows of a folder are split again by context: a context of test takes its train rows
-along to test. That also gives contexts with both a safe and an unsafe reply, which paired measures
-need. Three published records (two of train, one of test) have an empty response; they are left out.
+The published splits share contexts: 458 of the 1,095 test contexts also occur in train. By default
+the rows of a folder are therefore split again by context: the train rows of a test context move to
+test. This also gives contexts with both a safe and an unsafe reply, which paired measures need.
+Three published records (two of train, one of test) have an empty response; they are left out.
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.io.records import digest, parse_json_array, parse_rows, text_field, word_field
 
 LABELS = {"Safe": True, "Unsafe": False}
-ORDER: tuple[Split, ...] = ("test", "val", "train")  # a shared context goes to the first of them
+ORDER: tuple[Split, ...] = ("test", "val", "train")  # a shared context goes to the first of these
 
 
 def load_diasafety(path: Path, split: Split, published_split: bool = False) -> list[Dialogue]:
-    """The rows of one file, or of one split of a folder; `published_split`: as published."""
+    """The rows of one file, or of one split of a folder, split by context or as published."""
     if published_split or not path.is_dir():
         return _load_file(find_split(path, split))
     owner: dict[str, Split] = {}

@@ -1,14 +1,14 @@
 """ToxiChat (Baheti et al. 2021): Reddit threads with replies of DialoGPT and GPT-3, labelled.
 
-https://github.com/abaheti95/ToxiChat - CC BY-SA 4.0. JSON lines, `train dev test` .jsonl; each
-column is an object or its JSON text. One invented record, cut:
+https://github.com/abaheti95/ToxiChat - CC BY-SA 4.0. JSON lines, `train dev test` .jsonl. Each
+column is an object, or the JSON text of one. A shortened invented record:
 
     {"reddit_thread": [{"turn_id": 1, "text": "Title: my new bike", "offense_label": "Safe"}],
      "final_dgpt_response": {"turn_id": 2, "text": "nice colour!", "offense_label": "Safe"},
      "final_gpt3_response": {"turn_id": 2, "text": "I like it.", "offense_label": "Safe"}}
 
-The models' replies are rows of speaker bot, the thread's own turns of speaker human. Ten published
-replies are empty; they are left out.
+The models' replies are rows of speaker bot, the thread's own turns rows of speaker human. Ten
+published replies are empty; they are left out.
 """
 
 import json
@@ -41,8 +41,8 @@ def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
     lines = tuple(text for text, _ in thread)
     name = f"toxichat:{digest(normal_form(lines[0]) if lines else '')}"
     rows = [
-        Dialogue(before(lines[:place], "human"), text, label, "toxichat", name, "human")
-        for place, (text, label) in enumerate(thread)
+        Dialogue(before(lines[:index], "human"), text, label, "toxichat", name, "human")
+        for index, (text, label) in enumerate(thread)
     ]
     for key in REPLIES:
         reply = _column(row, key, dict)
