@@ -1,11 +1,11 @@
-"""Many people answer a study's page at once: is any answer lost or counted twice, and how long does
-one wait?
+"""Many annotators answer a study's page at once: are answers lost or counted twice, and how long
+does a request take?
 
     python -m benchmarks.annotators                 20 people, 1,000 items of 4 answers each
     python -m benchmarks.annotators --kills 100     the same while the server is killed with -9
 
-A person asks for their pair, answers it, asks for the next. Times are of one request; with kills,
-what a killed server never answered is asked again, and what it did answer must be there in the end.
+Each person requests a pair, answers it and requests the next. Times are per request. With kills, a
+request without a response is sent again, and every acknowledged answer must exist at the end.
 """
 
 import http.client
@@ -48,7 +48,7 @@ def make_study(folder: Path, items: int, votes: int) -> None:
 
 
 class Server:
-    """The page in a process of its own, which may be killed and is started again."""
+    """The page in its own process, which can be killed and restarted."""
 
     def __init__(self, folder: Path, port: int):
         self.folder, self.port = folder, port
@@ -72,7 +72,7 @@ class Server:
 
 
 class Person(threading.Thread):
-    """Answers until nothing is left, and remembers what was acknowledged."""
+    """Answers until no pair is left, and records the acknowledged answers."""
 
     def __init__(self, port: int, token: str, seed: int):
         super().__init__()
@@ -99,7 +99,7 @@ class Person(threading.Thread):
                 self.acknowledged[item] = choice
 
     def ask(self, method: str, path: str, **form: str) -> str:
-        """A page, or where a form's answer sends; again until somebody answers."""
+        """Request a page, or post a form and return its redirect. Retries until the server responds."""
         while True:
             try:
                 begun = time.perf_counter()
@@ -124,7 +124,7 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--items", type=int, default=1000)
-    parser.add_argument("--votes", type=int, default=4, help="answers that each item is to have")
+    parser.add_argument("--votes", type=int, default=4, help="answers per item")
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--port", type=int, default=8799)
     given = parser.parse_args()
@@ -149,7 +149,7 @@ def main() -> int:
 
 
 def _kill(server: Server, times: int, people: list[Person]) -> int:
-    """Again and again, at any moment."""
+    """Kill the server at random moments, repeatedly."""
     rng = random.Random(0)
     for time_ in range(times):
         if not any(person.is_alive() for person in people):

@@ -129,7 +129,7 @@ def _dialogues(
             )
         if "label" in row:
             raise ValueError(
-                "'label' together with 'chosen' and 'rejected'; remove 'label', the keys label a pair"
+                "'label' together with 'chosen' and 'rejected'; remove it: the keys label a pair"
             )
         chosen, rejected = read_pair(row, row_format.roles, side)
         return [_dialogue(row, chosen, True, speaker), _dialogue(row, rejected, False, speaker)]

@@ -146,8 +146,8 @@ def test_a_penalty_out_of_range_is_told(
 
 def test_one_process_in_a_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from flatgd.io.files import locked; "
-        "lock = locked(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from flatgd.io.files import lock_folder; "
+        "lock = lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
