@@ -99,7 +99,7 @@ class Person(threading.Thread):
                 self.acknowledged[item] = choice
 
     def ask(self, method: str, path: str, **form: str) -> str:
-        """Request a page, or post a form and return its redirect. Retries until the server responds."""
+        """Request a page, or post a form and return its redirect. Retries until it succeeds."""
         while True:
             try:
                 begun = time.perf_counter()

@@ -81,7 +81,7 @@ def of_paired_mean(talks: int) -> Trial:
 
 
 def of_seeds(seeds: int, between: float) -> Trial:
-    """Standard deviations: .3 between conversations, `between` between seeds, .5 of the interaction."""
+    """Standard deviations: conversations .3, seeds `between`, their interaction .5."""
 
     def trial(rng: np.random.Generator, place: int) -> bool:
         talks, levels = rng.normal(size=150) * 0.3, rng.normal(size=seeds) * between

@@ -81,7 +81,7 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def measure(case: str, folder: Path) -> dict[str, float]:
-    """Megabytes: estimated, measured, and the measured part beyond weights, gradients and moments."""
+    """Megabytes: estimated, measured, and measured without weights, gradients and moments."""
     shape, fields = CASES[case]
     shape_config = SHAPES[shape]
     config = FlatGDConfig(

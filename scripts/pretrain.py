@@ -120,7 +120,7 @@ def train_tokenizer(dialogues: list[list[str]], vocab: int) -> PreTrainedTokeniz
 def encode_pairs(
     tokenizer: PreTrainedTokenizerFast, dialogues: list[list[str]], rng: random.Random
 ) -> list[tuple[list[int], list[int]]]:
-    """(history ids, reply ids) of every turn after the first, with one to three turns of history."""
+    """(history ids, reply ids) of every turn but the first, with one to three turns of history."""
     space = tokenizer.encode("  a", add_special_tokens=False)[0]  # turns are joined by two spaces
     flat = [t for d in dialogues for t in d]
     ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
