@@ -61,6 +61,8 @@ def answers(path: Path, study: Study, left_out: Counter[str] | None = None) -> l
     problems = []
     for line, task in parse_json_array(path):
         try:
+            if isinstance(task, ValueError):
+                raise task
             read.task(task, line)
         except ValueError as error:
             problems.append(Problem(str(path), line, str(error)))

@@ -7,6 +7,7 @@ import json
 import lzma
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -135,10 +136,26 @@ def is_number(value: Any) -> bool:
     return is_real and math.isfinite(value)
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for json: the object, or ValueError if a key occurs twice in it.
+
+    Python's json keeps the last value of a repeated key, so one of two labels would win silently.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(_repeated_key(pairs))
+    return found
+
+
+def _repeated_key(pairs: list[tuple[str, Any]]) -> str:
+    (key, times), *_ = Counter(key for key, _ in pairs).most_common(1)
+    return f"the key {key!r:.40} occurs {times} times in one JSON object; keep one"
+
+
 def parse_json_object(text: str) -> dict[str, Any]:
     """Parse one JSON object. ValueError says what is wrong in a few words."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
@@ -174,8 +191,19 @@ def _is_one_object(text: str) -> bool:
 
 
 def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, element) of a JSON array. The line numbers locate errors in the file."""
-    text, decoder = read_text(path), json.JSONDecoder()
+    """(line number, element) of a JSON array. The line numbers locate errors in the file.
+
+    An element with a repeated key is yielded as a ValueError, for `parse_rows`.
+    """
+    repeated: list[str] = []
+
+    def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.append(_repeated_key(pairs))
+        return found
+
+    text, decoder = read_text(path), json.JSONDecoder(object_pairs_hook=as_object)
     position, line = text.find("[") + 1, 1
     if text[:position].strip() != "[":
         raise DataError([Problem(str(path), 1, "expected a JSON array")])
@@ -195,7 +223,8 @@ def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError([problem]) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits; depth
             raise DataError([Problem(str(path), line, f"unreadable JSON ({error})")]) from None
-        yield line, record
+        yield line, ValueError(repeated[0]) if repeated else record
+        repeated.clear()
         line += text.count("\n", position, end)
         position = end
 

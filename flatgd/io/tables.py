@@ -11,7 +11,8 @@ holds only values that the column holds elsewhere. Python's csv module joins suc
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,18 +34,22 @@ class _Record(NamedTuple):
 
 
 def parse_table(
-    path: Path, separator: str = ",", twins: bool = False
+    path: Path, separator: str = ",", is_read: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
-    """(line number, row) of a table with a header, for `parse_rows`; a ValueError in the place of a
-    row that cannot be read. Raises DataError where the header cannot be read, or two columns have
-    one name; with `twins` the last of them counts."""
+    """(line number, row) of a table with a header, for `parse_rows`.
+
+    A row that cannot be read is yielded as a ValueError. Raises DataError if the header cannot be
+    read, or if two columns have the same name up to white space. `is_read` says which columns are
+    of interest; other columns may share a name, and the last of them wins.
+    """
     text = read_text(path)
     head, *records = _records(text, separator, 1)
     if isinstance(head.cells, ValueError):
         raise DataError([Problem(str(path), head.first, str(head.cells))])
     names = head.cells
-    if not twins and (twice := [name for name in names if names.count(name) > 1]):
-        reason = f"two columns are called {twice[0]!r:.40}; rename one"
+    counts = Counter(name.strip() for name in names if is_read(name.strip()))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        reason = f"two columns are called {twice[0]!r:.40}; rename or remove one"
         raise DataError([Problem(str(path), head.first, reason)])
     if any(first < last for first, last, _ in records):
         records = list(_split_joined_rows(records, _LINE_END.split(text), separator, len(names)))

@@ -173,7 +173,7 @@ def test_all_faults_of_a_table_are_reported_at_once(tmp_path: Path) -> None:
 def test_headers_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("completion,label,label\na,true,false\n")
-    assert faults(load_jsonl, path) == ["1: two columns are called 'label'; rename one"]
+    assert faults(load_jsonl, path) == ["1: two columns are called 'label'; rename or remove one"]
     path.write_text('completion,"label\na,true\n')
     assert faults(load_jsonl, path)[0].startswith("1: the quoted cell that opens here")
 

@@ -23,7 +23,7 @@ from typing import Any
 from flatgd.data.splits import SPLITS, Split
 from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import checked_text, digest, read_text, set_location
+from flatgd.io.records import checked_text, digest, read_text, set_location, unique_keys
 
 KEYS: dict[Split, str] = {"train": "train", "val": "valid", "test": "test"}
 LABELS = {"__ok__": True, "__notok__": False}
@@ -51,7 +51,7 @@ def _load(path: Path) -> dict[str, Any]:
         reason = "name one of its files, single_turn_safety.json or multi_turn_safety.json"
         raise DataError([Problem(str(path), 0, reason)])
     try:
-        data = json.loads(read_text(path))
+        data = json.loads(read_text(path), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         reason = f"not valid JSON ({error.msg})"
         raise DataError([Problem(str(path), error.lineno, reason)]) from None

@@ -26,13 +26,18 @@ TURNS: tuple[tuple[str, Role], ...] = (
     ("prev_user", "user"),
     ("agent", "assistant"),
 )
+REQUIRED = {"conv_id", "bot", "user", *dict(TURNS)}
 _RATING = re.compile(r"Annotator\d+_is_abuse\.(-?\d)")
 
 
 def load_convabuse(path: Path, split: Split) -> list[Dialogue]:
     """The user turns of one file or one split of a folder."""
     path = find_split(path, split)
-    return parse_rows(path, parse_table(path, twins=True), _dialogues)
+    return parse_rows(path, parse_table(path, is_read=_is_read), _dialogues)
+
+
+def _is_read(column: str) -> bool:
+    return column in REQUIRED or _RATING.fullmatch(column) is not None
 
 
 def _ratings(row: dict[str, str]) -> list[int]:
@@ -47,7 +52,7 @@ def _ratings(row: dict[str, str]) -> list[int]:
 
 
 def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
-    if missing := {"conv_id", "bot", "user", *dict(TURNS)} - row.keys():
+    if missing := REQUIRED - row.keys():
         raise ValueError(f"no column {', '.join(sorted(missing))}")
     history = tuple(
         Turn(role, checked_text(row[name])) for name, role in TURNS if row[name].strip()

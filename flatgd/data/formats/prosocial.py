@@ -46,7 +46,10 @@ def load_prosocial(path: Path, split: Split) -> list[Dialogue]:
     """Replies, and the utterances they answer, of one file or one split of a folder."""
     path = find_split(path, split)
     if read_text(path).lstrip().startswith("["):
-        turns = ((line, {"turns": dialogue}) for line, dialogue in parse_json_array(path))
+        turns = (
+            (line, turns if isinstance(turns, ValueError) else {"turns": turns})
+            for line, turns in parse_json_array(path)
+        )
         return parse_rows(path, turns, _original)
     rows = parse_lines(path, _turn_of_hub)
     parts = groupby(rows, key=lambda row: plain_value(row[1]["dialogue_id"]))

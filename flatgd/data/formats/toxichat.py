@@ -23,6 +23,7 @@ from flatgd.io.records import (
     parse_lines,
     parse_rows,
     text_field,
+    unique_keys,
     word_field,
 )
 
@@ -56,7 +57,7 @@ def _column(row: dict[str, Any], key: str, kind: type) -> Any:
     value = row.get(key)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=unique_keys)
         except json.JSONDecodeError as error:
             raise ValueError(f"{key!r} is text but not JSON ({error.msg})") from None
     if not isinstance(value, kind):
