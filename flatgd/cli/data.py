@@ -1,6 +1,7 @@
 """`flatgd data`: fetch, stats, show, convert."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,18 +87,23 @@ def stats(
 
     from flatgd.data.browse import load_splits
     from flatgd.data.stats import count, overlaps
+    from flatgd.io.records import collect_left_out
 
-    splits = load_splits(format_, paths, set_ or [])
+    with collect_left_out() as unused:
+        splits = load_splits(format_, paths, set_ or [])
+    left_out = dict(Counter(problem.reason for problem in dict.fromkeys(unused)))
     counts = [count(name, rows) for name, rows in splits.items()]
     shared = overlaps(splits)
     if as_json:
         plain = {"splits": [c._asdict() for c in counts], "overlap": [o._asdict() for o in shared]}
-        typer.echo(json.dumps(plain, indent=2))
+        typer.echo(json.dumps({**plain, "left_out": left_out}, indent=2))
         return
     console = Console(highlight=False)
     heads = [("", *(c.split for c in counts))]
     names = [name for name in counts[0]._fields if name != "split"]
     _table(console, heads + [(_plain(n), *(getattr(c, n) for c in counts)) for n in names])
+    for reason, number in left_out.items():
+        console.print(f"left out: {number:,} x {reason}")
     if shared:
         pairs = [("rows of", "shared with", *map(_plain, shared[0]._fields[2:]))]
         console.print()
@@ -152,17 +158,20 @@ def convert(
     """Convert labelled replies to JSON lines with prompt, completion and label (true = safe)."""
     from flatgd.data.browse import load_split, to_row
     from flatgd.errors import UsageError
-    from flatgd.io.records import write_jsonl
+    from flatgd.io.records import collect_left_out, write_jsonl
 
     if speaker not in ("bot", "human", "all"):
         raise UsageError(f"--speaker must be bot, human or all, got {speaker!r}")
     if to.exists():
         raise UsageError(f"{to} exists. Choose another file with --to, or delete it first")
-    rows = load_split(format_, path, split, set_ or [])
+    with collect_left_out() as unused:
+        rows = load_split(format_, path, split, set_ or [])
     selected = [row for row in rows if speaker in ("all", row.speaker)]
     labelled = [row for row in selected if row.is_safe is not None]
     write_jsonl(to, map(to_row, labelled))
     typer.echo(f"{to}: {len(labelled):,} rows; {len(selected) - len(labelled):,} had no label")
+    for reason, number in Counter(problem.reason for problem in dict.fromkeys(unused)).items():
+        typer.echo(f"left out: {number:,} x {reason}")
 
 
 def _table(console: "Console", rows: list[tuple[Any, ...]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flatgd.config.loading import set_field, validated
 from flatgd.config.recipe import Source
-from flatgd.data.sets import LOADERS
+from flatgd.data.sets import read_source
 from flatgd.data.splits import SPLITS
 from flatgd.dialogue import Dialogue, as_messages, normal_form
 from flatgd.errors import DataError, RecipeError
@@ -30,7 +30,7 @@ def load_splits(
         return dict(zip(names, parts, strict=True))
     source = _source(format_, paths[0], None, overrides)
     if not source.path.is_dir() and format_ not in ALL_SPLITS_IN_ONE_FILE:
-        return {source.path.name: LOADERS[source.format](source)}
+        return {source.path.name: read_source(source)}
     found, problems = {}, []
     for split in SPLITS:
         try:
@@ -47,7 +47,7 @@ def load_split(
 ) -> list[Dialogue]:
     """All rows of one file or split, human turns and canned replies included."""
     source = _source(format_, path, split, overrides)
-    return LOADERS[source.format](source)
+    return read_source(source)
 
 
 def _source(format_: str, path: str, split: str | None, overrides: Iterable[str]) -> Source:

@@ -44,6 +44,7 @@ TOOLS = (
     "observation",
     "ipython",
 )
+THINKING = ("thinking", "reasoning", "reasoning_content")
 
 
 class Conversation(NamedTuple):
@@ -77,12 +78,12 @@ def to_standard_keys(row: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(given, Mapping) or "messages" not in given:
             raise ValueError("'input' must hold 'messages' together with 'preferred_output'")
         _refuse_tools(given)
-        _refuse_beside(row, "preferred_output", ("prompt", "completion", *TURNS, *PAIR))
+        _refuse_together(row, "preferred_output", ("prompt", "completion", *TURNS, *PAIR))
         row["prompt"] = given["messages"]
         row["chosen"] = row.pop("preferred_output")
         row["rejected"] = row.pop("non_preferred_output", None)
     if "instruction" in row:
-        _refuse_beside(row, "instruction", ("prompt", "completion", *TURNS))
+        _refuse_together(row, "instruction", ("prompt", "completion", *TURNS))
         row["prompt"] = _alpaca_prompt(row)
         if "output" in row:
             row["completion"] = row.pop("output")
@@ -93,12 +94,28 @@ def to_standard_keys(row: Mapping[str, Any]) -> dict[str, Any]:
     ):
         del row["messages"]
     if "kto_tag" in row:
-        _refuse_beside(row, "kto_tag", ("label",))
+        _refuse_together(row, "kto_tag", ("label",))
         row["label"] = row.pop("kto_tag")
     return row
 
 
-def _refuse_beside(row: Mapping[str, Any], key: str, others: Sequence[str]) -> None:
+def has_zero_weight(reply: Any) -> bool:
+    """Whether a reply, or the last message of a conversation, has OpenAI's `weight: 0`.
+
+    Such a message must not be learned from.
+    """
+    last = reply[-1] if isinstance(reply, list) and reply else reply
+    return isinstance(last, Mapping) and last.get("weight") == 0
+
+
+def has_thinking(row: Mapping[str, Any]) -> bool:
+    """Whether a message of a row holds reasoning beside its content, which is not read."""
+    values = (row.get(key) for key in ("prompt", "completion", *TURNS, *PAIR))
+    messages = (m for value in values for m in (value if isinstance(value, list) else [value]))
+    return any(m.get(key) for m in messages if isinstance(m, Mapping) for key in THINKING)
+
+
+def _refuse_together(row: Mapping[str, Any], key: str, others: Sequence[str]) -> None:
     if clash := [other for other in others if other in row]:
         raise ValueError(f"{clash[0]!r} together with {key!r}; keep only one of them")
 

@@ -30,16 +30,28 @@ from flatgd.config.labels import Default, Labels, plain_value
 from flatgd.data.conversations import (
     FORMS,
     Conversation,
+    has_thinking,
+    has_zero_weight,
     read_conversation,
     read_pair,
     to_standard_keys,
 )
 from flatgd.dialogue import Dialogue, Role, Speaker, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import clean_text, digest, parse_json, parse_rows, unpacked_name, word_field
+from flatgd.io.records import (
+    LeftOut,
+    clean_text,
+    digest,
+    parse_json,
+    parse_rows,
+    unpacked_name,
+    word_field,
+)
 from flatgd.io.tables import parse_table
 
 OPTIONAL = ("conversation", "speaker", "source", "system", "tools", "input", "history")
+ZERO_WEIGHT = LeftOut("reply with weight 0")
+THINKING_UNREAD = LeftOut("thinking of a message (the row is kept)")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -99,12 +111,15 @@ def dialogues_from_row(row: dict[str, Any], row_format: RowFormat = RowFormat())
     >>> [(d.texts, d.reply) for d in dialogues_from_row(row)]
     [(('hi',), 'hello!')]
     """
-    return _dialogues(row, row_format, row_format.labels(), {})
+    found = _dialogues(row, row_format, row_format.labels(), {})
+    if unused := [part for part in found if isinstance(part, LeftOut) and part != THINKING_UNREAD]:
+        raise ValueError(f"{unused[0].reason}; remove the row, or the weight")
+    return [part for part in found if isinstance(part, Dialogue)]
 
 
 def _dialogues(
     row: dict[str, Any], row_format: RowFormat, labels: Labels, seen: dict[str, int]
-) -> list[Dialogue]:
+) -> list[Dialogue | LeftOut]:
     row = to_standard_keys(_without_blanks(row_format.renamed(row)))
     if not ({"completion", *TURNS} & row.keys() or {"chosen", "rejected"} <= row.keys()):
         keys = ", ".join(map(repr, row)) or "none"
@@ -132,9 +147,16 @@ def _dialogues(
                 "'label' together with 'chosen' and 'rejected'; remove it: the keys label a pair"
             )
         chosen, rejected = read_pair(row, row_format.roles, side)
-        return [_dialogue(row, chosen, True, speaker), _dialogue(row, rejected, False, speaker)]
-    read = read_conversation(row, row_format.roles, side)
-    return [_dialogue(row, read, labels.is_safe(row, seen), speaker)]
+        replies = [("chosen", chosen, True), ("rejected", rejected, False)]
+    else:
+        key = next(key for key in ("completion", *TURNS) if key in row)
+        read = read_conversation(row, row_format.roles, side)
+        replies = [(key, read, labels.is_safe(row, seen))]
+    unread = [THINKING_UNREAD] if has_thinking(row) else []
+    return unread + [
+        ZERO_WEIGHT if has_zero_weight(row[key]) else _dialogue(row, read, label, speaker)
+        for key, read, label in replies
+    ]
 
 
 def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:

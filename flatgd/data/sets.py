@@ -25,7 +25,7 @@ from flatgd.data.splits import find_split
 from flatgd.data.votes import count_contradictory, resolve_votes
 from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import collect_bad_rows
+from flatgd.io.records import collect_bad_rows, collect_left_out
 
 LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "bad": lambda source: load_bad(source.path, source.split),
@@ -136,8 +136,7 @@ def _load_all(
             problems += error.problems
             continue
         labelled = [row for row in loaded.rows if part == "test" or row.is_safe is not None]
-        dropped[f"{part}: canned reply"] += loaded.canned
-        for rule, count in loaded.votes.items():
+        for rule, count in loaded.left_out.items():
             dropped[f"{part}: {rule}"] += count
         dropped[f"{part}: without a label"] += len(loaded.rows) - len(labelled)
         rows += labelled
@@ -159,12 +158,19 @@ def apply_weights(rows: list[Dialogue], sources: Iterable[Source], seed: int) ->
 
 
 class LoadedSource(NamedTuple):
-    """The rows of a source, the number of canned replies left out, and the rows left out by votes,
-    by rule."""
+    """The rows of a source, and how many replies each rule left out."""
 
     rows: list[Dialogue]
-    canned: int
-    votes: dict[str, int]
+    left_out: dict[str, int]
+
+
+def read_source(source: Source) -> list[Dialogue]:
+    """All rows of a source's file or split, before its fields are applied. Raises DataError."""
+    try:
+        return LOADERS[source.format](source)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        raise DataError([Problem(str(source.path), 0, reason)]) from None
 
 
 def load_source(source: Source, drop_replies: bool = True) -> LoadedSource:
@@ -175,14 +181,16 @@ def load_source(source: Source, drop_replies: bool = True) -> LoadedSource:
     """
     if not source.path.exists():
         raise DataError([Problem(str(source.path), 0, f"no such file{fetch_hint(source.format)}")])
-    settled_rows, voted = resolve_votes(LOADERS[source.format](source), source.votes)
+    with collect_left_out() as unused:
+        settled_rows, voted = resolve_votes(read_source(source), source.votes)
     rows = [row for row in settled_rows if _is_selected(row, source)]
     votes = Counter(rule for rule, row in voted if _is_selected(row, source))
     kept = rows
     if not source.keep_canned:
         kept = [strip_canned(row) for row in rows if not (drop_replies and is_canned(row.reply))]
     cut = [_relabelled(_cut_history(row, source), source) for row in kept]
-    return LoadedSource(cut, len(rows) - len(kept), votes)
+    reasons = Counter(problem.reason for problem in dict.fromkeys(unused))
+    return LoadedSource(cut, {"canned reply": len(rows) - len(kept), **votes, **reasons})
 
 
 def _relabelled(row: Dialogue, source: Source) -> Dialogue:

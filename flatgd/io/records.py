@@ -8,11 +8,11 @@ import lzma
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, Problem
@@ -65,6 +65,33 @@ def collect_bad_rows(wanted: bool = True) -> Iterator[list[Problem]]:
         yield found
     finally:
         _bad_rows.reset(token)
+
+
+class LeftOut(NamedTuple):
+    """Stands for a part of a row that a parser deliberately does not use."""
+
+    reason: str
+
+
+_left_out: ContextVar[list[Problem] | None] = ContextVar("left_out", default=None)
+
+
+@contextmanager
+def collect_left_out() -> Iterator[list[Problem]]:
+    """Inside the block, collect what loaders leave out on purpose, such as empty replies."""
+    found: list[Problem] = []
+    token = _left_out.set(found)
+    try:
+        yield found
+    finally:
+        _left_out.reset(token)
+
+
+def report_left_out(problems: list[Problem]) -> None:
+    """Hand rows that a loader left out to `collect_left_out`, if anyone collects them."""
+    found = _left_out.get()
+    if found is not None:
+        found += problems
 
 
 def report_problems(problems: list[Problem]) -> None:
@@ -238,15 +265,17 @@ def _refuse_rest(path: Path, text: str, position: int) -> None:
 
 
 def parse_rows(
-    path: Path, rows: Iterable[tuple[int, Any]], parse: Callable[[dict[str, Any]], list[Record]]
+    path: Path,
+    rows: Iterable[tuple[int, Any]],
+    parse: Callable[[dict[str, Any]], Sequence[Record | LeftOut]],
 ) -> list[Record]:
     """Parse each (line number, object) into records. One DataError reports all reasons.
 
     A row that could not be read is passed as a ValueError in the object's place. Dialogues are
-    given their file and line.
+    given their file and line. LeftOut goes to `collect_left_out`.
     """
     records: list[Record] = []
-    problems = []
+    problems, left_out = [], []
     name = str(path)
     for line, row in rows:
         try:
@@ -258,9 +287,12 @@ def parse_rows(
         except ValueError as error:
             problems.append(Problem(name, line, str(error)))
             continue
-        set_location(found, f"{name}:{line}")
-        records += found
+        kept = [record for record in found if not isinstance(record, LeftOut)]
+        left_out += [Problem(name, line, r.reason) for r in found if isinstance(r, LeftOut)]
+        set_location(kept, f"{name}:{line}")
+        records += kept
     report_problems(problems)
+    report_left_out(left_out)
     return records
 
 

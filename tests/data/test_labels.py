@@ -300,7 +300,7 @@ def test_votes_are_settled_before_shares_are_cut(tmp_path: Path) -> None:
         for share in shares
     ]
     assert [row.is_safe for part in parts for row in part.rows] == [True]
-    assert [sum(part.votes.values()) for part in parts] == [
+    assert [sum(part.left_out.values()) for part in parts] == [
         sum(low <= share_position(f"jsonl:c{n}") < high for n in (1, 2)) for low, high in shares
     ]
 

@@ -260,7 +260,7 @@ def test_canned_replies_leave_targets_and_histories(tmp_path: Path) -> None:
     ]
     source = jsonl_source(tmp_path / "a.jsonl", rows)
     loaded = load_source(source)
-    assert loaded.canned == 1
+    assert loaded.left_out["canned reply"] == 1
     assert [row.texts for row in loaded.rows] == [("a", "b")]
     kept = load_source(source.model_copy(update={"keep_canned": True}))
     assert [len(row.history) for row in kept.rows] == [3, 1]

@@ -8,7 +8,7 @@ such as harmless-base. One invented record:
 
 The chosen reply counts as safe, the rejected one as toxic. For harmless-base this is close to the
 annotators' criterion; for the helpful parts it is not. If one reply of a record is empty, only the
-other is used.
+other is used; the empty one is counted.
 """
 
 import re
@@ -18,6 +18,7 @@ from typing import Any
 from flatgd.data.splits import Split, find_split
 from flatgd.dialogue import Dialogue, Turn, normal_form
 from flatgd.io.records import (
+    LeftOut,
     checked_text,
     digest,
     parse_json_object,
@@ -35,15 +36,17 @@ def load_hh(path: Path, split: Split) -> list[Dialogue]:
     return parse_rows(path, parse_lines(path, parse_json_object), _dialogues)
 
 
-def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
-    rows = []
+def _dialogues(row: dict[str, Any]) -> list[Dialogue | LeftOut]:
+    rows: list[Dialogue | LeftOut] = []
     for key, is_safe in (("chosen", True), ("rejected", False)):
         text_field(row, key)
         history, reply = transcript(row[key])
-        if reply.strip():
+        if not reply.strip():
+            rows.append(LeftOut("empty reply"))
+        else:
             name = f"hh:{digest(normal_form(history[0].text if history else reply))}"
             rows.append(Dialogue(history, reply, is_safe, "hh", name))
-    if not rows:
+    if all(isinstance(found, LeftOut) for found in rows):
         raise ValueError("both replies are empty")
     return rows
 

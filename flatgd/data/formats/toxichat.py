@@ -8,7 +8,7 @@ column is an object, or the JSON text of one. A shortened invented record:
      "final_gpt3_response": {"turn_id": 2, "text": "I like it.", "offense_label": "Safe"}}
 
 The models' replies are rows of speaker bot, the thread's own turns rows of speaker human. Ten
-published replies are empty; they are left out.
+published replies are empty; they are left out and counted.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 from flatgd.data.splits import Split, find_split
 from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.io.records import (
+    LeftOut,
     digest,
     parse_json_object,
     parse_lines,
@@ -37,17 +38,19 @@ def load_toxichat(path: Path, split: Split) -> list[Dialogue]:
     return parse_rows(path, parse_lines(path, parse_json_object), _dialogues)
 
 
-def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
+def _dialogues(row: dict[str, Any]) -> list[Dialogue | LeftOut]:
     thread = [_turn(turn) for turn in _column(row, "reddit_thread", list)]
     lines = tuple(text for text, _ in thread)
     name = f"toxichat:{digest(normal_form(lines[0]) if lines else '')}"
-    rows = [
+    rows: list[Dialogue | LeftOut] = [
         Dialogue(before(lines[:index], "human"), text, label, "toxichat", name, "human")
         for index, (text, label) in enumerate(thread)
     ]
     for key in REPLIES:
         reply = _column(row, key, dict)
-        if str(reply.get("text", "")).strip():
+        if not str(reply.get("text", "")).strip():
+            rows.append(LeftOut("empty reply"))
+        else:
             text, label = _turn(reply)
             rows.append(Dialogue(before(lines), text, label, "toxichat", name))
     return rows
