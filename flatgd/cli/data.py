@@ -54,6 +54,7 @@ def fetch(
     ] = Path("data"),
 ) -> None:
     """Download data sets, check their SHA-256 and unpack them. Run it again to resume."""
+    from flatgd.data.browse import check_path
     from flatgd.data.fetch import DATASETS
     from flatgd.data.fetch import fetch as fetch_one
     from flatgd.errors import UsageError, nearest
@@ -62,6 +63,7 @@ def fetch(
     for name in names:
         if name not in DATASETS:
             raise UsageError(f"no data set {name!r} to fetch{nearest(name, list(DATASETS))}")
+    check_path(str(to))
     display = Display()
     for name in names:
         for download in DATASETS[name]:
@@ -156,19 +158,22 @@ def convert(
     set_: OptionOption = None,
 ) -> None:
     """Convert labelled replies to JSON lines with prompt, completion and label (true = safe)."""
-    from flatgd.data.browse import load_split, to_row
+    from flatgd.data.browse import check_path, load_split, to_row
     from flatgd.errors import UsageError
-    from flatgd.io.records import collect_left_out, write_jsonl
+    from flatgd.io.files import atomic_writer, writing
+    from flatgd.io.records import collect_left_out, json_lines
 
     if speaker not in ("bot", "human", "all"):
         raise UsageError(f"--speaker must be bot, human or all, got {speaker!r}")
+    check_path(str(to))
     if to.exists():
         raise UsageError(f"{to} exists. Choose another file with --to, or delete it first")
     with collect_left_out() as unused:
         rows = load_split(format_, path, split, set_ or [])
     selected = [row for row in rows if speaker in ("all", row.speaker)]
     labelled = [row for row in selected if row.is_safe is not None]
-    write_jsonl(to, map(to_row, labelled))
+    with writing(to, "No file was written"), atomic_writer(to) as file:
+        file.write(json_lines(map(to_row, labelled)).encode())
     typer.echo(f"{to}: {len(labelled):,} rows; {len(selected) - len(labelled):,} had no label")
     for reason, number in Counter(problem.reason for problem in dict.fromkeys(unused)).items():
         typer.echo(f"left out: {number:,} x {reason}")

@@ -1,5 +1,7 @@
 """Data sets outside a recipe, complete and as published: to count, inspect and convert them."""
 
+import errno
+import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from flatgd.config.recipe import Source
 from flatgd.data.sets import read_source
 from flatgd.data.splits import SPLITS
 from flatgd.dialogue import Dialogue, as_messages, normal_form
-from flatgd.errors import DataError, RecipeError
+from flatgd.errors import DataError, RecipeError, UsageError
 
 ALL_SPLITS_IN_ONE_FILE = ("bbf",)
 
@@ -50,7 +52,19 @@ def load_split(
     return read_source(source)
 
 
+def check_path(path: str) -> None:
+    """Raise UsageError for a path that no file can have: NUL, an unknown user, a name too long."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (RuntimeError, ValueError) as error:  # ~nobody, NUL
+        raise UsageError(f"{path!r} is not a path: {error}") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UsageError(f"{path!r:.80} is not a path: {error.strerror}") from None
+
+
 def _source(format_: str, path: str, split: str | None, overrides: Iterable[str]) -> Source:
+    check_path(path)
     raw: dict[str, Any] = {"name": format_, "format": format_, "path": path, "speaker": "all"}
     for override in overrides:
         set_field(raw, override)

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from flatgd.errors import DataError, Problem
-from flatgd.io.files import file_sha256
+from flatgd.io.files import file_sha256, writing
 
 CHUNK = 1 << 16
 GIB = 1 << 30
@@ -90,16 +90,15 @@ def fetch(
     """Download one file into `folder` if it is not there, and unpack it if it is an archive.
 
     Returns the files. `progress` receives the bytes so far and the total, which is None if the
-    server does not say. Raises DataError with what to do next.
+    server does not say. Raises DataError with what to do next, UsageError if the disk is full or
+    read-only.
     """
     target = folder / download.file
-    try:
+    with writing(target, "What was downloaded so far is kept; run the command again to resume"):
         folder.mkdir(parents=True, exist_ok=True)
         if not target.exists() or file_sha256(target) != download.sha256:
             _download(download, target, policy, progress)
         return _unpack(target, policy.largest) if _is_archive(target) else [target]
-    except OSError as error:
-        raise DataError([Problem(str(target), 0, f"cannot be written: {error.strerror}")]) from None
 
 
 def _download(

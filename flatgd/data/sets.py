@@ -1,6 +1,7 @@
 """The sets of a recipe: policy, judge, test and, optionally, eval. They share no conversation."""
 
 import hashlib
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -179,7 +180,7 @@ def load_source(source: Source, drop_replies: bool = True) -> LoadedSource:
     Test rows keep their canned replies (`drop_replies` is False), so that judges are measured on
     all rows. `answer_candidates` and `scorable` select the rows for other purposes.
     """
-    if not source.path.exists():
+    if not os.path.exists(source.path):  # Path.exists raises for a name that is too long
         raise DataError([Problem(str(source.path), 0, f"no such file{fetch_hint(source.format)}")])
     with collect_left_out() as unused:
         settled_rows, voted = resolve_votes(read_source(source), source.votes)

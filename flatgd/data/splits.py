@@ -29,7 +29,7 @@ def find_split(path: Path, split: Split) -> Path:
     found = [file for file in by_name.values() if _stem(file).endswith(NAMES[split])]
     if len(found) == 1:
         return found[0]
-    names = ", ".join(file.name for file in found or path.iterdir())
+    names = ", ".join(file.name for file in (found or files)[:10])
     count = "more than one" if found else "no"
     reason = (
         f"{count} file of split {split!r} in this folder ({names or 'it is empty'}); name a file"

@@ -1,17 +1,40 @@
 """Atomic writes, digests of files, and locks on folders."""
 
+import errno
 import hashlib
 import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from flatgd.errors import InUseError
+from flatgd.errors import InUseError, UsageError
+
+
+@contextmanager
+def writing(path: Path, kept: str = "") -> Iterator[None]:
+    """Inside the block, an OSError becomes a UsageError: the path, the reason, the free space.
+
+    `kept` is a sentence about what remains and what to do next. Wrap only code that writes.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        room = _free_space(path) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise UsageError(f"cannot write {path}: {reason}{room}. {kept}".rstrip()) from None
+
+
+def _free_space(path: Path) -> str:
+    """The space left on the disk of a path, as " (0.0 MB free)"; "" if that cannot be read."""
+    for folder in path.absolute().parents:
+        with suppress(OSError):
+            return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free)"
+    return ""
 
 
 @contextmanager
@@ -28,7 +51,8 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # it must not hide the first error
+            beside.unlink(missing_ok=True)
         raise
 
 

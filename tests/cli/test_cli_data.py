@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import mild_rows, write_rows
+from disks import file_size_limit
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
@@ -97,6 +98,41 @@ def test_convert_and_read_again(tmp_path: Path) -> None:
 def test_what_is_wrong_is_reported(words: list[str], reason: str) -> None:
     with pytest.raises(FlatGDError, match=reason):
         typed(*words)
+
+
+PATHS = {
+    "~nobody-of-this-name/x": "is not a path",
+    "a\0b": "is not a path",
+    "a" * 5000: "is not a path: File name too long",
+}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=["user", "NUL", "long"])
+def test_paths_that_no_file_can_have(tmp_path: Path, path: str) -> None:
+    good = str(write_rows(tmp_path / "a.jsonl", mild_rows(4, 1)))
+    to = ["--to", str(tmp_path / "b.jsonl")]
+    for words in (
+        ["stats", "jsonl", path],
+        ["stats", "jsonl", good, path],
+        ["show", "jsonl", path],
+        ["convert", "jsonl", path, *to],
+        *([] if "\0" in path else [["convert", "jsonl", good, "--to", path]]),
+        *([] if "\0" in path else [["fetch", "bbf", "--to", path]]),  # Typer refuses a NUL
+    ):
+        with pytest.raises(UsageError, match=PATHS[path]):
+            typed(*words)
+    assert not (tmp_path / "b.jsonl").exists()
+
+
+def test_convert_onto_a_full_or_read_only_disk(tmp_path: Path) -> None:
+    source = str(write_rows(tmp_path / "a.jsonl", mild_rows(400, 1)))
+    target = tmp_path / "b.jsonl"
+    with file_size_limit(1000), pytest.raises(UsageError, match="No file was written") as raised:
+        typed("convert", "jsonl", source, "--to", str(target))
+    assert f"cannot write {target}: File too large" in str(raised.value)
+    with pytest.raises(UsageError, match=r"cannot write .*: Not a directory"):
+        typed("convert", "jsonl", source, "--to", f"{source}/b.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
 
 def test_fetch_reports_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from flatgd.data import fetch as fetch_module
 from flatgd.data.fetch import DATASETS, Download, RetryPolicy, fetch
-from flatgd.errors import DataError
+from flatgd.errors import DataError, UsageError
 
 BODY = bytes(range(256)) * 2000  # half a megabyte
 QUICK = RetryPolicy(tries=3, timeout_s=0.3, pause_s=0.01)
@@ -193,7 +193,7 @@ def test_no_server(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(UsageError, match=r"cannot write .*run the command again to resume"):
         fetch(download(server), tmp_path / "data", QUICK)
 
 

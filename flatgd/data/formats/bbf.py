@@ -23,7 +23,14 @@ from typing import Any
 from flatgd.data.splits import SPLITS, Split
 from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import checked_text, digest, read_text, set_location, unique_keys
+from flatgd.io.records import (
+    checked_text,
+    digest,
+    read_text,
+    set_location,
+    short_reason,
+    unique_keys,
+)
 
 KEYS: dict[Split, str] = {"train": "train", "val": "valid", "test": "test"}
 LABELS = {"__ok__": True, "__notok__": False}
@@ -40,7 +47,7 @@ def load_bbf(path: Path, split: Split) -> list[Dialogue]:
             rows.append(_dialogue(record))
             set_location(rows[-1:], f"{path}: {location}")
         except ValueError as error:
-            problems.append(Problem(str(path), 0, f"{location}: {error}"))
+            problems.append(Problem(str(path), 0, f"{location}: {short_reason(error)}"))
     if problems:
         raise DataError(problems)
     return rows
