@@ -78,6 +78,8 @@ def answers(path: Path, study: Study, skipped: Counter[str] | None = None) -> li
     problems = []
     for line, task in parse_json_array(path):
         try:
+            if isinstance(task, ValueError):
+                raise task
             export.add(task, line)
         except ValueError as error:
             problems.append(Problem(str(path), line, str(error)))

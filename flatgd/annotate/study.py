@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 from flatgd.annotate.rows import STUDY_FORMAT, Item, RestRow
 from flatgd.dialogue import as_turns
 from flatgd.errors import DataError, Problem, UsageError, nearest
-from flatgd.io.files import whole_folder
+from flatgd.io.files import atomic_folder
 from flatgd.io.private import write_private
 from flatgd.io.records import (
     digest,
@@ -138,7 +138,7 @@ class Study:
             raise UsageError("There is nothing to ask: the replies of both models are the same.")
         settings = {"format": STUDY_FORMAT} | {name: getattr(self, name) for name in SETTINGS}
         try:
-            with whole_folder(folder) as partial:
+            with atomic_folder(folder) as partial:
                 partial.chmod(0o700)
                 (partial / "study.json").write_text(json.dumps(settings, indent=2) + "\n")
                 write_jsonl(partial / "items.jsonl", self.items)

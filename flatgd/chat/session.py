@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from flatgd.artifacts.rows import JudgedRow
-from flatgd.data.jsonl import Layout, load_jsonl
+from flatgd.data.jsonl import RowFormat, load_jsonl
 from flatgd.dialogue import Dialogue, as_messages
 from flatgd.errors import UsageError
 from flatgd.io.private import write_private
@@ -163,7 +163,7 @@ class SessionFile:
 def load_session(path: Path) -> dict[str, list[Dialogue]]:
     """The replies of each model in a saved session. Raises DataError if the file is no session."""
     models: dict[str, list[Dialogue]] = {}
-    for row in load_jsonl(path, Layout(label="none")):
+    for row in load_jsonl(path, RowFormat(label="none")):
         models.setdefault(row.source, []).append(row)
     return models
 

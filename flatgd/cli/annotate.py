@@ -111,11 +111,11 @@ def serve(
     from flatgd.annotate.server import StudyPage
     from flatgd.annotate.study import load_study
     from flatgd.annotate.votes import Votes
-    from flatgd.io.files import locked
+    from flatgd.io.files import lock_folder
     from flatgd.web.site import base_url, bind_port, make_server
 
     loaded = load_study(study)
-    lock = locked(study)
+    lock = lock_folder(study)
     at = bind_port(host, port)
     base = base_url(at, url)
     page = StudyPage(loaded, Votes(study, loaded, each), base, prolific)

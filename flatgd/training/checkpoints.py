@@ -23,7 +23,7 @@ from torch import nn
 
 from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
 from flatgd.flatness import is_finite
-from flatgd.io.files import contents, flush, integrity_error, write_whole
+from flatgd.io.files import file_digests, integrity_error, sync_to_disk, write_atomically
 from flatgd.models.trust import REFUSED
 from flatgd.runtime import distributed
 from flatgd.training.callbacks import Stop
@@ -187,10 +187,10 @@ def refuse_non_finite(model: nn.Module, step: int) -> None:
 def seal(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     """Flush every file of a folder, and write down what they hold."""
     for path in folder.rglob("*"):
-        flush(path)
-    record = {"fingerprint": dict(fingerprint), "files": contents(folder)}
-    write_whole(folder / MANIFEST, json.dumps({**record, "sha256": _digest_of_record(record)}))
-    flush(folder)
+        sync_to_disk(path)
+    record = {"fingerprint": dict(fingerprint), "files": file_digests(folder)}
+    write_atomically(folder / MANIFEST, json.dumps({**record, "sha256": _digest_of_record(record)}))
+    sync_to_disk(folder)
 
 
 def put(beside: Path, target: Path) -> None:
@@ -198,7 +198,7 @@ def put(beside: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     beside.rename(target)
-    flush(target.parent)
+    sync_to_disk(target.parent)
     shutil.rmtree(beside.parent, ignore_errors=True)
 
 

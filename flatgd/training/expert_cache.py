@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatgd.io.files import contents, integrity_error, whole, write_whole
+from flatgd.io.files import atomic_writer, file_digests, integrity_error, write_atomically
 from flatgd.models.encoding import Batch, Example
 from flatgd.models.heads import head_weight, reply_states
 from flatgd.runtime import distributed
@@ -81,12 +81,14 @@ def cached_states(
         for number in range(distributed.rank(), count, distributed.count()):
             rows = examples[number * ROWS_A_SHARD : (number + 1) * ROWS_A_SHARD]
             states = _states(expert, rows, collate, rows_at_once)
-            with whole(_shard(folder, number)) as file:
+            with atomic_writer(_shard(folder, number)) as file:
                 np.save(file, states)
         distributed.wait()
         if distributed.is_first():
-            held = [contents(_shard(folder, number)) for number in range(count)]
-            write_whole(folder / INDEX, json.dumps({"key": key, "held": held, "tokens": tokens}))
+            held = [file_digests(_shard(folder, number)) for number in range(count)]
+            write_atomically(
+                folder / INDEX, json.dumps({"key": key, "held": held, "tokens": tokens})
+            )
         distributed.wait()
     return ExpertStates(folder)
 

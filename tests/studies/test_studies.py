@@ -45,8 +45,8 @@ def finished(recipe_file: Path, *overrides: str) -> Pipeline:
 def two_sources(recipe_file: Path) -> Path:
     """The tiny recipe with two data sets in policy and test, and ordinary dialogue."""
     folder = recipe_file.parent
-    ordinary = [{k: row[k] for k in ("prompt", "completion")} for row in mild_rows(12, 9)]
-    write_rows(folder / "ordinary.jsonl", ordinary)
+    ordinary_dialogue = [{k: row[k] for k in ("prompt", "completion")} for row in mild_rows(12, 9)]
+    write_rows(folder / "ordinary.jsonl", ordinary_dialogue)
     for name, seed in (("more", 5), ("more_test", 6)):
         write_rows(folder / f"{name}.jsonl", mild_rows(24, seed))
     text = recipe_file.read_text()
