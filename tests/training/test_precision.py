@@ -163,7 +163,7 @@ def test_frozen_experts_stay_in_half_precision(
     subject.train()
     assert {p.dtype for p in experts["clean_expert"].parameters()} == {torch.bfloat16}
     assert RAISED not in caplog.text
-    assert subject.args.penalty_settings(subject._in_half).rho == 3e-4
+    assert subject.penalty_settings().rho == 3e-4
 
 
 def test_accelerates_own_settings_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
