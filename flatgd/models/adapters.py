@@ -30,6 +30,7 @@ from flatgd.models.loading import (
     summarize_error,
     whole,
 )
+from flatgd.models.loading_report import key_faults
 from flatgd.models.trust import Risk, hint, is_allowed
 
 ROLE = "flatgd.json"
@@ -138,9 +139,16 @@ def is_toxic_expert(folder: Path) -> bool:
 
 
 def role_of(folder: Path) -> str | None:
-    """What a checkpoint is marked as, in its configuration or beside its adapter."""
-    files = [path for path in (folder / "config.json", folder / ROLE) if path.is_file()]
-    roles = [json.loads(path.read_text()).get("flatgd_role") for path in files]
+    """The role that a checkpoint is marked with, in config.json or beside its adapter; or None.
+
+    Raises ModelError for a file that cannot be read: a mark must not get lost.
+    """
+    roles = []
+    for path in (folder / "config.json", folder / ROLE):
+        try:
+            roles += [json.loads(path.read_text()).get("flatgd_role")] if path.is_file() else []
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"{path} cannot be read: {summarize_error(error)}") from None
     return next((str(role) for role in roles if role is not None), None)
 
 
@@ -197,7 +205,16 @@ def _put_on(base: Any, folder: Path) -> Any:
         if not is_allowed(Risk.PICKLE, str(folder)):
             raise ModelError(f"{folder}: its adapter is no safetensors; {hint(Risk.PICKLE)}")
     try:
-        adapted: Any = PeftModel.from_pretrained(base, str(folder))
-        return adapted
-    except Exception as error:  # whatever a file that is no adapter makes of it
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            adapted: Any = PeftModel.from_pretrained(base, str(folder))
+        # once more, because the first call does not return its report
+        report = adapted.load_adapter(str(folder), adapted.active_adapter)
+    except Exception as error:  # a file that is not an adapter can fail in any way
         raise ModelError(f"cannot load the adapter in {folder}: {summarize_error(error)}") from None
+    if faults := key_faults(report.missing_keys, report.unexpected_keys):
+        raise ModelError(
+            f"{folder}: the adapter's weights do not fit its base: {faults}. Use the base that it "
+            "was trained on, and save it with save_pretrained of an unwrapped PeftModel"
+        )
+    return adapted

@@ -41,7 +41,7 @@ from flatgd.training.gradient_reduction import largest, reduction_for
 from flatgd.training.micro_batches import emptied, split_batch, take_rows
 from flatgd.training.optimizers import switch
 from flatgd.training.own_loss import OwnLoss, with_targets
-from flatgd.training.precision import computes_in_half, raise_to_float32
+from flatgd.training.precision import computes_in_half, raise_to_float32, refuse_fp16
 from flatgd.training.step_state import StepState
 
 T = TypeVar("T")
@@ -66,6 +66,7 @@ class FlatnessMixin:
 
     def __init__(self, *args: Any, method: Method | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        refuse_fp16(self.accelerator.mixed_precision)
         raise_to_float32(self.model)  # type: ignore[attr-defined]
         self.method = OwnLoss(self.compute_loss) if method is None else method  # type: ignore[attr-defined]
         self.step_state = StepState()
