@@ -61,7 +61,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` once the block ends. If the block fails, it is removed.
+    """A folder to fill, which becomes `path` once the block ends, or is removed if it fails.
 
     Its own name is new, so that it never replaces anything.
     """
