@@ -139,8 +139,8 @@ def is_toxic_expert(folder: Path) -> bool:
 
 
 def role_of(folder: Path) -> str | None:
-    """The role that a checkpoint is marked with; None without a mark. A mark is in the configuration,
-    beside an adapter, or on an adapter's base.
+    """The role that a checkpoint is marked with; None without one. The mark is in config.json,
+    beside an adapter, or on its base.
 
     Raises ModelError for a file that cannot be read, so that a mark is not lost.
     """
