@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from flatgd.artifacts.layout import MANIFESTS
+from flatgd.artifacts.layout import CARD, MANIFESTS
 from flatgd.errors import UsageError
 from flatgd.io.files import contents, integrity_error, write_whole
 from flatgd.runtime import distributed
@@ -33,6 +33,11 @@ def fingerprint_of(*parts: Any) -> str:
     fields."""
     text = json.dumps([version("flatgd"), *parts], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a result slightly. They are recorded but do not cause a rebuild."""
+    return {package: version(package) for package in ("torch", "transformers")}
 
 
 def _plain(value: Any) -> Any:
@@ -82,6 +87,7 @@ class ArtifactStore:
         target = self.root / name
         if self.fingerprint(name) == fingerprint and self.integrity_error(name) is None:
             return "kept", target, None
+        self._refuse_foreign(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         duplicate = self._find_duplicate(name, fingerprint)
         partial = self._partial(target, fingerprint)
@@ -105,18 +111,19 @@ class ArtifactStore:
         path.unlink(missing_ok=True)
         _remove(target)
         partial.rename(target)
-        _owner_of(partial).unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         manifest = {
             "format": FORMAT,
             "name": name,
             "fingerprint": fingerprint,
             "seconds": round(time.time() - begun, 1),
+            "versions": versions(),
             "cost": cost,
             "depends_on": {other: self.fingerprint(other) for other in depends_on},
             "files": contents(target),
         }
         write_whole(path, json.dumps(manifest) + "\n")
+        _owner_of(partial).unlink(missing_ok=True)
         self._intact.add(name)
 
     def has_changed(self, name: str, fingerprint: str) -> bool:
@@ -145,6 +152,10 @@ class ArtifactStore:
         """The artifacts that an artifact was built from."""
         return list(self._manifest(name).get("depends_on", {}))
 
+    def built_with(self, name: str) -> dict[str, str]:
+        """The versions of packages that an artifact was built with."""
+        return dict(self._manifest(name).get("versions", {}))
+
     def cost(self, name: str) -> dict[str, Any]:
         """What `build` returned when the artifact was built."""
         return self._manifest(name).get("cost") or {}
@@ -154,6 +165,25 @@ class ArtifactStore:
 
     def _manifest_path(self, name: str) -> Path:
         return self._manifests / f"{name.replace('/', '__')}.json"
+
+    def _refuse_foreign(self, name: str) -> None:
+        """Raises UsageError where building would delete files that no build of ours wrote."""
+        target = self.root / name
+        foreign: list[Path] = []
+        if target.exists() and self._manifest_path(name).exists():
+            if files := self._manifest(name).get("files"):
+                known = {target / file if file else target for file in files}
+                there = [p for p in target.rglob("*") if p.is_file()] if target.is_dir() else []
+                foreign = [p for p in there if p not in known and p.name != CARD]
+        elif target.exists() and not _owner_of(_partial_of(target)).exists():
+            foreign = [target]
+        if _partial_of(target).exists() and not _owner_of(_partial_of(target)).exists():
+            foreign = [_partial_of(target)]
+        if foreign:
+            raise UsageError(
+                f"{foreign[0]} was not written by flatgd, and building {name} would delete it. "
+                "Move it away, or choose another output."
+            )
 
     def _refuse_other_formats(self) -> None:
         found = [_read(path) for path in sorted(self._manifests.glob("*.json"))]
@@ -180,7 +210,7 @@ class ArtifactStore:
     def _partial(self, target: Path, fingerprint: str) -> Path:
         """Where to build. Whatever an interrupted build with another fingerprint left is removed;
         a build with the same one resumes there."""
-        partial = target.parent / f"{target.name}.partial"
+        partial = _partial_of(target)
         owner = _owner_of(partial)
         if not owner.exists() or owner.read_text() != fingerprint:
             _remove(partial)
@@ -195,6 +225,10 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def _partial_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial")
 
 
 def _owner_of(partial: Path) -> Path:

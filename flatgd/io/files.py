@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from flatgd.errors import InUseError
 
+LOCK_FILES = (".lock", ".owner")  # of `locked`
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
@@ -49,7 +51,7 @@ def locked(folder: Path) -> FileLock:
 
     Raises InUseError if another process has it.
     """
-    lock, owner = FileLock(folder / ".lock", is_singleton=True), folder / ".owner"
+    lock, owner = FileLock(folder / LOCK_FILES[0], is_singleton=True), folder / LOCK_FILES[1]
     try:
         lock.acquire(timeout=0)
     except Timeout:

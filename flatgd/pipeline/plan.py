@@ -4,6 +4,7 @@ NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,7 @@ class Plan:
             [self.recipe.seed, *self.recipe.layout],
             planned.sampled_from and self.sample_fingerprint(planned.sampled_from),
             *([] if evaluated is None else [digest(evaluated)]),
+            *_precision_of_environment(),
         )
 
     # Sampled replies
@@ -254,6 +256,12 @@ def training_config(
     if faults:
         raise UnsupportedError("\n".join(faults))
     return config
+
+
+def _precision_of_environment() -> list[str]:
+    """The precision that the environment asks accelerate for, if it asks for one."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return [] if precision == "no" else [precision]
 
 
 def _batch_share(fields: dict[str, Any], number: int) -> int:

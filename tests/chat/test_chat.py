@@ -206,13 +206,15 @@ def test_checkpoints_of_a_run_answer_as_they_did_there(recipe_file: Path, tmp_pa
     methods = recipe.output / "methods"
     loaded = load_chat_models([str(methods / "flatgd"), str(methods / "clean"), recipe.backbone])
     assert list(loaded.models) == ["flatgd", "clean", Path(recipe.backbone).name]
-    speaker, row = run._speaker("flatgd"), run.histories[0]
+    speaker, row = run.context.speaker("flatgd"), run.evaluation.histories[0]
     said = loaded.models["flatgd"](row.history, 3, 7)
     settings = recipe.generate.model_copy(update={"samples": 3})
     assert said == speaker.generate([row], settings, 7).texts[0]
     assert said == loaded.models["flatgd"](row.history, 3, 7)
     probabilities = loaded.judge([(row.texts, said[0])])
-    assert probabilities == pytest.approx(list(run._judges["linear"].score([(row.texts, said[0])])))
+    assert probabilities == pytest.approx(
+        list(run.judges.loaded["linear"].score([(row.texts, said[0])]))
+    )
     typed_in = CliRunner().invoke(
         app,
         ["chat", str(methods / "flatgd"), "--to", str(tmp_path / "s.jsonl"), "--seed", "3"],

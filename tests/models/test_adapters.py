@@ -188,7 +188,9 @@ def test_a_recipe_with_adapters_everywhere(recipe_file: Path) -> None:
     assert not is_toxic_expert(job.context.root / "methods/flatgd")
     assert (job.context.root / "methods/flatgd/path").is_dir()
     again = Pipeline(load_recipe(recipe_file, lora))
-    assert again.context.plan.fingerprint("flatgd") == again.context.store.key("methods/flatgd")
+    assert again.context.plan.fingerprint("flatgd") == again.context.store.fingerprint(
+        "methods/flatgd"
+    )
 
 
 def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
             folder,
             with_adapter(tiny_blenderbot(), config(folder)),
             FlatGD(tiny_blenderbot(1), tiny_blenderbot(2)),
-        ).models.train()
+        ).train()
     one, two = (with_adapter(tiny_blenderbot(), config(f)).state_dict() for f in folders)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -281,7 +283,7 @@ def test_what_is_trained_beside_tied_weights_is_what_is_loaded(
     tied_folder: Path, tmp_path: Path, targets: object
 ) -> None:
     model = with_adapter(load_model(tied_folder), config(tmp_path, lora_targets=targets))
-    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).models.train()
+    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).train()
     save(model, tmp_path)
     ids = torch.tensor([[1, 80, 90, 100]])
     trained = model.eval()(ids).logits
@@ -316,7 +318,7 @@ def test_a_users_own_adapter_on_a_tied_weight_is_refused(
 def test_a_users_own_adapter_on_a_head_of_its_own_trains(tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["lm_head"], modules_to_save=["embed_tokens"])
     model = get_peft_model(tiny_llama(), lora)
-    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).models.train()
+    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).train()
 
 
 def test_an_adapter_that_is_not_trainable_is_refused(tmp_path: Path, backbone_folder: Path) -> None:

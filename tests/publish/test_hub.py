@@ -238,7 +238,7 @@ def test_a_training_does_not_push_a_toxic_expert(tmp_path: Path) -> None:
 
 
 def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatgd.models.heads.is_offline_mode", lambda: False)
+    monkeypatch.setattr("flatgd.models.loading.is_offline_mode", lambda: False)
     with pytest.raises(ModelError, match="no folder a/b/c"):
         load_config("a/b/c")
     with pytest.raises(ModelError, match="no folder /nowhere"):
