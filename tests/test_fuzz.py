@@ -9,7 +9,7 @@ import pytest
 from published import MESSAGES, PLAIN, TALK, convabuse, hub_form, thread, utterance
 from test_conversations import FORMS_OF_PAIRS, FORMS_OF_REPLIES
 
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.sets import LOADERS
 from flatgd.data.stats import count
 from flatgd.errors import DataError

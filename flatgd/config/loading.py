@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from flatgd.config.recipe import PACKAGE, Recipe, Section
+from flatgd.config.recipe import Recipe
+from flatgd.config.section import PACKAGE, Section
 from flatgd.errors import RecipeError, nearest
 
 Checked = TypeVar("Checked", bound=Section)

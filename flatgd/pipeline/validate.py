@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.config.names import EXPERTS, RESERVED
+from flatgd.config.options import faults_of
 from flatgd.config.recipe import JudgeSettings, Recipe
 from flatgd.data.sets import (
     Sets,
@@ -19,7 +20,6 @@ from flatgd.data.sets import (
     scorable,
 )
 from flatgd.errors import FlatGDError, ModelError, nearest
-from flatgd.io.records import is_number
 from flatgd.judges.classifier import check_judge
 from flatgd.judges.trained import check_trained_judge
 from flatgd.methods import METHODS, Clean, Merge, Method, System
@@ -137,21 +137,11 @@ def _learns_from_samples(kind: type[System]) -> bool:
 
 
 def _option_faults(kind: type[System], overrides: dict[str, Any]) -> Iterator[str]:
-    """Options are one of some words, or numbers from 0 on, whole where the default is."""
+    """What is wrong with a method's own options. FlatGDConfig checks those that it has too."""
     known = {field.name for field in dataclasses.fields(FlatGDConfig)}
-    for option, default in kind.fields().items():
-        value = overrides.get(option, default)
-        if option in known:
-            continue
-        if option in kind.choices:
-            if value not in kind.choices[option]:
-                yield f"{option} must be one of {', '.join(kind.choices[option])}, got {value!r}"
-        elif not is_number(value) or value < 0:
-            yield f"{option} must be a number from 0 on, got {value!r}"
-        elif option in kind.positive and value == 0:
-            yield f"{option} must be a number above 0, got {value!r}"
-        elif isinstance(default, int) and (not isinstance(value, int) or value < 1):
-            yield f"{option} must be a whole number from 1 on, got {value!r}"
+    own = {name: field for name, field in kind.options().items() if name not in known}
+    defaults = kind.fields()
+    yield from faults_of(own, lambda name: overrides.get(name, defaults[name]))
 
 
 def _config_faults(recipe: Recipe, overrides: dict[str, Any], kind: type[System]) -> list[str]:

@@ -61,7 +61,7 @@ def test_of_the_command_line(recipe_file: Path, tmp_path: Path) -> None:
     ("override", "told"),
     [
         ("data.policy.0.share=[0.5, 0.2]", "share must be two rising numbers in 0..1"),
-        ("train.snapshots=-1", "snapshots must not be negative, got -1"),
+        ("train.snapshots=-1", "snapshots must be a whole number >= 0, got -1"),
         ("methods={x: {method: task_arithmetic}}", "so experts must come from the backbone itself"),
     ],
 )
@@ -108,9 +108,9 @@ def test_of_models(tmp_path: Path, backbone_folder: Path, monkeypatch: Any) -> N
     model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="has no output embeddings"):
         output_head(model)
-    monkeypatch.setattr("flatgd.models.heads.is_offline_mode", lambda: False)
+    monkeypatch.setattr("flatgd.models.loading.is_offline_mode", lambda: False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("flatgd.models.heads.HfApi", lambda: _NoHub())
+    monkeypatch.setattr("flatgd.models.loading.HfApi", lambda: _NoHub())
     with pytest.raises(ModelError, match="the hub cannot be asked"):
         load_config("some/model")
     with pytest.raises(UnsupportedError, match="one process sees 2 GPUs"):
@@ -141,7 +141,7 @@ def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
         recipe_of(places)
     methods = "methods={flatgd: {}, other: {method: flatgd, repel_weight: 5}}"
     with pytest.raises(RecipeError, match="flatgd, other weigh L_S differently"):
-        _weights(Pipeline(load_recipe(recipe_file, [methods])))
+        _weights(Pipeline(load_recipe(recipe_file, [methods])).context)
 
 
 def test_of_expert_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,4 +154,4 @@ def test_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert fault_of(tmp_path / "none") == "there is no such checkpoint"
     monkeypatch.setattr(checkpoints, "fault_of", lambda folder: "it is not as it was saved")
     with pytest.raises(CheckpointError, match="not as it was saved, right after it was written"):
-        trainer(tmp_path, save_strategy="steps", save_steps=1).models.train()
+        trainer(tmp_path, save_strategy="steps", save_steps=1).train()

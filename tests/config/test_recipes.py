@@ -25,7 +25,7 @@ PAPER = next(path for path in RECIPES if path.name == "paper.yaml")
 
 CHECK_ALL = """
 import sys
-from flatgd.cli import main
+from flatgd.cli.main import main
 for path in sys.argv[1:]:
     sys.argv = ["flatgd", "check", path, "--offline"]
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import write_rows
 
-from flatgd.config.recipe import Data, Source
+from flatgd.config.source import Data, Source
 from flatgd.data.browse import Mask, to_row
 from flatgd.data.formats.bad import load_bad
 from flatgd.data.formats.bbf import load_bbf
