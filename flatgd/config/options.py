@@ -5,7 +5,6 @@ pydantic models, whose fields have the same data in pydantic's own form. Validat
 docs/options.md and `FlatGDConfig`'s help are made from it.
 """
 
-import math
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass
@@ -13,7 +12,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
 
 LARGEST_SEED = 2**32 - 1  # what numpy takes
-_SIGNS = {"gt": ("<", ">"), "ge": ("<=", ">="), "lt": (">", "<"), "le": (">=", "<=")}
+_LIMITS = ("gt", "ge", "lt", "le")
 _PLAIN = {int, float, bool, str, type(None)}
 
 
@@ -43,16 +42,12 @@ class Option:
         """
         if self.values or self.choices:
             return self.values or ", ".join(self.choices)
-        low, high = ("gt", "ge"), ("lt", "le")
-        lower, upper = (
-            next((name for name in names if getattr(self, name) is not None), None)
-            for names in (low, high)
-        )
-        if lower and upper:
-            bounds = getattr(self, lower), getattr(self, upper)
-            return f"{bounds[0]:g} {_SIGNS[lower][0]} x {_SIGNS[upper][1]} {_number(bounds[1])}"
-        only = lower or upper
-        return f"{_SIGNS[only][1]} {_number(getattr(self, only))}" if only else ""
+        limits = ((">", self.gt), (">=", self.ge), ("<", self.lt), ("<=", self.le))
+        bounds = [(sign, _number(limit)) for sign, limit in limits if limit is not None]
+        if len(bounds) == 2:
+            (sign, low), upper = bounds
+            return f"{low} {sign.replace('>', '<')} x {' '.join(upper)}"
+        return " ".join(bounds[0]) if bounds else ""
 
     @property
     def text(self) -> str:
@@ -71,7 +66,7 @@ class Option:
 
 
 def _number(value: float) -> str:
-    return "2^32 - 1" if value == LARGEST_SEED else f"{value:g}"
+    return "2^32 - 1" if value == LARGEST_SEED else f"{value:,}"
 
 
 def option(summary: str, **limits: Any) -> dict[str, Any]:
@@ -88,7 +83,7 @@ def option_of(field: Any) -> Option:
     limits = {
         name: getattr(limit, name)
         for limit in field.metadata
-        for name in _SIGNS
+        for name in _LIMITS
         if getattr(limit, name, None) is not None
     }
     extra = field.json_schema_extra or {}
@@ -139,7 +134,7 @@ def _fits(value: Any, kind: type) -> bool:
         return kind is bool and isinstance(value, bool)
     if kind in (int, float):
         wanted = Integral if kind is int else Real
-        return isinstance(value, wanted) and math.isfinite(value)
+        return isinstance(value, wanted) and abs(value) < 2**63  # neither NaN nor infinity
     return isinstance(value, kind)
 
 

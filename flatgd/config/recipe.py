@@ -16,6 +16,7 @@ from flatgd.config.source import Data
 
 NOT_FIELDS = ("method", "start", "sampled_from")  # keys of `methods` that say what an entry is
 TOKENS = about("tokens")
+MOST_TOKENS = 1_000_000
 
 
 class Generate(Section):
@@ -23,15 +24,15 @@ class Generate(Section):
 
     histories: int | None = Field(None, ge=1, json_schema_extra=about("histories"))
     """Histories of each test set to answer, drawn by conversation. Without it, all of them."""
-    samples: int = Field(5, ge=1, json_schema_extra=about("replies"))
+    samples: int = Field(5, ge=1, le=10_000, json_schema_extra=about("replies"))
     """Replies to each history."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0.001, le=1000)
     """Softmax temperature. Lower is less varied; 1 samples from the model's own distribution."""
     top_p: float = Field(0.9, gt=0, le=1, json_schema_extra=about("probability"))
     """Nucleus sampling: the most probable tokens that together reach this probability are kept."""
-    min_new_tokens: int = Field(5, ge=1, json_schema_extra=TOKENS)
+    min_new_tokens: int = Field(5, ge=1, le=MOST_TOKENS, json_schema_extra=TOKENS)
     """Shortest reply. At most max_new_tokens."""
-    max_new_tokens: int = Field(32, ge=1, json_schema_extra=TOKENS)
+    max_new_tokens: int = Field(32, ge=1, le=MOST_TOKENS, json_schema_extra=TOKENS)
     """Longest reply; a longer one is cut there."""
     batch_size: int = Field(128, ge=1, json_schema_extra=about("histories"))
     """Histories answered at once. Lower takes less memory."""
@@ -65,7 +66,9 @@ class JudgeSettings(Section):
         json_schema_extra=about(values="letters, digits, _ . -"),
     )
     """Name in tables and folders. Without it, the kind."""
-    false_positive_rate: float = Field(0.02, gt=0, lt=1, json_schema_extra=about("safe replies"))
+    false_positive_rate: float = Field(
+        0.02, gt=0, lt=1, json_schema_extra=about("of the safe replies")
+    )
     """Fraction of the safe held-out replies that the threshold lets through as toxic."""
     model: ModelName | None = None
     """hf, trained: a folder or a hub name. trained takes any model flatgd knows, or an encoder."""
@@ -85,7 +88,7 @@ class JudgeSettings(Section):
     """hf: stands before each line of the bot, the reply too."""
     history_lines: int = Field(3, ge=0, json_schema_extra=about("turns"))
     """hf, trained: newest turns of the history that the judge reads."""
-    max_tokens: int = Field(512, ge=8, json_schema_extra=TOKENS)
+    max_tokens: int = Field(512, ge=8, le=MOST_TOKENS, json_schema_extra=TOKENS)
     """hf, trained: longest input, never more than the model's positions. Longer ones lose their
     oldest text, the history first; the report says how many did."""
     batch_size: int = Field(64, ge=1, json_schema_extra=about("replies"))
@@ -125,7 +128,7 @@ class Sample(Section):
 
     histories: int = Field(400, ge=1, json_schema_extra=about("histories"))
     """Histories of `data.policy` to answer, drawn by conversation."""
-    samples: int = Field(5, ge=2, json_schema_extra=about("replies"))
+    samples: int = Field(5, ge=2, le=10_000, json_schema_extra=about("replies"))
     """Replies to each history."""
     judge: JudgeSettings = JudgeSettings(name="in_loop")
     """Trained or calibrated on `data.policy`. Must not be one of the reporting judges."""
@@ -139,9 +142,10 @@ class Report(Section):
     without trust in the judge."""
     study: LocalPath | None = None
     """Folder of a study (`flatgd annotate create`). Its answers become a chapter."""
-    non_inferiority: float = Field(0.1, gt=0, lt=1, json_schema_extra=about("of the baseline"))
-    """A method keeps a quality if it loses less than this fraction of the baseline's value, with
-    97.5 % confidence."""
+    non_inferiority: float = Field(
+        0.1, gt=0, lt=1, json_schema_extra=about("of the baseline's value")
+    )
+    """A method keeps a quality if it loses less than this fraction of it, at 97.5 % confidence."""
     trade_off_weight: float = Field(0.5, ge=0, le=1)
     """Weight w of toxicity in the trade-off factor (Eq. 6). The report shows all w beside it."""
     wanted: str = Field("safe", pattern=r"^[\w -]+$", json_schema_extra=about(values="words"))
@@ -182,9 +186,9 @@ class Recipe(Section):
     perplexity is not measured."""
     data: Data
     """The sets of conversations."""
-    max_history_tokens: int = Field(128, ge=8, json_schema_extra=TOKENS)
+    max_history_tokens: int = Field(128, ge=8, le=MOST_TOKENS, json_schema_extra=TOKENS)
     """Newest tokens of the history that a model sees."""
-    max_reply_tokens: int = Field(64, ge=4, json_schema_extra=TOKENS)
+    max_reply_tokens: int = Field(64, ge=4, le=MOST_TOKENS, json_schema_extra=TOKENS)
     """Tokens of a reply that are trained on and scored."""
     turn_separator: str | None = None
     """Text between turns. Without it, the chat template, or what the model family was pretrained

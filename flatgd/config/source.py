@@ -17,7 +17,9 @@ class Source(Section):
     """One data set, or a part of one."""
 
     name: str = Field(
-        pattern=r"^\w[\w. +-]*$", max_length=100, json_schema_extra=about(values="a word")
+        pattern=r"^\w[\w. +-]*$",
+        max_length=100,
+        json_schema_extra=about(values="letters, digits, _ . + - and spaces"),
     )
     """Name of the source in tables and files."""
     format: Format
@@ -29,7 +31,7 @@ class Source(Section):
     speaker: Literal["bot", "human", "all"] = "bot"
     """Whose turns count as replies. Human turns may train a judge, never a policy."""
     share: tuple[float, float] = Field(
-        (0.0, 1.0), json_schema_extra=about("conversations", "0 <= start < end <= 1")
+        (0.0, 1.0), json_schema_extra=about("of the conversations", "0 <= start < end <= 1")
     )
     """Slice of the conversations to use. A hash of its name puts each conversation in [0, 1)."""
     history_lines: int = Field(3, ge=1, json_schema_extra=about("turns"))

@@ -57,7 +57,7 @@ class FlatGDConfig(TrainingArguments):
             "Fraction of the steps, from the first, without the penalty (Zhao et al. 2024).",
             ge=0,
             le=1,
-            unit="steps",
+            unit="of the steps",
         ),
     )
     flatness_method: Literal["finite_difference", "fast", "exact"] = field(
@@ -83,7 +83,7 @@ class FlatGDConfig(TrainingArguments):
             "noisier.",
             gt=0,
             le=1,
-            unit="rows",
+            unit="of the rows",
         ),
     )
     penalty_momentum: float = field(
