@@ -5,6 +5,7 @@ pydantic models, whose fields have the same data in pydantic's own form. Validat
 docs/options.md and `FlatGDConfig`'s help are made from it.
 """
 
+import os
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass
@@ -13,7 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 LARGEST_SEED = 2**32 - 1  # what numpy takes
 _LIMITS = ("gt", "ge", "lt", "le")
-_PLAIN = {int, float, bool, str, type(None)}
+PLAIN = {int, float, bool, str, dict, list, type(None)}  # types that are checked
+_ALSO: dict[type, tuple[type, ...]] = {str: (str, os.PathLike), list: (list, tuple)}
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,17 @@ def kinds_of(kind: Any) -> tuple[Any, ...]:
 def value_fault(name: str, value: Any, kind: Any, found: Option) -> str | None:
     """Why `value` cannot be the option `name` of that type, or None where it can.
 
-    Checks numbers (finite, whole where the type is int, in range), booleans, text and words from a
-    list. Values of other types are not looked at.
+    Checks numbers (finite, whole where the type is int, in range), booleans, text, lists, mappings
+    and words from a list. Values of other types are not looked at.
     """
-    kinds = kinds_of(kind)
+    kinds = tuple(get_origin(part) or part for part in kinds_of(kind))
     if (value is None and type(None) in kinds) or (
         found.unset is not None and value == found.unset
     ):
         return None
     if found.choices:
         is_right = isinstance(value, str) and value in found.choices
-    elif set(kinds) <= _PLAIN:
+    elif set(kinds) <= PLAIN:
         is_right = any(_fits(value, part) for part in kinds)
         if is_right and isinstance(value, Real) and not isinstance(value, bool):
             is_right = found.holds(value)
@@ -134,8 +136,9 @@ def _fits(value: Any, kind: type) -> bool:
         return kind is bool and isinstance(value, bool)
     if kind in (int, float):
         wanted = Integral if kind is int else Real
-        return isinstance(value, wanted) and abs(value) < 2**63  # neither NaN nor infinity
-    return isinstance(value, kind)
+        number: Any = value
+        return isinstance(value, wanted) and abs(number) < 2**63  # neither NaN nor infinity
+    return isinstance(value, _ALSO.get(kind, kind))
 
 
 def _expected(kinds: tuple[Any, ...], found: Option) -> str:
@@ -146,6 +149,7 @@ def _expected(kinds: tuple[Any, ...], found: Option) -> str:
     if found.choices:
         return f"one of {', '.join(found.choices)}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words |= {dict: "a mapping", list: "a list"}
     named = " or ".join(words[part] for part in kinds if part in words)
     return f"{named}, {found.range}" if " x " in found.range else f"{named} {found.range}".strip()
 

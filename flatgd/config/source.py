@@ -107,6 +107,13 @@ class Data(Section):
                 raise ValueError(
                     f"{name}: {weighted[0]!r} has a weight; {name} sets are taken whole"
                 )
+        for source in self.test:  # rows know the name of their source and nothing else of it
+            first = next(other for other in self.test if other.name == source.name)
+            for field in ("speaker", "answered", "history_lines", "histories"):
+                if getattr(first, field) != getattr(source, field):
+                    raise ValueError(
+                        f"test: two sources named {source.name!r} differ in {field}; rename one"
+                    )
         for part in (self.policy, self.judge):
             weights = {source.name: source.weight for source in part}
             if other := [s.name for s in part if s.weight != weights[s.name]]:

@@ -5,8 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.training_args import trainer_log_levels
 
-from flatgd.config.options import LARGEST_SEED, Option, kinds_of, option_of, value_fault
+from flatgd.config.options import LARGEST_SEED, Option, option_of, value_fault
 
 CHECKPOINTING = next(  # transformers 5.23 renames this option
     name
@@ -27,14 +28,16 @@ INHERITED = {
         ("max_grad_norm", "eval_delay", "neftune_noise_alpha", "dataloader_num_workers"),
         Option("", ge=0),
     ),
+    **dict.fromkeys(
+        ("log_level", "log_level_replica"), Option("", choices=tuple(trainer_log_levels))
+    ),
     **dict.fromkeys(("per_device_eval_batch_size", "ddp_timeout"), Option("", ge=1)),
 }
 
 
 def setting_faults(args: Any) -> Iterator[str]:
     """The values of a FlatGDConfig that are out of range, and combinations that cannot work."""
-    checked = [f for f in fields(args) if "option" in f.metadata or _is_number_or_flag(f.type)]
-    for field in checked:
+    for field in fields(args):
         limits = INHERITED.get(field.name) or option_of(field)
         if fault := value_fault(field.name, getattr(args, field.name), field.type, limits):
             yield fault
@@ -86,8 +89,3 @@ def _faults_of_exact(args: Any) -> Iterator[str]:
     kwargs = args.gradient_checkpointing_kwargs or getattr(args, f"{CHECKPOINTING}_kwargs")
     if args.is_checkpointed and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
         yield f"reentrant checkpointing cannot; set use_reentrant: false, or {way_out}"
-
-
-def _is_number_or_flag(kind: Any) -> bool:
-    """Whether a field of TrainingArguments is a number or a boolean, whose type is checked."""
-    return set(kinds_of(kind)) <= {int, float, bool, type(None)}

@@ -25,7 +25,7 @@ def with_methods(recipe_file: Path, text: str) -> Any:
         ("{cringe: {weight: -1}}", "weight must be a number >= 0, got -1"),
         ("{cringe: {top_k: 1.5}}", "top_k must be a whole number >= 1, got 1.5"),
         ("{safety_loss: {divergence: l2}}", "divergence must be one of js, kl"),
-        ("{cringe: {start: toxic_expert}}", "start: toxic_expert, a model that must not speak"),
+        ("{cringe: {start: toxic_expert}}", "start: toxic_expert must not be used"),
         ("{cringe: {start: later}, later: {method: clean}}", "'later' is not backbone"),
         ("{dexperts: {}, cringe: {start: dexperts}}", "'dexperts' is not backbone"),
         ("{clean: {sampled_from: backbone}}", "clean learns from no toxic replies"),
