@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import LogitsProcessor
 
+from flatgd.config.options import option
 from flatgd.errors import ModelError
-from flatgd.methods.base import Method, Scored, Totals, likelihood_of_safe, scored
+from flatgd.methods.base import LM_WEIGHT, Method, Scored, Totals, likelihood_of_safe, scored
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.guides import Guide, GuideProcessor, HeadInput
 from flatgd.models.heads import head_weight, reply_log_probs, reply_tokens
@@ -34,9 +35,16 @@ HEAD = "director_head"
 
 @dataclass
 class Director(Method):
-    lm_weight: float = 1.0
-    weight: float = 0.5
-    strength: float = 1.0
+    lm_weight: float = field(default=1.0, metadata=LM_WEIGHT)
+    weight: float = field(
+        default=0.5, metadata=option("Weight of L_class. ParlAI's default is 0.5.", ge=0)
+    )
+    strength: float = field(
+        default=1.0,
+        metadata=option(
+            "Weight of the second head while decoding. Higher is safer and less fluent.", ge=0
+        ),
+    )
 
     name = "director"
     needs_guide = True

@@ -62,7 +62,7 @@ def test_of_the_command_line(recipe_file: Path, tmp_path: Path) -> None:
     ("override", "told"),
     [
         ("data.policy.0.share=[0.5, 0.2]", "share must be two rising numbers in 0..1"),
-        ("train.snapshots=-1", "snapshots must not be negative, got -1"),
+        ("train.snapshots=-1", "snapshots must be a whole number >= 0, got -1"),
         ("methods={x: {method: task_arithmetic}}", "so experts must come from the backbone itself"),
     ],
 )

@@ -305,7 +305,7 @@ def test_a_harmed_best_checkpoint_is_told(tmp_path: Path, caplog: pytest.LogCapt
         ({"callbacks": [EarlyStoppingCallback()]}, "early stopping needs eval_strategy"),
         ({"eval_dataset": {"a": OTHERS}, **BEST}, r"'loss' belongs to none .* example eval_a_loss"),
         ({"bf16_full_eval": True}, "round the trained weights"),
-        ({"early_stopping_patience": 0}, "early_stopping_patience must be at least 1"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience must be a whole number >= 1"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_at_once(tmp_path: Path, more: dict, told: str) -> None:
