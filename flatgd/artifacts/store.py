@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -64,12 +64,13 @@ class ArtifactStore:
         build: Callable[[Path], Any],
         depends_on: Sequence[str] = (),
         collective: bool = False,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Make sure that `root/name` has this fingerprint; `build` writes it to the path it gets.
 
-        The manifest keeps what `build` returns as the artifact's cost, and the fingerprints of the
-        artifacts in `depends_on`, for `is_stale`. Of several processes the first one builds, or all
-        of them if `collective`.
+        The manifest keeps what `build` returns as the artifact's cost, the fingerprints of the
+        artifacts in `depends_on` for `is_stale`, and the fields of the recipe in `inputs`. Of
+        several processes the first one builds, or all of them if `collective`.
         """
         assert ".." not in Path(name).parts
         begun = time.time()
@@ -79,6 +80,8 @@ class ArtifactStore:
         distributed.wait()
         if outcome != "kept" and distributed.is_first():
             self._finish(name, fingerprint, partial, cost, depends_on, begun)
+        if inputs is not None and distributed.is_first() and self.inputs(name) != inputs:
+            self._write(name, {**self._manifest(name), "inputs": inputs})
         distributed.wait()
         return outcome
 
@@ -107,11 +110,10 @@ class ArtifactStore:
         depends_on: Sequence[str],
         begun: float,
     ) -> None:
-        target, path = self.root / name, self._manifest_path(name)
-        path.unlink(missing_ok=True)
+        target = self.root / name
+        self._manifest_path(name).unlink(missing_ok=True)
         _remove(target)
         partial.rename(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
         manifest = {
             "format": FORMAT,
             "name": name,
@@ -122,20 +124,34 @@ class ArtifactStore:
             "depends_on": {other: self.fingerprint(other) for other in depends_on},
             "files": contents(target),
         }
-        write_whole(path, json.dumps(manifest) + "\n")
+        self._write(name, manifest)
         _owner_of(partial).unlink(missing_ok=True)
         self._intact.add(name)
+
+    def _write(self, name: str, manifest: Mapping[str, Any]) -> None:
+        path = self._manifest_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(manifest) + "\n")
+
+    def record(self, name: str, fingerprint: str) -> None:
+        """Give a finished file that was not built by `get_or_build` its manifest."""
+        files = contents(self.root / name)
+        manifest = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "files": files}
+        self._write(name, manifest)
 
     def has_changed(self, name: str, fingerprint: str) -> bool:
         """Whether the artifact is there with another fingerprint."""
         return self.fingerprint(name) not in (None, fingerprint)
 
-    def integrity_error(self, name: str) -> str | None:
-        """What is missing or corrupted in a finished artifact; None if nothing is."""
+    def integrity_error(self, name: str, only: Collection[str] | None = None) -> str | None:
+        """What is missing or corrupted in a finished artifact; None if nothing is. `only`: look at
+        these files of a folder alone."""
         if name in self._intact or self.fingerprint(name) is None:
             return None
-        error = integrity_error(self.root / name, self._manifest(name).get("files", {}))
-        if error is None:
+        files = self._manifest(name).get("files", {})
+        chosen = {k: v for k, v in files.items() if only is None or not k or k in only}
+        error = integrity_error(self.root / name, chosen)
+        if error is None and only is None:
             self._intact.add(name)
         return error
 
@@ -148,6 +164,11 @@ class ArtifactStore:
         """The fingerprint of a finished artifact; None where there is none."""
         return self._manifest(name).get("fingerprint") if (self.root / name).exists() else None
 
+    def inputs(self, name: str) -> dict[str, Any] | None:
+        """The fields of the recipe that an artifact was built from; None where it is not known."""
+        found: dict[str, Any] | None = self._manifest(name).get("inputs")
+        return found
+
     def depends_on(self, name: str) -> list[str]:
         """The artifacts that an artifact was built from."""
         return list(self._manifest(name).get("depends_on", {}))
@@ -159,6 +180,13 @@ class ArtifactStore:
     def cost(self, name: str) -> dict[str, Any]:
         """What `build` returned when the artifact was built."""
         return self._manifest(name).get("cost") or {}
+
+    def needed_by(self, name: str) -> list[str]:
+        """An artifact and everything that it was built from, what comes first first."""
+        found: dict[str, None] = {}
+        for other in self.depends_on(name):
+            found |= dict.fromkeys(self.needed_by(other))
+        return [*found, *([] if name in found else [name])]
 
     def _manifest(self, name: str) -> dict[str, Any]:
         return _read(self._manifest_path(name))

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ from flatgd.errors import RecipeError, nearest
 Checked = TypeVar("Checked", bound=Section)
 MOST = 10_000  # values in a recipe
 NOT_SET = "not set"
+_SECRET = re.compile(
+    r"(^|hub_|access_|auth_|api_|hf_)token$|password|secret|api_?key", re.IGNORECASE
+)
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
 
@@ -105,18 +109,43 @@ def _brief(value: Any) -> str:
 
 
 def as_text(recipe: Recipe) -> str:
-    """What was set in a recipe, overrides and all, as a recipe file that works from any folder."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        is_model = isinstance(value, str) and os.sep in value and Path(value).is_dir()
-        return _from_anywhere(Path(value)) if is_model or isinstance(value, Path) else value
-
-    fields = plain(recipe.model_dump(exclude_unset=True))
+    """What was set in a recipe, overrides and all, as a recipe file that works from any folder.
+    Tokens and passwords are left out."""
+    fields = plain_values(recipe.model_dump(exclude_unset=True))
     return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+
+
+def shareable_text(recipe: Recipe) -> str:
+    """`as_text` for others: of each local path only its last part."""
+    fields = without_paths(plain_values(recipe.model_dump(exclude_unset=True)))
+    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+
+
+def plain_values(value: Any) -> Any:
+    """A value that JSON can hold, with absolute paths and without secrets."""
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not _SECRET.search(str(key))}
+        return {str(key): plain_values(item) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    if isinstance(value, date):
+        return str(value)
+    is_model = isinstance(value, str) and os.sep in value and Path(value).is_dir()
+    return _from_anywhere(Path(value)) if is_model or isinstance(value, Path) else value
+
+
+def without_paths(value: Any) -> Any:
+    """The value with the last part alone of each absolute path.
+
+    >>> without_paths({"backbone": "/home/me/model", "rho": 0.05})
+    {'backbone': 'model', 'rho': 0.05}
+    """
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    is_path = isinstance(value, str) and os.path.isabs(value)
+    return Path(value).name if is_path else value
 
 
 def _from_anywhere(path: Path) -> str:

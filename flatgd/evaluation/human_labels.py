@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from flatgd.artifacts.rows import GenerationRow
+from flatgd.artifacts.rows import GenerationRow, ScoreRow
 from flatgd.errors import DataError, Problem, UsageError
 from flatgd.evaluation.prediction_powered import PPEstimate, prediction_powered
 from flatgd.io.private import write_private
@@ -157,7 +157,7 @@ def _key_row(line: str) -> tuple[str, str]:
 def labelled_toxicity(
     path: Path,
     generations: Mapping[str, Sequence[GenerationRow]],
-    scores: Mapping[str, Sequence[Any]],
+    scores: Mapping[str, Sequence[ScoreRow]],
     judge: str,
 ) -> list[dict[str, Any]]:
     """The prediction-powered share of toxic replies, for each model and test set.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import transformers
 
 from flatgd.artifacts import layout
+from flatgd.artifacts.inputs import inputs_of
 from flatgd.artifacts.store import ArtifactStore, fingerprint_of, versions
 from flatgd.config.loading import as_text
 from flatgd.config.names import BACKBONE
@@ -68,6 +69,7 @@ class Context:
             parent.model_fingerprint if parent else cache(model_fingerprint)
         )
         self.plan = Plan(recipe, self.sets, self.model_fingerprint)
+        self._inputs = inputs_of(recipe)
         self._has_shown_versions = False
         self._has_all_rows = parent is None or self.sets.policy is parent.sets.policy
 
@@ -89,7 +91,9 @@ class Context:
         if distributed.is_first():
             self._show_why_rebuilt(artifact, fingerprint)
         begun = time.monotonic()
-        outcome = self.store.get_or_build(artifact, fingerprint, record, depends_on, collective)
+        outcome = self.store.get_or_build(
+            artifact, fingerprint, record, depends_on, collective, self._inputs.get(artifact)
+        )
         if not distributed.is_first():
             return
         if outcome != "kept" and self._has_all_rows:

@@ -23,7 +23,7 @@ from flatgd.io.records import is_number
 from flatgd.judges.classifier import check_judge
 from flatgd.judges.trained import check_trained_judge
 from flatgd.methods import METHODS, Clean, Merge, Method, System
-from flatgd.models.adapters import with_adapter
+from flatgd.models.adapters import is_toxic_expert, with_adapter
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import DialogueFormat
 from flatgd.models.loading import (
@@ -197,6 +197,9 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
         try:
             if role in judges:
                 _check_judge(judges[role])
+                continue
+            if role != "scorer" and is_toxic_expert(Path(name)):
+                faults.append(f"{role}: {name} is a toxic expert, which no model starts from")
                 continue
             config = load_config(name)
             families[role] = format_for(config, load_tokenizer(name), *recipe.layout)

@@ -28,6 +28,7 @@ from flatgd.errors import (
     Problem,
     RecipeError,
     UnsupportedError,
+    UsageError,
 )
 from flatgd.judges.linear import LinearJudge
 from flatgd.judges.trained import TrainedJudge
@@ -128,7 +129,7 @@ class _TwoGpus(FlatGDConfig):
 
 def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file)
-    with pytest.raises(RecipeError, match=r"no judge yet at .*; `flatgd run` makes it"):
+    with pytest.raises(UsageError, match=r"no judge yet at .*; `flatgd run` makes it"):
         load_judges(recipe)
     places = []
     for name in ("a", "b"):
@@ -137,7 +138,7 @@ def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
         (place / "config.json").write_text("{}")
         shutil.copy(recipe_file, tmp_path / name / "recipe.json")
         places.append(place)
-    with pytest.raises(RecipeError, match="of different runs; give those of one"):
+    with pytest.raises(UsageError, match="of different runs; give those of one"):
         recipe_of(places)
     methods = "methods={flatgd: {}, other: {method: flatgd, repel_weight: 5}}"
     with pytest.raises(RecipeError, match="flatgd, other weigh L_S differently"):

@@ -43,6 +43,7 @@ from flatgd.judges.trained import TrainedJudge, check_trained_judge
 from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.report.findings import findings
+from flatgd.report.sentences import sentence
 from flatgd.runtime.display import Display
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
@@ -360,7 +361,7 @@ def test_what_judges_cut_is_told(recipe_file: Path, tmp_path: Path) -> None:
     assert all("the beginning of the reply" in line for line in told)
     quality = json.loads((job.context.root / "judges/hf/quality.json").read_text())
     assert quality["cut"]["replies"] == quality["cut"]["inputs"] > 0
-    lines = findings([], recipe, [quality])
+    lines = [*map(sentence, findings([], recipe, [quality]))]
     assert any("reads no more than fits: of " in line for line in lines)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from flatgd import FlatGD, FlatGDTrainer, load_model
+from flatgd.artifacts.layout import SETTINGS
 from flatgd.config.loading import load_recipe
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
@@ -379,11 +380,12 @@ def test_an_adapter_and_its_base_are_moved_together(tmp_path: Path, backbone_fol
 
 
 def test_a_toxic_adapters_mark_leaves_its_settings(tmp_path: Path, backbone_folder: Path) -> None:
-    (tmp_path / ROLE).write_text('{"seed": 1}')
+    (tmp_path / SETTINGS).write_text('{"seed": 1}')
     model = with_adapter(load_model(backbone_folder), config(tmp_path))
     model.config.flatgd_role = "toxic expert"
     save(model, tmp_path)
-    assert json.loads((tmp_path / ROLE).read_text()) == {"seed": 1, "flatgd_role": "toxic expert"}
+    assert json.loads((tmp_path / SETTINGS).read_text()) == {"seed": 1}
+    assert json.loads((tmp_path / ROLE).read_text()) == {"flatgd_role": "toxic expert"}
 
 
 def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> None:
@@ -394,7 +396,7 @@ def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> 
     report(job)
     parcel = ModelPackage(job.context.recipe, "clean", "me/x")
     for publish in (parcel.push, lambda: parcel.pack(recipe_file.parent / "bot")):
-        with pytest.raises(UnsupportedError, match="an adapter whose base is a folder here"):
+        with pytest.raises(UnsupportedError, match="an adapter whose base is a local folder"):
             publish()
     packed = parcel.pack(recipe_file.parent / "bot", merged=True)
     for path in packed.glob("*.json"):

@@ -9,6 +9,7 @@ import sys
 import time
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ from flatgd.errors import DataError, RecipeError, UsageError
 from flatgd.io.records import read_jsonl
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.report.build import build_report
-from flatgd.report.findings import findings
+from flatgd.report.findings import findings as found
+from flatgd.report.sentences import sentence
 from flatgd.run import report
 from flatgd.runtime.display import Display
 
@@ -191,7 +193,7 @@ def test_single_stages_by_command(recipe_file: Path) -> None:
         assert result.exit_code == 0, result.output
     root = recipe_file.parent / "run"
     assert sorted(p.name for p in (root / "methods").iterdir()) == ["safety_loss"]
-    with pytest.raises(RecipeError, match=r"no scores yet of backbone.*flatgd run"):
+    with pytest.raises(UsageError, match=r"no scores yet of backbone.*flatgd run"):
         runner.invoke(app, ["report", str(recipe_file)], catch_exceptions=False)
     with pytest.raises(RecipeError, match="it has backbone, clean_expert"):
         runner.invoke(app, ["train", str(recipe_file), "--method", "nope"], catch_exceptions=False)
@@ -217,7 +219,7 @@ def test_a_run_without_a_training_log_has_a_report(recipe_file: Path) -> None:
     assert (job.context.root / "methods/flatgd/training.jsonl").read_text() == ""
     assert (job.context.root / "report/index.html").exists()
     same = ["methods={flatgd: {}}", "train.logging_steps=500"]
-    with pytest.raises(RecipeError, match="another number of replies"):
+    with pytest.raises(RecipeError, match=r"generate\.samples 2, the recipe says 1; give the same"):
         build_report(load_recipe(recipe_file, [*same, "generate.samples=1"]))
 
 
@@ -278,6 +280,8 @@ JUDGE = {
     ],
     "false_positive_rate": 0.02,
     "few_labels": False,
+    "is_flat": False,
+    "cut": {"inputs": 9, "histories": 0, "replies": 0},
     "safe": 900,
     "toxic": 700,
 }
@@ -286,6 +290,10 @@ JUDGE = {
 def difference(method: str, metric: str, low: float, high: float, **more: object) -> dict:
     own = {"method": method, "dataset": "bad", "metric": metric, "p": 0.01, "p_holm": 0.02}
     return {**own, "value": (low + high) / 2, "low": low, "high": high, "n": 9, **more}
+
+
+def findings(*given: Any) -> list[str]:
+    return [*map(sentence, found(*given))]
 
 
 def test_what_is_found_is_said(recipe_file: Path) -> None:
@@ -311,7 +319,7 @@ def test_a_report_of_earlier_checkpoints_is_refused(recipe_file: Path) -> None:
     Pipeline(load_recipe(recipe_file, again), Display(Console(file=StringIO()))).models.train(
         "flatgd"
     )
-    with pytest.raises(RecipeError):
+    with pytest.raises(RecipeError, match="was built with train"):
         build_report(load_recipe(recipe_file, again))
     run(recipe_file, *again)
     build_report(load_recipe(recipe_file, again))
@@ -319,7 +327,7 @@ def test_a_report_of_earlier_checkpoints_is_refused(recipe_file: Path) -> None:
     Pipeline(
         load_recipe(recipe_file, generate), Display(Console(file=StringIO()))
     ).evaluation.generate("flatgd")
-    with pytest.raises(RecipeError, match="of an earlier checkpoint or judge"):
+    with pytest.raises(UsageError, match="of an earlier checkpoint or judge"):
         build_report(load_recipe(recipe_file, again))
 
 
