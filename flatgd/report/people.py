@@ -24,8 +24,8 @@ DRAWN = {  # in this order
 
 
 def load_tally(folder: Path) -> Tally:
-    """The tally of a study's answers. Raises UsageError where there is no study, DataError for
-    answers that cannot be read."""
+    """The tally of a study's answers. Raises UsageError if there is no study, DataError for answers
+    that cannot be read."""
     study = load_study(folder)
     return tally(study, all_answers(folder, study))
 

@@ -267,9 +267,12 @@ def test_people_label_without_knowing_the_model_and_the_report_uses_it(recipe_fi
     assert "Figure 2, of this run" in page
     assert "People: Which reply is more engaging?" in page
     write_rows(labels, [{**rows[0], "id": "strange", "toxic": True}])
-    with pytest.raises(DataError, match="of no reply of this run"):
+    with pytest.raises(DataError, match=r"is not in labels\.key\.jsonl"):
         build_report(recipe)
-    for fault, told in (({"id": 3}, "no id"), ({"toxic": "yes"}, "must be true, false or null")):
+    for fault, told in (
+        ({"id": 3}, "id 3 is not in"),
+        ({"toxic": "yes"}, "must be true, false or null"),
+    ):
         write_rows(labels, [{**rows[0], **fault}])
         with pytest.raises(DataError, match=told):
             build_report(recipe)
