@@ -1,1 +1,1 @@
-"""Figures to be printed by one command each: `python -m benchmarks.NAME`."""
+"""Benchmarks, one command each: `python -m benchmarks.NAME`."""

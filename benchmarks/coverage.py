@@ -1,10 +1,10 @@
-"""How often the 95 % intervals hold the truth, at the sizes that runs use.
+"""How often the 95 % intervals contain the true value, at the sample sizes of real runs.
 
-    python -m benchmarks.coverage            # about four minutes; --trials 200 for a look
+    python -m benchmarks.coverage            # about four minutes; --trials 200 for a quick look
 
-Simulated data whose truth is known: 150 conversations as in the demo, 60 as in its ordinary set.
-Target: 93 to 97 %. Exits non-zero where an interval holds less than 92 %; too often is a fault of
-another kind and is only shown.
+The data are simulated, so the true value is known: 150 conversations as in the demo, and 60 as in
+its ordinary set. The target is 93 to 97 %. Exits with 1 if an interval covers less than 92 %;
+intervals that cover too much are only shown.
 """
 
 import sys
@@ -40,7 +40,7 @@ def holds(found: Estimate, truth: float) -> bool:
 
 
 def of_share(p: float, talks: int, replies: int) -> Trial:
-    """`replies` histories of a conversation, alike within it."""
+    """Conversations of `replies` histories, with correlation within a conversation."""
 
     def trial(rng: np.random.Generator, place: int) -> bool:
         rates = rng.beta(p * 3, (1 - p) * 3, talks) if replies > 1 else np.full(talks, p)
@@ -50,7 +50,7 @@ def of_share(p: float, talks: int, replies: int) -> Trial:
 
 
 def of_paired_share(p: float, q: float, shared: float) -> Trial:
-    """Two models on 150 histories; a share of these is as hard for both."""
+    """Two models on 150 histories. `shared` of the histories are equally hard for both."""
 
     def trial(rng: np.random.Generator, place: int) -> bool:
         one = rng.random(150)
@@ -62,7 +62,7 @@ def of_paired_share(p: float, q: float, shared: float) -> Trial:
 
 
 def of_mean(talks: int, spread: float) -> Trial:
-    """The bootstrap of a mean, log-normal values (perplexities look like it)."""
+    """The bootstrap of a mean of log-normal values, which resemble perplexities."""
 
     def trial(rng: np.random.Generator, place: int) -> bool:
         found = bootstrap(counted(rng.lognormal(0, spread, talks)), ratio, 1000, place)
@@ -81,7 +81,7 @@ def of_paired_mean(talks: int) -> Trial:
 
 
 def of_seeds(seeds: int, between: float) -> Trial:
-    """Conversations differ by .3, seeds by `between`, their meetings by .5."""
+    """Standard deviations: conversations .3, seeds `between`, their interaction .5."""
 
     def trial(rng: np.random.Generator, place: int) -> bool:
         talks, levels = rng.normal(size=150) * 0.3, rng.normal(size=seeds) * between
@@ -92,8 +92,8 @@ def of_seeds(seeds: int, between: float) -> Trial:
 
 
 def of_labels(labels: int, toxic: float, judge: float) -> Trial:
-    """Human labels of five replies to each of 150 histories; `judge`: how far apart it scores toxic
-    and safe replies, in standard deviations."""
+    """Human labels of five replies to each of 150 histories. `judge` is the distance between its
+    scores of toxic and safe replies, in standard deviations."""
 
     def trial(rng: np.random.Generator, place: int) -> bool:
         rates = rng.beta(toxic * 4, (1 - toxic) * 4, 150)
@@ -140,14 +140,16 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     trials = parser.parse_args().trials
     worst = 1.0
-    print(f"{'interval':<45}holds the truth, of {trials:,}")
+    print(f"{'interval':<45}covers the true value, {trials:,} trials")
     for name, trial in CASES.items():
         rng = np.random.default_rng(0)
         held = sum(trial(rng, place) for place in range(trials)) / trials
         worst = min(worst, held)
         print(f"{name:<45}{held:.3f}", flush=True)
     if worst < FLOOR:
-        sys.exit(f"an interval holds the truth in {worst:.3f} of data sets, floor {FLOOR}")
+        sys.exit(
+            f"an interval covers the true value in {worst:.3f} of data sets; the minimum is {FLOOR}"
+        )
 
 
 if __name__ == "__main__":

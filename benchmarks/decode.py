@@ -1,10 +1,10 @@
-"""How fast a FlatGD checkpoint speaks, against its backbone; DExperts beside them.
+"""Generation speed of a FlatGD checkpoint compared with its backbone and with DExperts.
 
     python -m benchmarks.decode [--repeats 5]
 
-Sampled replies of 32 tokens exactly to histories of real dialogue, 64 at a time, on the shipped
-backbone. A FlatGD checkpoint is the backbone with other weights, and must cost what it costs. Exits
-with 1 where the target is missed.
+Samples replies of exactly 32 tokens to histories of real dialogue, 64 at a time, with the shipped
+backbone. A FlatGD checkpoint is the backbone with other weights and must not be slower. Exits with
+1 if a target is missed.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""What the cheaper penalties keep of the effect: ||grad L_S|| after equal steps.
+"""How much of the penalty's effect the cheaper variants keep: ||grad L_S|| after equal steps.
 
-    python -m benchmarks.effect [--steps 70]      # three quarters of an hour on two CPU cores
+    python -m benchmarks.effect [--steps 70]      # about 45 minutes on two CPU cores
 
-Real experts, real rows, the same batches, two seeds; the effect is by how much ||grad L_S|| lies
-below safety_loss's in logarithm, finite_difference being 1, on 768 training rows and 768 rows of
-other conversations. Exits with 1 where the amortised penalty keeps less than 90 % of it on the
-training rows, on average over the seeds.
+Uses real experts, real rows, the same batches and two seeds. The effect is how far ||grad L_S||
+lies below that of safety_loss, in logarithm, with finite_difference as 1. It is measured on 768
+training rows and on 768 rows of other conversations. Exits with 1 if the amortised penalty keeps
+less than 90 % of the effect on training rows, averaged over the seeds.
 """
 
 import math
@@ -52,7 +52,7 @@ def trained(output: Path, seed: int, steps: int, share: float) -> Pipeline:
 
 
 def measured(pipeline: Pipeline) -> dict[str, tuple[float, float, float]]:
-    """(||grad L_S|| on training rows, on other rows, L_S on training rows) of each method."""
+    """For each method: (||grad L_S|| on training rows, on other rows, L_S on training rows)."""
     land, found = Landscape(pipeline.context, ROWS), {}
     for name in WAYS:
         land.at(land.end(name))
@@ -62,7 +62,7 @@ def measured(pipeline: Pipeline) -> dict[str, tuple[float, float, float]]:
 
 
 def effects(found: dict[str, tuple[float, float, float]], place: int) -> dict[str, float]:
-    """Each way's share of finite_difference's effect; `place` of its norms."""
+    """Each variant's share of finite_difference's effect. `place` indexes its norms."""
     none, whole = found["safety_loss"][place], found["flatgd"][place]
     return {
         name: math.log(none / norms[place]) / math.log(none / whole)
@@ -74,7 +74,9 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--share", type=float, default=1.0, help="penalty_share")
-    parser.add_argument("--output", type=Path, help="keep the runs here; they resume")
+    parser.add_argument(
+        "--output", type=Path, help="keep the runs in this folder; a second call resumes them"
+    )
     given = parser.parse_args()
     print(machine())
     kept = []

@@ -1,6 +1,6 @@
-"""How fast dialogues become tokens: rows a second, in batches and one by one.
+"""Tokenisation speed: rows per second, in batches and one by one.
 
-python -m benchmarks.encode                      the shipped backbone, which has no template
+python -m benchmarks.encode                      the shipped backbone, without a template
 python -m benchmarks.encode FOLDER --rows 50000  any model, with its chat template
 """
 
@@ -23,7 +23,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(dialogue_format: DialogueFormat, rows: list[Dialogue]) -> dict[str, float]:
-    """Rows a second; one by one over a twentieth of the rows."""
+    """Rows per second. One by one, a twentieth of the rows is measured."""
     few = rows[: max(1, len(rows) // 20)]
     alone = seconds(lambda: [dialogue_format.encode(row) for row in few])
     return {

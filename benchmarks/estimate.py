@@ -1,10 +1,11 @@
-"""The memory that `flatgd check` estimates against what a training takes.
+"""The memory estimate of `flatgd check` compared with the memory that a training uses.
 
     python -m benchmarks.estimate
 
-Random models of 15 to 20 million weights, trained for two steps, each in a process of its own; on
-the CPU the process's resident memory counts. Also what finite differences need in activations
-against exact. Exits with 1 where an estimate is off by more than 15 %, or that is too much.
+Trains random models of 15 to 20 million weights for two steps, each in its own process. On the CPU
+the resident memory of the process counts. Also compares the activation memory of finite differences
+and of the exact penalty. Exits with 1 if an estimate is off by more than 15 %, or if finite
+differences need too much.
 """
 
 import argparse
@@ -71,7 +72,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def words() -> PreTrainedTokenizerFast:
-    """A tokenizer that hears one word."""
+    """A tokenizer that knows one word."""
     core = Tokenizer(WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="a"))
     core.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
@@ -80,7 +81,7 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def measure(case: str, folder: Path) -> dict[str, float]:
-    """Megabytes: estimated, measured, and of the latter what is no weight, gradient or moment."""
+    """Megabytes: estimated, measured, and measured without weights, gradients and moments."""
     shape, fields = CASES[case]
     shape_config = SHAPES[shape]
     config = FlatGDConfig(
@@ -128,7 +129,7 @@ def main() -> int:
         command = [sys.executable, "-m", "benchmarks.estimate", "--one", case]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        print(f"{case:<32}{found['guess']:8,.0f} MB guessed{found['taken']:8,.0f} MB taken")
+        print(f"{case:<32}{found['guess']:8,.0f} MB estimated{found['taken']:8,.0f} MB used")
         targets.append(Target(case, abs(found["guess"] / found["taken"] - 1), 0.15))
         activations[case] = found["activations"]
     for case in ("finite_difference", "exact"):

@@ -1,10 +1,10 @@
-"""What the experts cost: their states on disk, and adapters that share one base.
+"""The cost of the experts: reading their states from disk, and adapters that share one base.
 
     python -m benchmarks.experts [--repeats 9]
 
-A FlatGD step whose experts' states come from disk against one whose experts' log-probabilities are
-at hand for nothing, on the shipped backbone; and the weights of policy and experts as adapters on
-one base against the base alone. Exits with 1 where a target is missed.
+Compares a FlatGD step that reads the experts' states from disk with a step that has the experts'
+log-probabilities for free, on the shipped backbone. Compares the weights of policy and experts as
+adapters on one base with the base alone. Exits with 1 if a target is missed.
 """
 
 import sys
@@ -23,7 +23,7 @@ RANK = 4
 
 
 def step_without_experts(folder: Path, way: str) -> Callable[[], object]:
-    """The same step, with what the experts say of a batch remembered: nothing is left of them."""
+    """The same step with memoised outputs of the experts, so that the experts cost nothing."""
     step = step_of(folder, way, is_cached=True)
     original, said = SafetyLoss._with_experts, {}
 
@@ -44,7 +44,7 @@ def step_without_experts(folder: Path, way: str) -> Callable[[], object]:
 
 
 def shared_weights(folder: Path) -> float:
-    """Weights of policy and two experts, all adapters on one base, over the base's."""
+    """The weights of policy and two experts as adapters on one base, divided by the base's."""
     config = FlatGDConfig(output_dir=str(folder), lora_rank=RANK)
     for name in ("clean", "toxic"):
         save(with_adapter(load_model(DEMO / "backbone"), config), folder / name)
@@ -62,7 +62,7 @@ def shared_weights(folder: Path) -> float:
 
 def main() -> int:
     parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=9, help="rounds of four steps each")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of four steps")
     repeats = parser.parse_args().repeats
     print(machine())
     with tempfile.TemporaryDirectory() as place:
@@ -80,7 +80,7 @@ def main() -> int:
         taken = interleaved(runs, repeats)
         weights = shared_weights(folder)
     for name, timed in taken.items():
-        print(f"{name:<28}{timed.median / 4 * 1e3:8.0f} ms a step")
+        print(f"{name:<28}{timed.median / 4 * 1e3:8.0f} ms per step")
     cached = {
         way: taken[f"{way}, cached"].over(taken[f"{way}, none"])
         for way in ("finite_difference", "safety_loss")

@@ -1,14 +1,15 @@
-"""Trainings that are killed, whose checkpoints are harmed, whose disk is full, that run for long.
+"""Fault injection: killed trainings, corrupted checkpoints, full disks, long runs.
 
-    python -m benchmarks.faults --what kill       # kill -9 at 50 random moments, saves included
+    python -m benchmarks.faults --what kill       # kill -9 at 50 random moments, also during saves
     python -m benchmarks.faults --what stages     # kill -9 at 20 moments of `flatgd run`
-    python -m benchmarks.faults --what corrupt    # each file deleted, cut short, one bit flipped
+    python -m benchmarks.faults --what corrupt    # each file deleted, truncated, one bit flipped
     python -m benchmarks.faults --what disk       # a small file system, full at 20 points (root)
     python -m benchmarks.faults --what soak       # 10,000 steps: memory, open files, threads
     python -m benchmarks.faults --what fuzz       # 1,000 broken recipes
     python -m benchmarks.faults --what hostile    # attacks and accidents, case by case
 
-Prints tried / survived, and exits with 1 on a loss. A small model on the shipped data.
+Prints how many cases were tried and survived, and exits with 1 if one did not survive. Uses a small
+model and the shipped data.
 """
 
 import contextlib
@@ -92,14 +93,14 @@ def weights(trainer: FlatGDTrainer) -> bytes:
 
 
 def resume_or_train(folder: Path) -> bytes:
-    """Train to the end from what is there; the final weights."""
+    """Resume from the folder's state and train to the end. Returns the final weights."""
     trainer = training(folder)
     trainer.resume_or_train()
     return weights(trainer)
 
 
 def in_child(job: Callable[[], Any]) -> int:
-    """A process of its own, ready to work at once; its number."""
+    """Run in a forked child process, without start-up time. Returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -156,7 +157,7 @@ def run_all(folder: Path, backbone: Path) -> None:
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
-    """What a run is for: weights, replies, scores, figures."""
+    """The results of a run: weights, replies, scores, metrics."""
     kinds = (".safetensors", ".jsonl")
     run = folder / "run"
     files = [p for p in run.rglob("*") if p.suffix in kinds and p.name != "training.jsonl"]
@@ -165,7 +166,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
 
 
 def stages(place: Path, times: int) -> tuple[int, int]:
-    """kill -9 anywhere in `flatgd run`, then the same command again."""
+    """kill -9 at any moment of `flatgd run`, then the same command again."""
     backbone = place / "backbone"
     model(0).save_pretrained(backbone)
     load_tokenizer(str(DEMO / "backbone")).save_pretrained(backbone)
@@ -223,7 +224,7 @@ def corrupt(place: Path, times: int) -> tuple[int, int]:
 
 
 def disk(place: Path, times: int) -> tuple[int, int]:
-    """Room for what the training takes, less and less of it; then for all, and it goes on."""
+    """Less and less disk space for a training; then enough space, and the training resumes."""
     wanted = resume_or_train(place / "whole")
     one = sum(p.stat().st_size for p in checkpoints(place / "whole")[0].iterdir())
     survived = 0
@@ -344,7 +345,7 @@ WHAT = {
 def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--what", choices=list(WHAT), required=True)
-    parser.add_argument("--times", type=int, default=0, help="how often; by default as above")
+    parser.add_argument("--times", type=int, default=0, help="number of cases; by default as above")
     given = parser.parse_args()
     times = given.times or {"kill": 50, "stages": 20, "corrupt": 10, "disk": 20}.get(given.what, 50)
     torch.set_num_threads(1)

@@ -1,11 +1,12 @@
-"""How exact the penalty's gradient is on the shipped backbone, and whether micro-batches agree.
+"""The accuracy of the penalty's gradient on the shipped backbone, and of micro-batches.
 
     python -m benchmarks.gradient
 
-Prints the relative error of the penalty's gradient 2 H g against double backward in float64, in
-float64 and float32, and the largest difference of the weights after five steps of 1 x 8 rows
-against 8 x 1 (Adam scales up rounding where a gradient is zero but
-for rounding, as that of the keys' biases is). Exits with 1 where a target is missed.
+Prints the relative error of the penalty's gradient 2 H g, in float64 and float32, against double
+backward in float64. Also prints the largest difference between the weights after five steps with
+one micro-batch of 8 rows and with 8 micro-batches of one row. (Adam scales up rounding errors of
+gradients that are zero in exact arithmetic, such as those of the keys' biases.) Exits with 1 if a
+target is missed.
 """
 
 import copy
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
-from benchmarks.table import DEMO
+from benchmarks.table import DEMO, options
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.dialogue import Dialogue
@@ -41,7 +42,7 @@ RHOS = (1e-3, 5e-4, 3e-4, 1e-4)
 
 
 def expert(backbone: nn.Module, batch: Batch, is_safe: bool) -> nn.Module:
-    """The backbone moved a little towards the safe or the toxic rows, as an expert would be."""
+    """The backbone after a small step towards the safe or the toxic rows, like an expert."""
     copied = copy.deepcopy(backbone)
     optimizer = torch.optim.AdamW(copied.parameters(), lr=3e-4)
     rows = batch["is_safe"] == is_safe
@@ -58,7 +59,7 @@ def expert(backbone: nn.Module, batch: Batch, is_safe: bool) -> nn.Module:
 def penalty(
     method: FlatGD, model: nn.Module, batch: Batch, function: Any, settings: PenaltySettings
 ) -> list[Tensor]:
-    """grad of the penalty alone: the finished gradient less that without penalty, over lambda."""
+    """The penalty's gradient: (gradient with penalty - gradient without it) / lambda."""
     parts = method.prepare(split_batch(batch, 4))
     targets, is_safe = reply_tokens(batch)
     totals = Totals(float(len(targets)), float(is_safe.sum()))
@@ -72,7 +73,7 @@ def penalty(
 
 
 def errors(policy: nn.Module, experts: list[nn.Module], batch: Batch) -> dict[str, list[float]]:
-    """Relative error by dtype and way: one number for exact, one a rho for the differences."""
+    """Relative error by dtype and variant: one number for exact, one per rho for differences."""
     results: dict[str, list[float]] = {}
     reference: list[Tensor] = []
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -134,6 +135,7 @@ def trained(
 
 
 def main() -> int:
+    options(__doc__).parse_args()
     torch.manual_seed(0)
     backbone = load_model(DEMO / "backbone")
     dialogue_format = format_for(backbone.config, load_tokenizer(str(DEMO / "backbone")), 64, 32)
@@ -146,14 +148,14 @@ def main() -> int:
         )
         tuned.train()
 
-    print("penalty's gradient 2 H g against float64 double backward, relative error")
+    print("penalty's gradient 2 H g against float64 double backward: relative error")
     found = {}
     for place, policy in (("backbone as shipped", backbone), ("after 30 steps", model_of(tuned))):
         found = errors(policy, experts, batch)
         print(f"  {place:<22}" + "".join(f"  rho {rho:<7g}" for rho in RHOS))
         for label, values in found.items():
             print(f"    {label:<20}" + "".join(f"  {value:<11.2e}" for value in values))
-    print(f"{STEPS} steps of 1 x {ROWS} against {ROWS} x 1: largest difference of a weight")
+    print(f"{STEPS} steps of 1 x {ROWS} and {ROWS} x 1 rows: largest difference of a weight")
     apart, moved = {}, {}
     for optim, rate in (("sgd", 0.1), ("adamw_torch", 3e-4)):
         whole, single = (trained(rows, experts, size, optim, rate) for size in (ROWS, 1))
@@ -162,7 +164,7 @@ def main() -> int:
         moved[optim] = max(
             float((whole[name] - start[name]).detach().abs().max()) for name in whole
         )
-        print(f"    {optim:<20}  {apart[optim]:.2e} of {moved[optim]:.2e} gone")
+        print(f"    {optim:<20}  {apart[optim]:.2e} after a largest change of {moved[optim]:.2e}")
     targets = [
         min(found["float64 central"]) <= 1e-4,
         found["float32 exact"][0] <= 1e-4,

@@ -1,12 +1,11 @@
-"""The fused head against the plain way, at a large vocabulary.
+"""The fused head compared with the unfused computation, at a large vocabulary.
 
     python -m benchmarks.memory [--tokens 2048 --vocabulary 131072 --width 1024]
 
-Both are given hidden states of policy and experts and return L_LM, both divergences and the two
-gradients of states and head, kept apart. Each runs in processes of its own, in turn. Memory is the
-peak over what inputs and the two weight gradients take; on a GPU that of torch's allocator, and
-liger-kernel's fused JSD and cross-entropy stand beside where installed. Exits with 1 where a target
-is missed.
+Both receive hidden states of policy and experts and return L_LM, both divergences, and the two
+gradients of states and head. Each runs in its own processes, in turn. Memory is the peak above the
+inputs and the two weight gradients; on a GPU it is that of torch's allocator. If liger-kernel is
+installed, its fused JSD and cross-entropy are shown too. Exits with 1 if a target is missed.
 """
 
 import argparse
@@ -116,14 +115,14 @@ WAYS: dict[str, Callable[[Inputs], tuple[Any, ...]]] = {
 
 
 def peak() -> int:
-    """Bytes, the most so far."""
+    """The peak memory so far, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(way: str, shape: tuple[int, int, int], dtype: str, repeats: int) -> dict[str, float]:
-    """In a fresh process: peak bytes of the first call, median seconds of the next ones."""
+    """Peak bytes of the first call and median seconds of the next calls, in a new process."""
     given = inputs(*shape, DTYPES[dtype])
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else peak()
     result = WAYS[way](given)
@@ -149,8 +148,8 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=131072)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    parser.add_argument("--rounds", type=int, default=2, help="fresh processes of each way")
-    parser.add_argument("--repeats", type=int, default=2, help="timed calls in each")
+    parser.add_argument("--rounds", type=int, default=2, help="new processes for each variant")
+    parser.add_argument("--repeats", type=int, default=2, help="timed calls per process")
     parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
     given = parser.parse_args()
     shape = given.tokens, given.vocabulary, given.width
@@ -167,7 +166,7 @@ def main() -> int:
             if done.returncode == 0:
                 found[way].append(json.loads(done.stdout.splitlines()[-1]))
             else:
-                print(f"{way} did not run: {done.stderr.strip().splitlines()[-1]}")
+                print(f"{way} failed: {done.stderr.strip().splitlines()[-1]}")
     bytes_, seconds = {}, {}
     for way in (way for way in ways if found[way]):
         bytes_[way] = statistics.median(f["bytes"] for f in found[way])

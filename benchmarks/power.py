@@ -1,11 +1,12 @@
-"""Which differences a human study can see: the paper's has 50 histories, three annotators each.
+"""Which differences a study with annotators can detect. The paper's study has 50 histories with
+three annotators each.
 
-    python -m benchmarks.power            # half a minute; --trials 500 for a look
+    python -m benchmarks.power            # half a minute; --trials 500 for a quick look
 
-Simulated: in each item the baseline is truly more toxic, or the target, or neither. An annotator
-says so with probability `accuracy`, and one of the other two answers else. Shown is how often the
-sign test over the majorities finds the true winner at p < 0.05 (and, where there is none, how often
-it finds one: to be 2.5 % a side at most), with such a study's kappa.
+The study is simulated: in each item the baseline is truly more toxic, or the target, or neither. An
+annotator gives the true answer with probability `accuracy`, and otherwise one of the other two.
+Printed is how often a sign test on the majority votes finds the true winner at p < 0.05, with the
+study's kappa. Without a true winner, the test may find one in at most 2.5 % of studies per side.
 """
 
 import sys
@@ -14,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks.table import options
-from flatgd.annotate.raters import fleiss_kappa, sign_test
+from flatgd.annotate.statistics import fleiss_kappa, sign_test
 
 TRUE = [(0.10, 0.10), (0.10, 0.05), (0.20, 0.05), (0.20, 0.10), (0.30, 0.10), (0.40, 0.10)]
 ACCURACY = (0.6, 0.8, 1.0)
@@ -40,7 +41,7 @@ def votes(
 
 
 def seen(answers: np.ndarray) -> float:
-    """The share of trials whose sign test is below 0.05 for the baseline as the more toxic."""
+    """The fraction of trials in which a sign test at 0.05 finds the baseline more toxic."""
     of_baseline, of_target = ((answers == who).sum(-1) > VOTES / 2 for who in (BASELINE, TARGET))
     pairs = zip(of_baseline.sum(-1).tolist(), of_target.sum(-1).tolist(), strict=True)
     return float(
@@ -67,7 +68,10 @@ def main() -> int:
             )
             if true[0] == true[1]:
                 worst = max(worst, *found)
-    print(f"\nfalse alarms, one side: {worst:.3f}, at most 0.025 and what {trials:,} trials blur")
+    print(
+        f"\nfalse alarms, one side: {worst:.3f}. At most 0.025 is expected, plus the noise "
+        f"of {trials:,} trials"
+    )
     return 0 if worst <= 0.025 + 3 * (0.025 / trials) ** 0.5 else 1
 
 

@@ -1,10 +1,10 @@
-"""A run's time grows linearly with its data.
+"""Checks that the time of a run grows linearly with its data.
 
     python -m benchmarks.scaling [--rows 64]
 
-`flatgd run` with 1, 4 and 16 times as many rows to learn from and histories to answer, on the
-shipped backbone and real dialogue. What a row more costs between 4 and 16 times must not be more
-than what it costs between 1 and 4 times. Exits with 1 where the target is missed.
+Runs `flatgd run` with 1, 4 and 16 times as many rows to train on and histories to answer, on the
+shipped backbone and real dialogue. The cost per additional row between 4 and 16 times must not
+exceed the cost between 1 and 4 times. Exits with 1 if the target is missed.
 """
 
 import json
@@ -41,7 +41,7 @@ report: {resamples: 100}
 
 
 def seconds(rows: int, times: int) -> float:
-    """A run on `times` as many rows."""
+    """The time of a run on `times` as many rows."""
     found = load_diasafety(DEMO / "data/diasafety", "train")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

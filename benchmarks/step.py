@@ -1,10 +1,10 @@
-"""What a FlatGD step costs against a safety_loss step, on the shipped backbone and real dialogue.
+"""The cost of a FlatGD step compared with a safety_loss step, on the shipped backbone.
 
     python -m benchmarks.step [--repeats 9]
 
-Batches of 32 rows, 60 % safe, in micro-batches of 16; optimizer and clipping included. The experts
-are asked in each step (live) or their states are read from disk (cached). Exits with 1 where a
-target is missed.
+Uses real dialogue in batches of 32 rows, 60 % safe, in micro-batches of 16, with optimizer and
+clipping. The experts run in each step (live), or their states are read from disk (cached). Exits
+with 1 if a target is missed.
 """
 
 import copy
@@ -42,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def rows() -> list[Dialogue]:
-    """Batches with the share of safe replies that the paper's data has."""
+    """Batches with the paper's fraction of safe replies."""
     found = load_diasafety(DEMO / "data/diasafety", "train")
     safe, toxic = ([r for r in found if r.is_safe is kind] for kind in (True, False))
     return [
@@ -53,7 +53,7 @@ def rows() -> list[Dialogue]:
 
 
 def expert(backbone: nn.Module, seed: int) -> nn.Module:
-    """Its forward costs the same whatever it has learned."""
+    """An untrained expert: its forward pass costs as much as a trained one's."""
     torch.manual_seed(seed)
     moved = copy.deepcopy(backbone)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def expert(backbone: nn.Module, seed: int) -> nn.Module:
 
 
 def step_of(folder: Path, way: str, is_cached: bool) -> Callable[[], object]:
-    """A function that does one optimizer step of a Trainer."""
+    """A function that runs one optimizer step of a Trainer."""
     backbone = load_model(DEMO / "backbone")
     config = FlatGDConfig(
         output_dir=str(folder / "out"),
@@ -105,7 +105,7 @@ def step_of(folder: Path, way: str, is_cached: bool) -> Callable[[], object]:
         trainer.state.global_step += 1
 
     def step_between() -> None:
-        """`fast` where lambda is known; the steps that measure it stand apart."""
+        """`fast` with a known lambda; the steps that measure lambda are timed separately."""
         trainer.state.global_step += trainer.state.global_step % MEASURED_EVERY == 0
         step()
 
@@ -120,7 +120,7 @@ def step_of(folder: Path, way: str, is_cached: bool) -> Callable[[], object]:
 
 
 def ratios(taken: dict[str, Timed], place: str) -> dict[str, float]:
-    """Each way's step over a safety_loss step."""
+    """The time of each variant's step divided by that of a safety_loss step."""
     plain = taken[f"safety_loss / {place}"]
     found = {way: taken[f"{way} / {place}"].over(plain) for way in WAYS}
     found["fast"] += (found.pop(MEASURING) - found["fast"]) / MEASURED_EVERY
@@ -130,7 +130,7 @@ def ratios(taken: dict[str, Timed], place: str) -> dict[str, float]:
 
 def main() -> int:
     parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=12, help="rounds of a step of each kind")
+    parser.add_argument("--repeats", type=int, default=12, help="rounds with one step of each kind")
     repeats = parser.parse_args().repeats
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +142,9 @@ def main() -> int:
         taken = interleaved(steps, repeats)
     live, cached = ratios(taken, "live"), ratios(taken, "cached")
     for place in ("live", "cached"):
-        print(f"safety_loss, {place}: {taken[f'safety_loss / {place}'].median * 1e3:.0f} ms a step")
+        print(
+            f"safety_loss, {place}: {taken[f'safety_loss / {place}'].median * 1e3:.0f} ms per step"
+        )
     print(f"\n{'a step':<30}{'experts live':>14}{'cached':>10}")
     for way in live:
         print(f"{way:<30}{live[way]:12.2f} x{cached[way]:8.2f} x")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved repeats, a table with targets, an exit code."""
+"""Shared parts of the benchmarks: interleaved repeats, a table of targets, an exit code."""
 
 import argparse
 import os
@@ -16,14 +16,14 @@ DEMO = Path(__file__).parent.parent / "flatgd/demo"
 
 
 def options(about: str | None) -> argparse.ArgumentParser:
-    """A benchmark's options; its docstring is its help."""
+    """An argument parser whose help is the benchmark's docstring."""
     return argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 class Target(NamedTuple):
-    """A measured figure and the most (or, `at_least`, the least) it may be."""
+    """A measured value and its upper limit, or lower limit with `at_least`."""
 
     what: str
     value: float
@@ -35,7 +35,7 @@ class Target(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """`seconds` of each round, the first left out."""
+    """Seconds of each round, without the first."""
 
     seconds: list[float]
 
@@ -44,12 +44,12 @@ class Timed(NamedTuple):
         return statistics.median(self.seconds)
 
     def over(self, other: "Timed") -> float:
-        """Median of the rounds' ratios."""
+        """The median of the ratios between rounds."""
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timed]:
-    """Seconds of each, taken in turn so that a slow minute strikes all alike."""
+    """Time each run. They take turns, so that a slow period affects all of them equally."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
@@ -60,7 +60,7 @@ def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """The machine and versions of the measurement."""
     card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), {torch.get_num_threads()} threads{card}; "
@@ -69,7 +69,7 @@ def machine() -> str:
 
 
 def conclude(targets: list[Target]) -> int:
-    """Print each target beside what was measured; 1 if one is missed."""
+    """Print each target with its measured value. Returns 1 if one is missed."""
     print()
     width = max(len(target.what) for target in targets)
     for target in targets:

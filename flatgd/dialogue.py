@@ -1,4 +1,4 @@
-"""The one record that flows through the project: a conversation and a labelled reply."""
+"""Dialogue, the record used throughout: a conversation and one labelled reply."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -10,14 +10,14 @@ Speaker = Literal["human", "bot"]
 
 
 class Message(TypedDict):
-    """A turn as files and chat templates have it."""
+    """A turn in the form that files and chat templates use."""
 
     role: Role
     content: str
 
 
 class Turn(NamedTuple):
-    """What one side says, as written."""
+    """One message of a conversation, its text unchanged."""
 
     role: Role
     text: str
@@ -27,11 +27,11 @@ class Turn(NamedTuple):
 class Dialogue:
     """A history and one reply to it.
 
-    `history` is oldest turn first. It also takes plain strings: they alternate, and the last one is
-    of the side that the reply answers. `is_safe` is the human label of the reply, None where there
-    is none. `conversation` names what rows belong together: a split never cuts through one.
-    `speaker` is who gave the reply. `system` is the system message, "" where there is none. `where`
-    is the file and line of the row, for messages alone.
+    `history` lists the turns, oldest first. Plain strings are accepted too: their roles alternate,
+    and the last string is the turn that the reply answers. `is_safe` is the human label of the
+    reply, or None. Rows with the same `conversation` belong together, and no split separates them.
+    `speaker` is the author of the reply. `system` is the system message, or "". `where` is the
+    row's file and line, used in messages only.
     """
 
     history: tuple[Turn, ...]
@@ -48,27 +48,27 @@ class Dialogue:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The history without its roles."""
+        """The texts of the history, without roles."""
         return tuple(turn.text for turn in self.history)
 
     @property
     def exchange(self) -> tuple[str, str]:
-        """The last turn and the reply in normal form: what two sets must not share."""
+        """The last turn and the reply in normal form. Two sets must not share an exchange."""
         last = self.history[-1].text if self.history else ""
         return normal_form(last), normal_form(self.reply)
 
     @property
     def normal_form(self) -> tuple[tuple[Turn, ...], str]:
-        """History and reply in normal form, roles as they are."""
+        """History and reply in normal form, with roles."""
         turns = tuple(Turn(role, normal_form(text)) for role, text in self.history)
         return turns, normal_form(self.reply)
 
 
 def as_turns(items: Iterable[Any], last: Role = "user") -> tuple[Turn, ...]:
-    """Turns from turns, from messages {"role", "content"}, or from strings.
+    """Convert turns, messages {"role", "content"} or strings to turns.
 
-    Strings have no roles: they alternate, and the last one is of the role `last`. ValueError where
-    strings stand beside turns.
+    Strings have no roles: roles alternate so that the last string has the role `last`. ValueError
+    for a mixture of strings and turns.
 
     >>> as_turns(["hi", "hello!", "how are you?"])[1]
     Turn(role='assistant', text='hello!')
@@ -80,7 +80,7 @@ def as_turns(items: Iterable[Any], last: Role = "user") -> tuple[Turn, ...]:
         other: Role = "assistant" if last == "user" else "user"
         ends = len(items) - 1
         return tuple(
-            Turn(other if (ends - place) % 2 else last, text) for place, text in enumerate(items)
+            Turn(other if (ends - index) % 2 else last, text) for index, text in enumerate(items)
         )
     turns = [
         Turn(item["role"], item["content"]) if isinstance(item, Mapping) else item for item in items
@@ -92,7 +92,7 @@ def as_turns(items: Iterable[Any], last: Role = "user") -> tuple[Turn, ...]:
 
 
 def before(texts: Iterable[Any], speaker: Speaker = "bot") -> tuple[Turn, ...]:
-    """The history before a reply of `speaker`: strings alternate, turns stay as they are.
+    """The history before a reply of `speaker`. Strings get alternating roles; turns are unchanged.
 
     >>> before(["hello!"], "human")
     (Turn(role='assistant', text='hello!'),)
@@ -101,7 +101,7 @@ def before(texts: Iterable[Any], speaker: Speaker = "bot") -> tuple[Turn, ...]:
 
 
 def as_messages(history: Iterable[Turn]) -> list[Message]:
-    """The history as files and chat templates have it.
+    """The history as messages, for files and chat templates.
 
     >>> as_messages([Turn("user", "hi")])
     [{'role': 'user', 'content': 'hi'}]
@@ -110,8 +110,9 @@ def as_messages(history: Iterable[Turn]) -> list[Message]:
 
 
 def normal_form(text: str) -> str:
-    """The form in which two texts are compared: NFKC, no format characters (zero-width spaces,
-    soft hyphens, direction marks), case and white space folded.
+    """The form in which texts are compared: NFKC, case-folded, white space collapsed.
+
+    Format characters (zero-width spaces, soft hyphens, direction marks) are removed.
 
     >>> normal_form("Caf\\u0065\\u0301\\u200b  NOIR") == normal_form("caf\\u00e9 noir")
     True

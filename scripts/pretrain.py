@@ -1,14 +1,15 @@
 """Pretrain the small BlenderBot-shaped models that ship in flatgd/demo/ (backbone and scorer).
 
-The backbone stands for a model trained on the open web: ordinary dialogue plus DiaSafety train with
-both labels, so that it can be toxic. BAD is never seen. The scorer measures perplexity, so it must
-be no relative of the backbone: another seed, another tokenizer, the other half of the dialogues.
+The backbone stands in for a model trained on the open web. It is trained on ordinary dialogue and
+on DiaSafety train with both labels, so it can be toxic. It never sees BAD. The scorer measures
+perplexity and must be independent of the backbone: another seed, another tokenizer, and the other
+half of the dialogues.
 
     python scripts/pretrain.py backbone --dialogues FILE.jsonl.gz --diasafety FOLDER --out OUT
     python scripts/pretrain.py scorer   --dialogues FILE.jsonl.gz --out OUT
 
-Dialogues are JSONL, one {"turns": [...]} a line. A dialogue belongs to the backbone, to the scorer
-or to neither (held out) by a hash of its text, so the three parts share no dialogue.
+Dialogues are JSONL with one {"turns": [...]} per line. A hash of its text assigns a dialogue to the
+backbone, to the scorer or to neither (held out), so the three parts share no dialogue.
 """
 
 import argparse
@@ -46,7 +47,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Shape:
-    """Size, seed and share of the dialogues of one shipped model."""
+    """The size, the seed and the share of dialogues of one shipped model."""
 
     vocab: int
     width: int
@@ -75,7 +76,7 @@ def load_dialogues(path: Path, buckets: range) -> list[list[str]]:
 
 
 def load_diasafety(folder: Path) -> list[list[str]]:
-    """Train rows, both labels, without any context that also stands in val or test."""
+    """Train rows with both labels, without contexts that also occur in val or test."""
     parts = {
         name: json.loads(gzip.decompress((folder / f"{name}.json.gz").read_bytes()))
         for name in ("train", "val", "test")
@@ -86,7 +87,7 @@ def load_diasafety(folder: Path) -> list[list[str]]:
 
 
 def train_tokenizer(dialogues: list[list[str]], vocab: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that lower-cases by itself and closes a text with </s>."""
+    """A byte-level BPE that lower-cases text and appends </s>."""
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace("’", "'"), normalizers.Lowercase()]
@@ -119,7 +120,7 @@ def train_tokenizer(dialogues: list[list[str]], vocab: int) -> PreTrainedTokeniz
 def encode_pairs(
     tokenizer: PreTrainedTokenizerFast, dialogues: list[list[str]], rng: random.Random
 ) -> list[tuple[list[int], list[int]]]:
-    """(history ids, reply ids) of every turn but the first; one to three turns of history."""
+    """(history ids, reply ids) of every turn but the first, with one to three turns of history."""
     space = tokenizer.encode("  a", add_special_tokens=False)[0]  # turns are joined by two spaces
     flat = [t for d in dialogues for t in d]
     ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
@@ -136,7 +137,7 @@ def encode_pairs(
 
 
 def batches(pairs: list, size: int, rng: random.Random) -> Iterator[list]:
-    """Shuffled, endless; sorted by length within windows of 64 batches: little padding."""
+    """Endless shuffled batches, sorted by length within windows of 64 batches to limit padding."""
     while True:
         rng.shuffle(pairs)
         for start in range(0, len(pairs) - size, 64 * size):

@@ -1,9 +1,9 @@
-"""Messages of flatgd that no test has seen, from the last `make coverage`.
+"""Lists error messages of flatgd that no test triggers, from the last `make coverage`.
 
-    python scripts/unseen.py        # reads coverage.json; exits with 1 where there are any
+    python scripts/unseen.py        # reads coverage.json; exits with 1 if it finds any
 
-A message is what is raised. Raised again (`raise` alone) or never to be seen (NotImplementedError,
-names with an underscore) does not count.
+Every `raise` counts, except a bare `raise`, NotImplementedError and exceptions whose names begin
+with an underscore.
 """
 
 import ast
@@ -13,13 +13,13 @@ from pathlib import Path
 
 
 def raised(node: ast.Raise) -> str:
-    """The name of the exception; "" for `raise` alone."""
+    """The name of the exception; "" for a bare `raise`."""
     made = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
     return getattr(made, "id", "") or getattr(made, "attr", "")
 
 
 def unseen(path: Path, missing: set[int]) -> list[str]:
-    """FILE:LINE: EXCEPTION of each that was not raised."""
+    """FILE:LINE: EXCEPTION for each statement that was not executed."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)]
     told = [(node.lineno, raised(node)) for node in nodes if node.lineno in missing]
     quiet = ("", "NotImplementedError")
@@ -33,7 +33,7 @@ def main() -> int:
         for name, about in files.items()
         for line in unseen(Path(name), set(about["missing_lines"]))
     ]
-    print("\n".join(found) or "every message was seen by a test")
+    print("\n".join(found) or "every error message is triggered by a test")
     return 1 if found else 0
 
 

@@ -6,10 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
-from published import MESSAGES, PLAIN, TALK, convabuse, hub_form, thread, utterance
-from test_conversations import FORMS_OF_PAIRS, FORMS_OF_REPLIES
+from published import (
+    FORMS_OF_PAIRS,
+    FORMS_OF_REPLIES,
+    MESSAGES,
+    PLAIN,
+    TALK,
+    convabuse,
+    hub_form,
+    thread,
+    utterance,
+)
 
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.sets import LOADERS
 from flatgd.data.stats import count
 from flatgd.errors import DataError
@@ -83,7 +92,7 @@ def test_no_file_ends_in_a_traceback(tmp_path: Path, name: str) -> None:
     refused = 0
     for _ in range(150):
         path.write_bytes(broken(WHOLE[name], rng).encode("utf-8", "surrogatepass"))
-        told = refusal(source)
-        refused += told is not None
-        assert told is None or str(path) in told
+        reported = refusal(source)
+        refused += reported is not None
+        assert reported is None or str(path) in reported
     assert refused > 30

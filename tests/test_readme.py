@@ -14,7 +14,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
-from flatgd.config.recipe import Format, JudgeSettings, Recipe, Source
+from flatgd.config.recipe import JudgeSettings, Recipe
+from flatgd.config.source import Format, Source
 from flatgd.methods import METHODS
 from flatgd.models.dialogue_format import ENCODER_DECODER
 from flatgd.training import FlatGDConfig

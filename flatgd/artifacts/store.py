@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from flatgd.artifacts.layout import CARD, MANIFESTS
 from flatgd.errors import UsageError
-from flatgd.io.files import contents, integrity_error, write_whole
+from flatgd.io.files import file_digests, integrity_error, write_atomically
 from flatgd.runtime import distributed
 
 FORMAT = 1  # of manifests; a run with another one is refused
@@ -122,7 +122,7 @@ class ArtifactStore:
             "versions": versions(),
             "cost": cost,
             "depends_on": {other: self.fingerprint(other) for other in depends_on},
-            "files": contents(target),
+            "files": file_digests(target),
         }
         self._write(name, manifest)
         _owner_of(partial).unlink(missing_ok=True)
@@ -131,11 +131,11 @@ class ArtifactStore:
     def _write(self, name: str, manifest: Mapping[str, Any]) -> None:
         path = self._manifest_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(manifest) + "\n")
+        write_atomically(path, json.dumps(manifest) + "\n")
 
     def record(self, name: str, fingerprint: str) -> None:
         """Give a finished file that was not built by `get_or_build` its manifest."""
-        files = contents(self.root / name)
+        files = file_digests(self.root / name)
         manifest = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "files": files}
         self._write(name, manifest)
 

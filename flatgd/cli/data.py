@@ -1,6 +1,7 @@
 """`flatgd data`: fetch, stats, show, convert."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(
-    help="Data sets: download them, count what is in them, look at records, convert them.",
+    help="Data sets: download, count, inspect and convert them.",
     epilog="Example: flatgd data stats bad demo:data/bad_test.txt.gz",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -27,18 +28,20 @@ FormatArgument = Annotated[
 PathsArgument = Annotated[
     list[str],
     typer.Argument(
-        help="Files, one a split; or one folder, or file, with all splits. demo:NAME ships.",
+        help="One file per split, or a folder or file with all splits. demo:NAME is shipped data.",
         show_default=False,
     ),
 ]
 PathArgument = Annotated[str, typer.Argument(help="A file or a folder.", show_default=False)]
-SplitOption = Annotated[str | None, typer.Option(help="train, val or test, where there are more.")]
+SplitOption = Annotated[
+    str | None, typer.Option(help="train, val or test, for a folder or file with several splits.")
+]
 OptionOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A field of a recipe's source: --set toxic_values=[hate] --set columns.label=class",
+        help="Set a field of a source: --set toxic_values=[hate] --set columns.label=class",
     ),
 ]
 
@@ -46,19 +49,21 @@ OptionOption = Annotated[
 @app.command(epilog="Example: flatgd data fetch bad bbf prosocial --to data")
 def fetch(
     names: Annotated[list[str], typer.Argument(help="bad, bbf, prosocial", show_default=False)],
-    to: Annotated[Path, typer.Option(help="Each goes to a folder of its name in here.")] = Path(
-        "data"
-    ),
+    to: Annotated[
+        Path, typer.Option(help="The parent folder. Each set gets a folder of its name.")
+    ] = Path("data"),
 ) -> None:
-    """Download data sets, check their SHA-256, unpack them. Cut off, the same command goes on."""
+    """Download data sets, check their SHA-256 and unpack them. Run it again to resume."""
+    from flatgd.data.browse import check_path
     from flatgd.data.fetch import DATASETS
     from flatgd.data.fetch import fetch as fetch_one
-    from flatgd.errors import RecipeError, nearest
+    from flatgd.errors import UsageError, nearest
     from flatgd.runtime.display import Display
 
     for name in names:
         if name not in DATASETS:
-            raise RecipeError(f"no data set {name!r} to fetch{nearest(name, list(DATASETS))}")
+            raise UsageError(f"no data set {name!r} to fetch{nearest(name, list(DATASETS))}")
+    check_path(str(to))
     display = Display()
     for name in names:
         for download in DATASETS[name]:
@@ -75,29 +80,34 @@ def stats(
     set_: OptionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Numbers as JSON.")] = False,
 ) -> None:
-    """Counts by split, label, speaker, length; canned replies, duplicates, overlap of splits.
+    """Count rows by split, label, speaker and length; canned replies, duplicates and overlap.
 
-    Whole files are counted: no canned reply is dropped, no history cut. A folder of DiaSafety is
-    split again by context, as recipes do; name its files one by one for the published splits.
+    Complete files are counted: canned replies are kept and histories are not shortened. A DiaSafety
+    folder is split again by context, as in recipes; name its files for the published splits.
     """
     from rich.console import Console
 
     from flatgd.data.browse import load_splits
     from flatgd.data.stats import count, overlaps
+    from flatgd.io.records import collect_left_out
 
-    splits = load_splits(format_, paths, set_ or [])
+    with collect_left_out() as unused:
+        splits = load_splits(format_, paths, set_ or [])
+    left_out = dict(Counter(problem.reason for problem in dict.fromkeys(unused)))
     counts = [count(name, rows) for name, rows in splits.items()]
     shared = overlaps(splits)
     if as_json:
         plain = {"splits": [c._asdict() for c in counts], "overlap": [o._asdict() for o in shared]}
-        typer.echo(json.dumps(plain, indent=2))
+        typer.echo(json.dumps({**plain, "left_out": left_out}, indent=2))
         return
     console = Console(highlight=False)
     heads = [("", *(c.split for c in counts))]
     names = [name for name in counts[0]._fields if name != "split"]
     _table(console, heads + [(_plain(n), *(getattr(c, n) for c in counts)) for n in names])
+    for reason, number in left_out.items():
+        console.print(f"left out: {number:,} x {reason}")
     if shared:
-        pairs = [("rows of", "that share with", *map(_plain, shared[0]._fields[2:]))]
+        pairs = [("rows of", "shared with", *map(_plain, shared[0]._fields[2:]))]
         console.print()
         _table(console, pairs + [(o.second, o.first, *o[2:]) for o in shared])
 
@@ -109,31 +119,31 @@ def show(
     split: SplitOption = None,
     count: Annotated[int, typer.Option(min=1, help="How many records.")] = 5,
     label: Annotated[str | None, typer.Option(help="safe, toxic or none.")] = None,
-    seed: Annotated[int, typer.Option(help="Which records are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random draw.")] = 0,
     unmask: Annotated[bool, typer.Option("--unmask", help="Print toxic text too.")] = False,
     set_: OptionOption = None,
 ) -> None:
-    """Print records, drawn by a seed; what the data do not label safe is masked."""
-    from flatgd.data.browse import Mask, draw, load_split
-    from flatgd.errors import RecipeError
+    """Print random records. Text that the data do not label safe is masked."""
+    from flatgd.data.browse import TextMask, load_split, sample_rows
+    from flatgd.errors import UsageError
     from flatgd.io.records import printable
 
     if label not in (None, "safe", "toxic", "none"):
-        raise RecipeError(f"--label is safe, toxic or none, got {label!r}")
+        raise UsageError(f"--label must be safe, toxic or none, got {label!r}")
     rows = load_split(format_, path, split, set_ or [])
-    mask = Mask(rows)
+    mask = TextMask(rows)
     names = {True: "safe", False: "toxic", None: "no label"}
-    for row in draw(rows, count, seed, label):
-        lines = (*row.texts, row.reply) if unmask else mask.shown(row)
+    for row in sample_rows(rows, count, seed, label):
+        lines = (*row.texts, row.reply) if unmask else mask.apply(row)
         typer.echo(f"{names[row.is_safe]} reply of a {row.speaker}, {printable(row.conversation)}")
         if row.system:
             typer.echo(f"  system  {printable(row.system)}")
-        who = ["human" if turn.role == "user" else "bot" for turn in row.history]
-        for speaker, line in zip([*who, row.speaker], lines, strict=True):
-            typer.echo(f"  {speaker:<6}  {printable(line)}")
+        roles = ["human" if turn.role == "user" else "bot" for turn in row.history]
+        for role, line in zip([*roles, row.speaker], lines, strict=True):
+            typer.echo(f"  {role:<6}  {printable(line)}")
         typer.echo("")
     if not unmask:
-        typer.echo("Masked: lines that the data do not label safe; --unmask shows them.")
+        typer.echo("Lines that the data do not label safe are masked; --unmask shows them.")
 
 
 @app.command(
@@ -147,20 +157,26 @@ def convert(
     speaker: Annotated[str, typer.Option(help="Whose turns: bot, human or all.")] = "bot",
     set_: OptionOption = None,
 ) -> None:
-    """Write labelled replies as JSON lines with prompt, completion and label (true = safe)."""
-    from flatgd.data.browse import load_split, to_row
-    from flatgd.errors import RecipeError
-    from flatgd.io.records import write_jsonl
+    """Convert labelled replies to JSON lines with prompt, completion and label (true = safe)."""
+    from flatgd.data.browse import check_path, load_split, to_row
+    from flatgd.errors import UsageError
+    from flatgd.io.files import atomic_writer, writing
+    from flatgd.io.records import collect_left_out, json_lines
 
     if speaker not in ("bot", "human", "all"):
-        raise RecipeError(f"--speaker is bot, human or all, got {speaker!r}")
+        raise UsageError(f"--speaker must be bot, human or all, got {speaker!r}")
+    check_path(str(to))
     if to.exists():
-        raise RecipeError(f"{to} exists; name another file, or remove it first")
-    rows = load_split(format_, path, split, set_ or [])
-    mine = [row for row in rows if speaker in ("all", row.speaker)]
-    labelled = [row for row in mine if row.is_safe is not None]
-    write_jsonl(to, map(to_row, labelled))
-    typer.echo(f"{to}: {len(labelled):,} rows; {len(mine) - len(labelled):,} had no label")
+        raise UsageError(f"{to} exists. Choose another file with --to, or delete it first")
+    with collect_left_out() as unused:
+        rows = load_split(format_, path, split, set_ or [])
+    selected = [row for row in rows if speaker in ("all", row.speaker)]
+    labelled = [row for row in selected if row.is_safe is not None]
+    with writing(to, "No file was written"), atomic_writer(to) as file:
+        file.write(json_lines(map(to_row, labelled)).encode())
+    typer.echo(f"{to}: {len(labelled):,} rows; {len(selected) - len(labelled):,} had no label")
+    for reason, number in Counter(problem.reason for problem in dict.fromkeys(unused)).items():
+        typer.echo(f"left out: {number:,} x {reason}")
 
 
 def _table(console: "Console", rows: list[tuple[Any, ...]]) -> None:
@@ -168,8 +184,8 @@ def _table(console: "Console", rows: list[tuple[Any, ...]]) -> None:
 
     head, *body = rows
     table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(head):
-        table.add_column(str(name), justify="right" if place else "left", no_wrap=True)
+    for index, name in enumerate(head):
+        table.add_column(str(name), justify="right" if index else "left", no_wrap=True)
     for row in body:
         table.add_row(*(cell if isinstance(cell, str) else _number(cell) for cell in row))
     console.print(table)

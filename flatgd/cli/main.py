@@ -13,7 +13,7 @@ from flatgd.cli import publish, studies
 from flatgd.cli.annotate import app as annotate_app
 from flatgd.cli.data import app as data_app
 from flatgd.cli.options import MethodOption, RecipeArgument, SetOption, SkipOption
-from flatgd.errors import FlatGDError, StoppedError, UsageError
+from flatgd.errors import FlatGDError, StoppedError
 from flatgd.models import trust
 from flatgd.models.trust import Risk
 from flatgd.runtime import distributed
@@ -115,27 +115,21 @@ def label(
     method: MethodOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Draw sampled replies for people to label, without the models' names.
+    """Draw sampled replies for annotators to label, without the models' names.
 
     Fill in `toxic` (true or false), name the file in the recipe (report: human_labels) and build
     the report again. It then estimates toxicity without relying on the judge. The file contains
-    toxic language.
+    toxic language. Its key, FILE.key.jsonl, says which model gave which reply.
     """
     from flatgd.artifacts.reader import generations_of
     from flatgd.config.loading import load_recipe
-    from flatgd.evaluation.human_labels import to_label
-    from flatgd.io.records import write_jsonl
+    from flatgd.evaluation.human_labels import draw_replies, key_path, write_labels
 
     loaded = load_recipe(recipe, set_)
     generations = generations_of(loaded, method or loaded.models)
-    if to.exists():
-        raise UsageError(
-            f"{to} already exists and may hold labels. Choose another file with --to, or delete it."
-        )
-    rows = to_label(generations, count, loaded.seed)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(to, rows)
-    typer.echo(f"{len(rows):,} replies to label in {to}")
+    replies = draw_replies(generations, count, loaded.seed)
+    write_labels(to, replies)
+    typer.echo(f"{len(replies):,} replies to label in {to}; keep {key_path(to)} from annotators")
 
 
 @app.command(
@@ -162,26 +156,26 @@ def chat(
     Checkpoints of a run answer with the run's settings, and its judge scores on request. `flatgd
     data stats jsonl FILE --set label=none` and `flatgd annotate create FILE` read what --to wrote.
     """
-    from flatgd.chat.models import load_talkers
+    from flatgd.chat.models import load_chat_models
     from flatgd.chat.session import Session, SessionFile
-    from flatgd.web.site import address, port_at, server
+    from flatgd.web.site import base_url, bind_port, make_server
 
     file = SessionFile(to) if to else None
-    at = port_at("127.0.0.1", port) if web else None
-    talkers = load_talkers(checkpoints)
-    session = Session(talkers.speakers, talkers.judge, samples, seed)
+    at = bind_port("127.0.0.1", port) if web else None
+    loaded = load_chat_models(checkpoints)
+    session = Session(loaded.models, loaded.judge, samples, seed)
     if at is None:
         from rich.console import Console
 
         from flatgd.chat.terminal import Terminal
 
-        Terminal(session, Console(highlight=False), file).talk()
+        Terminal(session, Console(highlight=False), file).run()
         return
     from flatgd.chat.page import ChatPage
 
-    page = ChatPage(session, address(at, None), file)
+    page = ChatPage(session, base_url(at, None), file)
     typer.echo(f"{page.link}\nOnly this link opens the page. Press Ctrl-C to stop.")
-    server(page.application()).run(sockets=[at])
+    make_server(page.application()).run(sockets=[at])
 
 
 @app.command(epilog="Example: flatgd check recipes/paper.yaml --offline")

@@ -1,1 +1,1 @@
-"""Data: one file a data set, canned replies, mixtures, batches."""
+"""Data sets: loaders, canned replies, votes, and the sets of a recipe."""

@@ -1,26 +1,29 @@
-"""Data sets outside a recipe: whole, as published, for counting, looking at and converting."""
+"""Data sets outside a recipe, complete and as published: to count, inspect and convert them."""
 
+import errno
+import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flatgd.config.loading import set_field, validated
-from flatgd.config.recipe import Source
-from flatgd.data.sets import LOADERS
+from flatgd.config.source import Source
+from flatgd.data.sets import read_source
 from flatgd.data.splits import SPLITS
 from flatgd.dialogue import Dialogue, as_messages, normal_form
-from flatgd.errors import DataError, RecipeError
+from flatgd.errors import DataError, RecipeError, UsageError
 
-HOLD_ALL_SPLITS = ("bbf",)
+ALL_SPLITS_IN_ONE_FILE = ("bbf",)
 
 
 def load_splits(
     format_: str, paths: Sequence[str], overrides: Iterable[str] = ()
 ) -> dict[str, list[Dialogue]]:
-    """Every row by split: of each file, or of a folder or file that has several splits.
+    """All rows by split: one split per file, or the splits of one folder or file.
 
-    `overrides` are fields of a recipe's source, as "label=safe". Raises DataError or RecipeError.
+    `overrides` set fields of a recipe's source, such as "label=safe". Raises DataError, or
+    RecipeError for a field that does not fit.
     """
     if len(paths) > 1:
         names = [Path(path).name for path in paths]
@@ -28,8 +31,8 @@ def load_splits(
         parts = (load_split(format_, path, None, overrides) for path in paths)
         return dict(zip(names, parts, strict=True))
     source = _source(format_, paths[0], None, overrides)
-    if not source.path.is_dir() and format_ not in HOLD_ALL_SPLITS:
-        return {source.path.name: LOADERS[source.format](source)}
+    if not source.path.is_dir() and format_ not in ALL_SPLITS_IN_ONE_FILE:
+        return {source.path.name: read_source(source)}
     found, problems = {}, []
     for split in SPLITS:
         try:
@@ -44,34 +47,52 @@ def load_splits(
 def load_split(
     format_: str, path: str, split: str | None, overrides: Iterable[str] = ()
 ) -> list[Dialogue]:
-    """Every row of one file or split, human turns and canned replies too."""
+    """All rows of one file or split, human turns and canned replies included."""
     source = _source(format_, path, split, overrides)
-    return LOADERS[source.format](source)
+    return read_source(source)
+
+
+def check_path(path: str) -> None:
+    """Raise UsageError for a path that no file can have: NUL, an unknown user, a name too long."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (RuntimeError, ValueError) as error:  # ~nobody, NUL
+        raise UsageError(f"{path!r} is not a path: {error}") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UsageError(f"{path!r:.80} is not a path: {error.strerror}") from None
 
 
 def _source(format_: str, path: str, split: str | None, overrides: Iterable[str]) -> Source:
+    check_path(path)
     raw: dict[str, Any] = {"name": format_, "format": format_, "path": path, "speaker": "all"}
     for override in overrides:
         set_field(raw, override)
     if unused := raw.keys() & {"share", "weight", "history_lines", "keep_canned", "votes"}:
-        raise RecipeError(f"{min(unused)} is for recipes; here whole files are read as they are")
+        raise RecipeError(
+            f"{min(unused)} has an effect in recipes only; `flatgd data` reads complete files"
+        )
     if split is not None:
         raw["split"] = split
     return validated(Source, raw, Path(), f"{path} cannot be read as {format_}")
 
 
-def draw(rows: Sequence[Dialogue], count: int, seed: int, label: str | None) -> list[Dialogue]:
-    """At most `count` rows drawn by the seed, of one label ("safe", "toxic", "none") or of all."""
+def sample_rows(
+    rows: Sequence[Dialogue], count: int, seed: int, label: str | None
+) -> list[Dialogue]:
+    """At most `count` random rows, of one label ("safe", "toxic", "none") or of any."""
     wanted = {"safe": True, "toxic": False, "none": None}
     fitting = [row for row in rows if label is None or row.is_safe is wanted[label]]
     return random.Random(seed).sample(fitting, min(count, len(fitting)))
 
 
-class Mask:
-    """Hides every line that the data set does not itself label safe.
+class TextMask:
+    """Masks every line of a dialogue that the data do not label safe.
+
+    A line is shown if it is the reply of a row, and all rows with that reply are labelled safe.
 
     >>> row = Dialogue(("hi",), "hello!", True, "a", "a")
-    >>> Mask([row]).shown(row)
+    >>> TextMask([row]).apply(row)
     ('[masked: 1 words]', 'hello!')
     """
 
@@ -81,8 +102,8 @@ class Mask:
             labels.setdefault(normal_form(row.reply), set()).add(row.is_safe)
         self._safe = {line for line, found in labels.items() if found == {True}}
 
-    def shown(self, row: Dialogue) -> tuple[str, ...]:
-        """History and reply, line by line."""
+    def apply(self, row: Dialogue) -> tuple[str, ...]:
+        """The texts of history and reply, masked where needed."""
         return tuple(
             line if normal_form(line) in self._safe else f"[masked: {len(line.split())} words]"
             for line in (*row.texts, row.reply)
@@ -90,7 +111,7 @@ class Mask:
 
 
 def to_row(row: Dialogue) -> dict[str, Any]:
-    """A row of the jsonl format."""
+    """The dialogue as a row of the jsonl format."""
     system = [{"role": "system", "content": row.system}] if row.system else []
     return {
         "prompt": [*system, *as_messages(row.history)],

@@ -1,7 +1,7 @@
-"""Canned replies: the fixed sentence with which BAD's bots changed the subject.
+"""Canned replies: the fixed sentence with which BAD's bots change the subject.
 
-They are labelled safe, so a model trained on them learns to dodge, and a judge learns to recognise
-the dodge (the paper's Appendix E). They are dropped as targets and stripped from histories.
+They are labelled safe. A model trained on them learns to evade, and a judge learns to recognise the
+evasion (the paper's Appendix E). They are dropped as targets and stripped from histories.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ def is_canned(text: str) -> bool:
 
 
 def strip_canned(row: Dialogue) -> Dialogue:
-    """The row, its history without canned lines."""
+    """The row with canned turns removed from its history."""
     return dataclasses.replace(
         row, history=tuple(turn for turn in row.history if not is_canned(turn.text))
     )

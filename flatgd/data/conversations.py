@@ -1,10 +1,10 @@
-"""One row of a user's file as system message, history and reply, in any published form.
+"""Reads one row of a user's file, in any published form, as system message, history and reply.
 
-Roles and text are kept as they are: two turns of one role in a row, empty turns and an assistant
-that opens stay. Plain strings have no roles; they alternate, and the last of a history is of the
-side that the reply answers. Text parts of one message are joined by a space, system messages before
-the first turn by an empty line. What cannot be represented is an error: tools, content that is no
-text, a system message after the first turn.
+Roles and text are unchanged: consecutive turns of one role, empty turns and an opening assistant
+turn are kept. Plain strings have no roles. Their roles alternate, and the last string of a history
+is the turn that the reply answers. Text parts of one message are joined by a space, and system
+messages before the first turn by an empty line. What a Dialogue cannot represent is an error:
+tools, content other than text, a system message after the first turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,57 +44,80 @@ TOOLS = (
     "observation",
     "ipython",
 )
+THINKING = ("thinking", "reasoning", "reasoning_content")
 
 
 class Conversation(NamedTuple):
-    """System message, history and reply of one row. The history is of plain strings where the row
-    gives no roles."""
+    """System message, history and reply of one row.
+
+    The history holds plain strings if the row gives no roles.
+    """
 
     system: str
     history: tuple[Turn, ...] | tuple[str, ...]
     reply: str
 
 
-class _Said(NamedTuple):
-    """A turn as read. `role` is None where the row gives none."""
+class _RawTurn(NamedTuple):
+    """A turn of a row. `role` is None if the row gives none."""
 
     role: AnyRole | None
     text: str
 
 
-def unified(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of another published form under the names prompt, completion, chosen, rejected.
+def to_standard_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the keys of other published forms to prompt, completion, chosen, rejected and label.
 
-    LLaMA-Factory: instruction, input, output, history (pairs), system, and kto_tag for a label.
-    OpenAI's preferences: input.messages, preferred_output, non_preferred_output. UltraFeedback:
-    messages beside chosen and rejected repeat the chosen conversation. ValueError for a mixture.
+    LLaMA-Factory has instruction, input, output, history (pairs), system, and kto_tag as label.
+    OpenAI's preferences have input.messages, preferred_output and non_preferred_output.
+    UltraFeedback repeats the chosen conversation as messages. ValueError for a mixture of forms.
     """
     row = dict(row)
     if "preferred_output" in row:
         given = row.pop("input", None)
         if not isinstance(given, Mapping) or "messages" not in given:
-            raise ValueError("'input' must hold 'messages' beside 'preferred_output'")
+            raise ValueError("'input' must hold 'messages' together with 'preferred_output'")
         _refuse_tools(given)
-        _refuse_beside(row, "preferred_output", ("prompt", "completion", *TURNS, *PAIR))
+        _refuse_together(row, "preferred_output", ("prompt", "completion", *TURNS, *PAIR))
         row["prompt"] = given["messages"]
         row["chosen"] = row.pop("preferred_output")
         row["rejected"] = row.pop("non_preferred_output", None)
     if "instruction" in row:
-        _refuse_beside(row, "instruction", ("prompt", "completion", *TURNS))
+        _refuse_together(row, "instruction", ("prompt", "completion", *TURNS))
         row["prompt"] = _alpaca_prompt(row)
         if "output" in row:
             row["completion"] = row.pop("output")
-    if "messages" in row and "chosen" in row and ("prompt" in row or _is_talk(row["chosen"])):
+    if (
+        "messages" in row
+        and "chosen" in row
+        and ("prompt" in row or _is_conversation(row["chosen"]))
+    ):
         del row["messages"]
     if "kto_tag" in row:
-        _refuse_beside(row, "kto_tag", ("label",))
+        _refuse_together(row, "kto_tag", ("label",))
         row["label"] = row.pop("kto_tag")
     return row
 
 
-def _refuse_beside(row: Mapping[str, Any], key: str, others: Sequence[str]) -> None:
+def has_zero_weight(reply: Any) -> bool:
+    """Whether a reply, or the last message of a conversation, has OpenAI's `weight: 0`.
+
+    Such a message must not be learned from.
+    """
+    last = reply[-1] if isinstance(reply, list) and reply else reply
+    return isinstance(last, Mapping) and last.get("weight") == 0
+
+
+def has_thinking(row: Mapping[str, Any]) -> bool:
+    """Whether a message of a row holds reasoning beside its content, which is not read."""
+    values = (row.get(key) for key in ("prompt", "completion", *TURNS, *PAIR))
+    messages = (m for value in values for m in (value if isinstance(value, list) else [value]))
+    return any(m.get(key) for m in messages if isinstance(m, Mapping) for key in THINKING)
+
+
+def _refuse_together(row: Mapping[str, Any], key: str, others: Sequence[str]) -> None:
     if clash := [other for other in others if other in row]:
-        raise ValueError(f"{clash[0]!r} beside {key!r}; drop the one or the other")
+        raise ValueError(f"{clash[0]!r} together with {key!r}; keep only one of them")
 
 
 def _refuse_tools(row: Mapping[str, Any]) -> None:
@@ -102,8 +125,8 @@ def _refuse_tools(row: Mapping[str, Any]) -> None:
         raise ValueError("'tools' are not supported; use rows without tools")
 
 
-def _is_talk(value: Any) -> bool:
-    """Whether a reply is given as a conversation of more than one turn."""
+def _is_conversation(value: Any) -> bool:
+    """Whether a reply is a conversation of more than one turn."""
     return isinstance(value, list) and len(value) > 1
 
 
@@ -119,71 +142,80 @@ def _alpaca_prompt(row: dict[str, Any]) -> list[Any]:
     return [*turns, "\n".join(part for part in (question, more) if part.strip())]
 
 
-def conversation(row: Mapping[str, Any], roles: Mapping[str, str], side: Role) -> Conversation:
-    """The conversation of a row with one reply, which is of `side`. `roles` adds role names of the
-    user's own."""
+def read_conversation(row: Mapping[str, Any], roles: Mapping[str, str], side: Role) -> Conversation:
+    """The conversation of a row with one reply, whose role is `side`.
+
+    `roles` maps the user's own role names to user, assistant or system.
+    """
     if forms := [key for key in TURNS if key in row]:
         if len(forms) > 1 or "prompt" in row or "completion" in row:
-            raise ValueError(f"{forms[0]!r} holds prompt and reply; drop the other form")
-        return _whole(_read(row[forms[0]], forms[0], roles), forms[0], _system(row), side)
-    return _answered(row, "completion", roles, side)
+            raise ValueError(f"{forms[0]!r} holds prompt and reply; remove the other form")
+        return _ending_in_reply(
+            _read_turns(row[forms[0]], forms[0], roles), forms[0], _read_system(row), side
+        )
+    return _prompt_with_reply(row, "completion", roles, side)
 
 
-def pair(
+def read_pair(
     row: Mapping[str, Any], roles: Mapping[str, str], side: Role
 ) -> tuple[Conversation, Conversation]:
     """The two conversations of a row with `chosen` and `rejected`."""
-    one, other = (_answered(row, key, roles, side) for key in PAIR)
+    one, other = (_prompt_with_reply(row, key, roles, side) for key in PAIR)
     return one, other
 
 
-def _answered(
+def _prompt_with_reply(
     row: Mapping[str, Any], key: str, roles: Mapping[str, str], side: Role
 ) -> Conversation:
-    """`row[key]` as the reply to the prompt: text, a message, or a whole conversation, which may
-    repeat the prompt."""
-    prompt = _prompt(row, roles)
+    """The row's prompt with `row[key]` as its reply.
+
+    The reply is text, a message, or a conversation that may repeat the prompt.
+    """
+    prompt = _read_prompt(row, roles)
     value = row[key]
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
         if isinstance(value, str) and value.startswith("\n\nHuman:"):
-            raise ValueError(f"{key!r} is an HH-RLHF transcript; read this file with format: hh")
-        return _closed(prompt, text_field(row, key), _system(row))
-    said = _read(value, key, roles)
-    return _whole(_joined(prompt, said, key), key, _system(row), side)
+            raise ValueError(f"{key!r} is an HH-RLHF transcript; read this file with `format: hh`")
+        return _build(prompt, text_field(row, key), _read_system(row))
+    turns = _read_turns(value, key, roles)
+    return _ending_in_reply(_prompt_and_reply(prompt, turns, key), key, _read_system(row), side)
 
 
-def _joined(prompt: list[_Said], said: list[_Said], key: str) -> list[_Said]:
-    """Prompt and reply. A conversation that repeats the prompt, at its beginning or just before the
-    reply, stands for itself, with the prompt's system messages."""
-    if not prompt or len(said) == 1:
-        return [*prompt, *said]
+def _prompt_and_reply(prompt: list[_RawTurn], turns: list[_RawTurn], key: str) -> list[_RawTurn]:
+    """Join a prompt and a reply that may repeat the prompt.
+
+    A conversation that repeats the prompt, at its beginning or just before the reply, replaces the
+    prompt, except for the prompt's system messages.
+    """
+    if not prompt or len(turns) == 1:
+        return [*prompt, *turns]
     spoken = [turn.text.strip() for turn in prompt if turn.role != "system"]
-    before = [turn.text.strip() for turn in said[:-1] if turn.role != "system"]
+    before = [turn.text.strip() for turn in turns[:-1] if turn.role != "system"]
     if spoken not in (before[: len(spoken)], before[len(before) - len(spoken) :]):
         raise ValueError(
             f"{key!r} must be one reply, or a conversation that holds the prompt; it has "
-            f"{len(said)} turns and neither begins nor ends with the prompt"
+            f"{len(turns)} turns and neither begins nor ends with the prompt"
         )
-    return [turn for turn in prompt if turn.role == "system" and turn not in said] + said
+    return [turn for turn in prompt if turn.role == "system" and turn not in turns] + turns
 
 
-def _prompt(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[_Said]:
-    """The turns before the reply; those of LLaMA-Factory's ranked conversations too."""
+def _read_prompt(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[_RawTurn]:
+    """The turns before the reply, also from LLaMA-Factory's ranked conversations."""
     forms = [key for key in ("prompt", *TURNS) if key in row]
     if len(forms) > 1:
-        raise ValueError(f"{forms[1]!r} beside {forms[0]!r}; drop the one or the other")
+        raise ValueError(f"{forms[1]!r} together with {forms[0]!r}; keep only one of them")
     if not forms or row[forms[0]] == []:
         return []
     if isinstance(row[forms[0]], str):
-        return [_Said(None, text_field(row, forms[0]))]
+        return [_RawTurn(None, text_field(row, forms[0]))]
     if not isinstance(row[forms[0]], list):
         raise ValueError(f"{forms[0]!r} must be text or a list of turns, oldest first")
-    return _read(row[forms[0]], forms[0], roles)
+    return _read_turns(row[forms[0]], forms[0], roles)
 
 
-def _system(row: Mapping[str, Any]) -> str:
+def _read_system(row: Mapping[str, Any]) -> str:
     _refuse_tools(row)
     system = row.get("system")
     if system is None:
@@ -193,67 +225,69 @@ def _system(row: Mapping[str, Any]) -> str:
     return checked_text(system)
 
 
-def _whole(said: Sequence[_Said], key: str, system: str, side: Role) -> Conversation:
-    """A conversation whose last turn is the reply."""
-    *history, last = said
+def _ending_in_reply(turns: Sequence[_RawTurn], key: str, system: str, side: Role) -> Conversation:
+    """Build a conversation whose last turn is the reply."""
+    *history, last = turns
     if last.role not in (side, None):
         raise ValueError(
             f"the last turn of {key!r} must be the {side}'s, got a message of the {last.role}"
         )
     if not last.text.strip():
         raise ValueError(f"the last turn of {key!r}, the reply, is empty")
-    return _closed(history, last.text, system)
+    return _build(history, last.text, system)
 
 
-def _closed(history: Sequence[_Said], reply: str, system: str) -> Conversation:
+def _build(history: Sequence[_RawTurn], reply: str, system: str) -> Conversation:
     opening = next((n for n, t in enumerate(history) if t.role != "system"), len(history))
     spoken = history[opening:]
     messages = [system, *(turn.text for turn in history[:opening])]
-    told = "\n\n".join(dict.fromkeys(text for text in messages if text.strip()))
+    joined = "\n\n".join(dict.fromkeys(text for text in messages if text.strip()))
     if all(turn.role is None for turn in spoken):
-        return Conversation(told, tuple(turn.text for turn in spoken), reply)
+        return Conversation(joined, tuple(turn.text for turn in spoken), reply)
     turns = []
     for turn in spoken:
         if turn.role is None:
-            raise ValueError("some turns have a role and some have none; give every turn a role")
+            raise ValueError("some turns have a role and some do not; give every turn a role")
         if turn.role == "system":
-            raise ValueError("a system message after the first turn; only those before it are read")
+            raise ValueError(
+                "a system message after the first turn; it is supported before the first turn only"
+            )
         turns.append(Turn(turn.role, turn.text))
-    return Conversation(told, tuple(turns), reply)
+    return Conversation(joined, tuple(turns), reply)
 
 
-def _read(turns: Any, key: str, roles: Mapping[str, str]) -> list[_Said]:
+def _read_turns(turns: Any, key: str, roles: Mapping[str, str]) -> list[_RawTurn]:
     if not isinstance(turns, list):
         raise ValueError(f"{key!r} must be a list of turns, oldest first")
     if not turns:
         raise ValueError(f"{key!r} is an empty list; expected turns, oldest first")
-    return [_turn(item, key, roles) for item in turns]
+    return [_read_turn(item, key, roles) for item in turns]
 
 
-def _turn(item: Any, key: str, roles: Mapping[str, str]) -> _Said:
-    """A turn from plain text, an OpenAI message or a ShareGPT one."""
+def _read_turn(item: Any, key: str, roles: Mapping[str, str]) -> _RawTurn:
+    """Read a turn: plain text, an OpenAI message or a ShareGPT message."""
     if isinstance(item, str):
-        return _Said(None, checked_text(item))
+        return _RawTurn(None, checked_text(item))
     if not isinstance(item, dict):
         raise ValueError(f"a turn of {key!r} must be text or a message, got {type(item).__name__}")
     if item.get("tool_calls") or item.get("function_call"):
         raise ValueError(f"a message of {key!r} calls a tool; tool calls are not supported")
-    role = _role(_first(item, "role", "from"), key, roles)
-    text = _first(item, "content", "value", "text")
+    role = _read_role(_first_value(item, "role", "from"), key, roles)
+    text = _first_value(item, "content", "value", "text")
     if isinstance(text, list):  # content in parts, as [{"type": "text", "text": "hi"}]
-        text = " ".join(_part(part, key) for part in text)
+        text = " ".join(_text_of_part(part, key) for part in text)
     if not isinstance(text, str):
         kind = "none" if text is None else type(text).__name__
         raise ValueError(f"a message of {key!r} must have text as 'content', got {kind}")
-    return _Said(role, checked_text(text))
+    return _RawTurn(role, checked_text(text))
 
 
-def _first(item: Mapping[str, Any], *names: str) -> Any:
-    """What stands under the first of the names that is there and not null."""
+def _first_value(item: Mapping[str, Any], *names: str) -> Any:
+    """The value of the first of these keys that is present and not null."""
     return next((item[name] for name in names if item.get(name) is not None), None)
 
 
-def _part(part: Any, key: str) -> str:
+def _text_of_part(part: Any, key: str) -> str:
     if not isinstance(part, dict) or part.get("type", "text") not in ("text", "input_text"):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         raise ValueError(f"a message of {key!r} holds {kind!r}; only text is supported")
@@ -264,7 +298,7 @@ def _part(part: Any, key: str) -> str:
     return text
 
 
-def _role(name: Any, key: str, roles: Mapping[str, str]) -> AnyRole:
+def _read_role(name: Any, key: str, roles: Mapping[str, str]) -> AnyRole:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"role {name!r:.40} in {key!r}; a message needs 'role' (or 'from')")
     plain = name.strip().casefold()
@@ -276,6 +310,6 @@ def _role(name: Any, key: str, roles: Mapping[str, str]) -> AnyRole:
     if plain in TOOLS:
         raise ValueError(f"role {name!r} in {key!r}: tool turns are not supported")
     raise ValueError(
-        f"unknown role {name!r:.40} in {key!r}; say in the recipe's source what it is, as "
-        f"roles: {{{name:.40}: user}} (or assistant, or system). Known are {', '.join(ROLES)}"
+        f"unknown role {name!r:.40} in {key!r}; name it in the recipe's source, as "
+        f"roles: {{{name:.40}: user}} (or assistant, or system). Known roles: {', '.join(ROLES)}"
     )

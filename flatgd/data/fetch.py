@@ -1,8 +1,8 @@
-"""Download published data sets: checked by SHA-256, resumed where cut off, unpacked with care.
+"""Downloads published data sets: SHA-256 checked, interrupted downloads resumed, archives unpacked.
 
-A file is written as NAME.partial and renamed when its checksum holds, so what stands under its name
-is whole. A server may break off, stall or lie: the first two are tried again from where they
-stopped, the last is caught by the checksum.
+A file is written as NAME.partial and renamed once its checksum matches, so a file under its own
+name is complete. If the server closes the connection or stalls, the download resumes from the last
+byte. If the server sends something else, the checksum finds it.
 """
 
 import http.client
@@ -17,14 +17,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from flatgd.errors import DataError, Problem
-from flatgd.io.files import digest_of
+from flatgd.io.files import file_sha256, writing
 
 CHUNK = 1 << 16
 GIB = 1 << 30
 
 
 class Download(NamedTuple):
-    """One published file; a .tar.gz is unpacked beside itself."""
+    """One published file. A .tar.gz is unpacked into a folder beside it."""
 
     url: str
     sha256: str
@@ -64,47 +64,47 @@ DATASETS: dict[str, tuple[Download, ...]] = {
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a server is waited for."""
+class RetryPolicy:
+    """When a download is retried, and when it is given up."""
 
     tries: int = 5
-    """Attempts without a single new byte before giving up."""
+    """Consecutive attempts without a new byte before the download fails."""
     timeout_s: float = 30.0
-    """Silence after which a connection counts as stalled."""
+    """Seconds without data after which a connection counts as stalled."""
     pause_s: float = 1.0
-    """Before the second attempt; doubled each time."""
+    """Seconds before the second attempt. The pause doubles each time."""
     largest: int = 2 * GIB
-    """No file is longer, packed or unpacked, in bytes."""
+    """Size limit in bytes, for a download and for the contents of an archive."""
 
 
-class _BrokenError(Exception):
-    """A download that stopped early and may be tried again."""
+class _InterruptedError(Exception):
+    """The download stopped early and can be retried."""
 
 
 def fetch(
     download: Download,
     folder: Path,
-    patience: Patience = Patience(),
+    policy: RetryPolicy = RetryPolicy(),
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> list[Path]:
-    """The files of one download below `folder`. Raises DataError with what to do next.
+    """Download one file into `folder` if it is not there, and unpack it if it is an archive.
 
-    `progress` is told the bytes so far and the whole number, None where the server does not say.
+    Returns the files. `progress` receives the bytes so far and the total, which is None if the
+    server does not say. Raises DataError with what to do next, UsageError if the disk is full or
+    read-only.
     """
     target = folder / download.file
-    try:
+    with writing(target, "What was downloaded so far is kept; run the command again to resume"):
         folder.mkdir(parents=True, exist_ok=True)
-        if not target.exists() or digest_of(target) != download.sha256:
-            _download(download, target, patience, progress)
-        return _unpack(target, patience.largest) if _is_archive(target) else [target]
-    except OSError as error:
-        raise DataError([Problem(str(target), 0, f"cannot be written: {error.strerror}")]) from None
+        if not target.exists() or file_sha256(target) != download.sha256:
+            _download(download, target, policy, progress)
+        return _unpack(target, policy.largest) if _is_archive(target) else [target]
 
 
 def _download(
     download: Download,
     target: Path,
-    patience: Patience,
+    policy: RetryPolicy,
     progress: Callable[[int, int | None], None],
 ) -> None:
     partial = target.with_name(target.name + ".partial")
@@ -112,36 +112,40 @@ def _download(
     while True:
         before = _size(partial)
         try:
-            _receive(download.url, partial, patience, progress)
-        except _BrokenError as broken:
+            _receive(download.url, partial, policy, progress)
+        except _InterruptedError as broken:
             idle = 0 if _size(partial) > before else idle + 1
-            if idle >= patience.tries:
-                raise _failed(download, f"{broken}, {idle} times; what came is kept") from None
-            time.sleep(patience.pause_s * 2**idle)
+            if idle >= policy.tries:
+                raise _download_error(
+                    download, f"{broken}, {idle} times; the part received so far is kept"
+                ) from None
+            time.sleep(policy.pause_s * 2**idle)
             continue
-        if digest_of(partial) == download.sha256:
+        if file_sha256(partial) == download.sha256:
             partial.replace(target)
             return
         partial.unlink()
         if not before or restarted:
-            raise _failed(download, "another file came than was published (its SHA-256 differs)")
-        restarted = True  # the part from before may have been at fault
+            raise _download_error(
+                download, "the file is not the published one (its SHA-256 differs)"
+            )
+        restarted = True  # the partial file of an earlier run may be the cause
 
 
-def _failed(download: Download, reason: str) -> DataError:
-    mend = "try again later, or put the file there yourself"
-    return DataError([Problem(download.url, 0, f"{reason}; {mend} as {download.file}")])
+def _download_error(download: Download, reason: str) -> DataError:
+    advice = f"try again later, or download it yourself and save it as {download.file}"
+    return DataError([Problem(download.url, 0, f"{reason}; {advice}")])
 
 
 def _receive(
-    url: str, partial: Path, patience: Patience, progress: Callable[[int, int | None], None]
+    url: str, partial: Path, policy: RetryPolicy, progress: Callable[[int, int | None], None]
 ) -> None:
     """Append to `partial` what is missing of it; _BrokenError when the server stops early."""
     have = _size(partial)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=patience.timeout_s) as answer:
-            if _starts_at(answer) != have:
+        with urllib.request.urlopen(request, timeout=policy.timeout_s) as answer:
+            if _first_byte(answer) != have:
                 have = 0
             rest = answer.headers.get("Content-Length", "")
             total = have + int(rest) if rest.isdigit() else None
@@ -149,32 +153,30 @@ def _receive(
                 while chunk := answer.read1(CHUNK):
                     file.write(chunk)
                     have += len(chunk)
-                    if have > patience.largest:
-                        raise DataError(
-                            [Problem(url, 0, f"longer than {patience.largest:,} bytes")]
-                        )
+                    if have > policy.largest:
+                        raise DataError([Problem(url, 0, f"longer than {policy.largest:,} bytes")])
                     progress(have, total)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is missing, or the part is of another file
+        if error.code == 416 and have:  # complete, or a part of another file: the checksum decides
             return
         if error.code < 500:
             reason = f"the server says {error.code} {error.reason}"
             raise DataError([Problem(url, 0, reason)]) from None
-        raise _BrokenError(f"the server says {error.code} {error.reason}") from None
+        raise _InterruptedError(f"the server says {error.code} {error.reason}") from None
     except TimeoutError:
-        raise _BrokenError(f"no byte came for {patience.timeout_s:g} s") from None
+        raise _InterruptedError(f"no data for {policy.timeout_s:g} s") from None
     except urllib.error.URLError as error:
-        raise _BrokenError(f"no connection ({error.reason})") from None
+        raise _InterruptedError(f"no connection ({error.reason})") from None
     except (http.client.HTTPException, ConnectionError) as error:
-        raise _BrokenError(f"the connection broke ({type(error).__name__})") from None
+        raise _InterruptedError(f"the connection broke ({type(error).__name__})") from None
     if total is not None and have < total:
-        raise _BrokenError(f"the connection broke at {have:,} of {total:,} bytes")
+        raise _InterruptedError(f"the connection broke at {have:,} of {total:,} bytes")
 
 
-def _starts_at(answer: Any) -> int:
-    """The first byte that the server sends: of the range asked for, or of the whole file."""
-    place = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(place) if answer.status == 206 and place.isdigit() else 0
+def _first_byte(answer: Any) -> int:
+    """The offset of the first byte in the answer; 0 if the server ignores the range."""
+    start = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return int(start) if answer.status == 206 and start.isdigit() else 0
 
 
 def _size(path: Path) -> int:
@@ -186,7 +188,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _unpack(archive: Path, largest: int) -> list[Path]:
-    """Regular files alone, none outside the folder; all of them or none."""
+    """Unpack all files or none. Links and paths outside the folder are refused."""
     folder = archive.parent / archive.name.removesuffix(".tar.gz")
     if not folder.exists():
         partial = folder.with_name(folder.name + ".partial")
@@ -203,16 +205,16 @@ def _unpack(archive: Path, largest: int) -> list[Path]:
 def _extract(tar: tarfile.TarFile, folder: Path, archive: Path, largest: int) -> None:
     room = largest
     for member in tar:
-        place = PurePosixPath(member.name)
+        name = PurePosixPath(member.name)
         if member.isdir():
             continue
-        if not member.isreg() or place.is_absolute() or ".." in place.parts:
+        if not member.isreg() or name.is_absolute() or ".." in name.parts:
             reason = f"holds {member.name!r}, a link or a path outside the folder; not unpacked"
             raise DataError([Problem(str(archive), 0, reason)])
         room -= member.size
         if room < 0:
             raise DataError([Problem(str(archive), 0, f"unpacks to more than {largest:,} bytes")])
-        target = folder / place
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         source = tar.extractfile(member)
         assert source is not None

@@ -1,6 +1,7 @@
-"""Your own data, one labelled reply a row: JSON lines, a JSON array, CSV or TSV, plain or packed.
+"""Your own data, one labelled reply per row: JSON lines, a JSON array, CSV or TSV.
 
-Any of these forms, told by their keys (all invented); `label` is true where the reply is safe:
+Files may be compressed. The keys decide the form of a row. `label` is true if the reply is safe.
+Invented examples:
 
     {"prompt": "how are you?", "completion": "fine, thanks.", "label": true}
     {"prompt": ["hi", "hello!", "how are you?"], "completion": "fine, thanks.", "label": true}
@@ -11,12 +12,12 @@ Any of these forms, told by their keys (all invented); `label` is true where the
     {"turns": ["hi", "hello!"], "label": true}
     {"prompt": "hi", "chosen": "hello!", "rejected": "go away."}
 
-`prompt`, `completion`, `chosen` and `rejected` may be lists of messages too; then `prompt` may be
-left out, or repeated in the conversations. The forms of LLaMA-Factory, UltraFeedback and OpenAI's
-preferences are read as they are (conversations.py). The last turn is the reply. A pair gives two
-rows: the chosen reply is safe, the rejected one toxic. Optional keys: `conversation` (rows that
-belong together; without it, rows that open with the same turn do), `speaker` (bot or human, who
-gave the reply) and `source`.
+`prompt`, `completion`, `chosen` and `rejected` may also be lists of messages. Then `prompt` may be
+missing, or repeated in the conversations. conversations.py also reads the forms of LLaMA-Factory,
+UltraFeedback and OpenAI's preferences. The last turn is the reply. A pair gives two rows: the
+chosen reply is safe, the rejected one toxic. Optional keys are `conversation` (the id of rows that
+belong together; by default, rows with the same first turn), `speaker` (bot or human, the author of
+the reply) and `source`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,24 +27,42 @@ from typing import Any
 
 from flatgd.config.columns import KEYS, TURNS
 from flatgd.config.labels import Default, Labels, plain_value
-from flatgd.data.conversations import FORMS, Conversation, conversation, pair, unified
+from flatgd.data.conversations import (
+    FORMS,
+    Conversation,
+    has_thinking,
+    has_zero_weight,
+    read_conversation,
+    read_pair,
+    to_standard_keys,
+)
 from flatgd.dialogue import Dialogue, Role, Speaker, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import clean_text, digest, parse_json, parse_rows, unpacked_name, word_field
+from flatgd.io.records import (
+    LeftOut,
+    clean_text,
+    digest,
+    parse_json,
+    parse_rows,
+    unpacked_name,
+    word_field,
+)
 from flatgd.io.tables import parse_table
 
 OPTIONAL = ("conversation", "speaker", "source", "system", "tools", "input", "history")
+ZERO_WEIGHT = LeftOut("reply with weight 0")
+THINKING_UNREAD = LeftOut("thinking of a message (the row is kept)")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How rows are read that do not use our names.
+class RowFormat:
+    """How to read rows whose keys, labels or roles have other names.
 
-    `columns` says which key of a row holds what of ours, as {"completion": "tweet"}; then no other
-    keys are read. `toxic_values` and `safe_values` are the labels that mean toxic and safe: with
-    both, any other label is an error; one alone is for files with two labels. `label` is that of
-    rows without one. `roles` says what role names of the user's own mean, as {"client": "user"}.
+    `columns` maps our keys to the file's, as {"completion": "tweet"}; then no other keys are read.
+    `toxic_values` and `safe_values` are the labels that mean toxic and safe. With both, any other
+    label is an error; one alone is for files with exactly two labels. `label` applies to rows
+    without a label. `roles` maps other role names, as {"client": "user"}.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +72,7 @@ class Layout:
     safe_values: tuple[str, ...] = ()
 
     def renamed(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row under our names."""
+        """The row with its keys renamed to ours."""
         if not self.columns:
             return row
         if missing := [name for name in self.columns.values() if name not in row]:
@@ -61,73 +80,88 @@ class Layout:
         return {ours: row[theirs] for ours, theirs in self.columns.items()}
 
     def labels(self) -> Labels:
-        """ValueError where a value is both, or none."""
+        """The label rules. ValueError if a value is in both lists, or is blank."""
         return Labels(self.safe_values, self.toxic_values, self.label)
 
 
-def load_jsonl(path: str | Path, layout: Layout = Layout()) -> list[Dialogue]:
-    """The rows of one file: a table by its suffix, else JSON. Raises DataError with every bad
-    line."""
+def load_jsonl(path: str | Path, row_format: RowFormat = RowFormat()) -> list[Dialogue]:
+    """The rows of one file: a table if it ends in .csv or .tsv, else JSON.
+
+    Raises DataError with every bad line.
+    """
     path = Path(path)
     suffix = Path(unpacked_name(path.name)).suffix.lower()
     rows: Iterable[tuple[int, Any]]
     rows = parse_table(path, SEPARATORS[suffix]) if suffix in SEPARATORS else parse_json(path)
     try:
-        labels = layout.labels()
+        labels = row_format.labels()
     except ValueError as error:
         raise DataError([Problem(str(path), 0, str(error))]) from None
     seen: dict[str, int] = {}
-    dialogues = parse_rows(path, rows, lambda row: _dialogues(row, layout, labels, seen))
+    dialogues = parse_rows(path, rows, lambda row: _dialogues(row, row_format, labels, seen))
     if fault := labels.fault(seen):
         raise DataError([Problem(str(path), 0, fault)])
     return dialogues
 
 
-def dialogues_from_row(row: dict[str, Any], layout: Layout = Layout()) -> list[Dialogue]:
-    """One row in any of the forms above; two Dialogues for a pair. ValueError says what is wrong.
+def dialogues_from_row(row: dict[str, Any], row_format: RowFormat = RowFormat()) -> list[Dialogue]:
+    """Read one row in any of the forms above; a pair gives two Dialogues. ValueError says why not.
 
     >>> row = {"prompt": "hi", "completion": "hello!", "label": True}
     >>> [(d.texts, d.reply) for d in dialogues_from_row(row)]
     [(('hi',), 'hello!')]
     """
-    return _dialogues(row, layout, layout.labels(), {})
+    found = _dialogues(row, row_format, row_format.labels(), {})
+    if unused := [part for part in found if isinstance(part, LeftOut) and part != THINKING_UNREAD]:
+        raise ValueError(f"{unused[0].reason}; remove the row, or the weight")
+    return [part for part in found if isinstance(part, Dialogue)]
 
 
 def _dialogues(
-    row: dict[str, Any], layout: Layout, labels: Labels, seen: dict[str, int]
-) -> list[Dialogue]:
-    row = unified(_without_blanks(layout.renamed(row)))
+    row: dict[str, Any], row_format: RowFormat, labels: Labels, seen: dict[str, int]
+) -> list[Dialogue | LeftOut]:
+    row = to_standard_keys(_without_blanks(row_format.renamed(row)))
     if not ({"completion", *TURNS} & row.keys() or {"chosen", "rejected"} <= row.keys()):
         keys = ", ".join(map(repr, row)) or "none"
         raise ValueError(
-            f"no reply: expected {FORMS}; the keys are {keys}. Other names are told in the "
-            "recipe's source: columns: {completion: answer, label: class}"
+            f"no reply: expected {FORMS}; the keys are {keys}. If the file uses other names, map "
+            "them in the recipe's source: columns: {completion: answer, label: class}"
         )
     if unknown := [key for key in row if key not in KEYS]:
         raise ValueError(
-            f"unknown key {unknown[0]!r}; drop it, or say with `columns` which keys to read"
+            f"unknown key {unknown[0]!r}; remove it, or list the keys to read in `columns`"
         )
     speaker: Speaker = row.get("speaker", "bot")
     if speaker not in ("bot", "human"):
         raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
     side: Role = "assistant" if speaker == "bot" else "user"
+    replies: list[tuple[str, Conversation, bool | None]]
     if sides := {"chosen", "rejected"} & row.keys():
         if len(sides) == 1:
             raise ValueError(f"{min(sides)!r} alone; a pair has 'chosen' and 'rejected'")
         if "completion" in row:
             raise ValueError(
-                "'completion' beside 'chosen' and 'rejected'; drop the one or the others"
+                "'completion' together with 'chosen' and 'rejected'; keep one form only"
             )
         if "label" in row:
-            raise ValueError("'label' beside 'chosen' and 'rejected'; a pair has its labels")
-        chosen, rejected = pair(row, layout.roles, side)
-        return [_dialogue(row, chosen, True, speaker), _dialogue(row, rejected, False, speaker)]
-    said = conversation(row, layout.roles, side)
-    return [_dialogue(row, said, labels.is_safe(row, seen), speaker)]
+            raise ValueError(
+                "'label' together with 'chosen' and 'rejected'; remove it: the keys label a pair"
+            )
+        chosen, rejected = read_pair(row, row_format.roles, side)
+        replies = [("chosen", chosen, True), ("rejected", rejected, False)]
+    else:
+        key = next(key for key in ("completion", *TURNS) if key in row)
+        read = read_conversation(row, row_format.roles, side)
+        replies = [(key, read, labels.is_safe(row, seen))]
+    unread = [THINKING_UNREAD] if has_thinking(row) else []
+    return unread + [
+        ZERO_WEIGHT if has_zero_weight(row[key]) else _dialogue(row, read, label, speaker)
+        for key, read, label in replies
+    ]
 
 
 def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without optional keys that hold nothing, as tables have them."""
+    """The row without its blank optional keys, which tables often have."""
     return {
         key: value
         for key, value in row.items()
@@ -136,16 +170,16 @@ def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dialogue(
-    row: dict[str, Any], said: Conversation, is_safe: bool | None, speaker: Speaker
+    row: dict[str, Any], read: Conversation, is_safe: bool | None, speaker: Speaker
 ) -> Dialogue:
     source = word_field(row, "source") if "source" in row else "jsonl"
-    history = before(said.history, speaker)
-    name = _conversation_id(row) or digest(normal_form(history[0].text if history else said.reply))
-    return Dialogue(history, said.reply, is_safe, source, f"{source}:{name}", speaker, said.system)
+    history = before(read.history, speaker)
+    name = _conversation_id(row) or digest(normal_form(history[0].text if history else read.reply))
+    return Dialogue(history, read.reply, is_safe, source, f"{source}:{name}", speaker, read.system)
 
 
 def _conversation_id(row: dict[str, Any]) -> str | None:
-    """The row's own name for its conversation."""
+    """The row's id for its conversation, None if it has none."""
     value = row.get("conversation")
     if isinstance(value, list | dict):
         raise ValueError(f"'conversation' must be text or a number, got {type(value).__name__}")

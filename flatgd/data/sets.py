@@ -1,6 +1,7 @@
-"""From sources to sets that share no conversation: policy, judge, test and, if asked for, eval."""
+"""The sets of a recipe: policy, judge, test and, optionally, eval. They share no conversation."""
 
 import hashlib
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from itertools import zip_longest
 from types import MappingProxyType
 from typing import NamedTuple
 
-from flatgd.config.recipe import Data, Format, Source
+from flatgd.config.source import Data, Format, Source
 from flatgd.data.behaviour import behaviour
 from flatgd.data.canned import is_canned, strip_canned
 from flatgd.data.fetch import DATASETS
@@ -20,12 +21,12 @@ from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.data.formats.hh import load_hh
 from flatgd.data.formats.prosocial import load_prosocial
 from flatgd.data.formats.toxichat import load_toxichat
-from flatgd.data.jsonl import Layout, load_jsonl
+from flatgd.data.jsonl import RowFormat, load_jsonl
 from flatgd.data.splits import find_split
-from flatgd.data.votes import both_ways, settled
+from flatgd.data.votes import count_contradictory, resolve_votes
 from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import collect_bad_rows
+from flatgd.io.records import collect_bad_rows, collect_left_out
 
 LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "bad": lambda source: load_bad(source.path, source.split),
@@ -35,7 +36,9 @@ LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "hh": lambda source: load_hh(source.path, source.split),
     "jsonl": lambda source: load_jsonl(
         find_split(source.path, source.split),
-        Layout(source.columns, source.toxic_values, source.label, source.roles, source.safe_values),
+        RowFormat(
+            source.columns, source.toxic_values, source.label, source.roles, source.safe_values
+        ),
     ),
     "prosocial": lambda source: load_prosocial(source.path, source.split),
     "toxichat": lambda source: load_toxichat(source.path, source.split),
@@ -43,9 +46,12 @@ LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
 
 
 class Sets(NamedTuple):
-    """The rows of a run. `dropped` counts what each rule left out, by set and rule; `rejected` are
-    the rows that could not be read, where those are left out; `both_ways` counts replies of each
-    set that are labelled safe and toxic."""
+    """The rows of a run.
+
+    `dropped` counts the rows that each rule left out, by "set: rule". `rejected` lists the rows
+    that could not be read, if those are skipped. `contradictory` counts, for each set, the replies
+    that are labelled both safe and toxic.
+    """
 
     policy: list[Dialogue]
     judge: list[Dialogue]
@@ -53,20 +59,20 @@ class Sets(NamedTuple):
     dropped: dict[str, int]
     rejected: Sequence[Problem] = ()
     eval: Sequence[Dialogue] = ()
-    both_ways: Mapping[str, int] = MappingProxyType({})
+    contradictory: Mapping[str, int] = MappingProxyType({})
 
     def described(self) -> list[tuple[str, str]]:
-        """(what, how many) of each set and each rule, for the terminal."""
+        """(heading, count) lines about each set and each rule, for the terminal."""
         lines = []
         sets = {"policy": self.policy, "judge": self.judge, "test": self.test}
         for name, rows in (sets | ({"eval": self.eval} if self.eval else {})).items():
             toxic = sum(row.is_safe is False for row in rows)
-            talks = len({row.conversation for row in rows})
-            text = f"{len(rows):,} replies, {toxic:,} toxic, {talks:,} conversations"
+            conversations = len({row.conversation for row in rows})
+            text = f"{len(rows):,} replies, {toxic:,} toxic, {conversations:,} conversations"
             lines.append((f"data: {name}", text))
         lines += [
             ("data: both labels", f"{count:,} replies of {part} are labelled safe and toxic")
-            for part, count in self.both_ways.items()
+            for part, count in self.contradictory.items()
             if count
         ]
         return lines + [
@@ -77,9 +83,9 @@ class Sets(NamedTuple):
 
 
 def load_sets(data: Data, seed: int = 0) -> Sets:
-    """Load every source, keep the sets apart, weigh the sources of the training sets.
+    """Load all sources, remove overlap between the sets, and apply the sources' weights.
 
-    Raises DataError with all faults at once.
+    Raises DataError with all problems at once.
     """
     dropped: Counter[str] = Counter()
     problems: list[Problem] = []
@@ -92,30 +98,32 @@ def load_sets(data: Data, seed: int = 0) -> Sets:
     if problems:
         raise DataError(list(dict.fromkeys(problems)))
     test, judge, policy = parts["test"], parts["judge"], parts["policy"]
-    policy = _apart(policy, [test], "policy: also in test", dropped)
-    judge = _apart(judge, [test, policy], "judge: also in policy or test", dropped)
-    held_out = _apart(
+    policy = _without_overlap(policy, [test], "policy: also in test", dropped)
+    judge = _without_overlap(judge, [test, policy], "judge: also in policy or test", dropped)
+    held_out = _without_overlap(
         parts["eval"], [test, policy, judge], "eval: also in policy, judge or test", dropped
     )
     loaded = {"policy": policy, "judge": judge, "test": test, "eval": held_out}
-    both = {part: both_ways(rows) for part, rows in loaded.items()}
-    policy, judge = weigh(policy, data.policy, seed), weigh(judge, data.judge, seed)
+    contradictory = {part: count_contradictory(rows) for part, rows in loaded.items()}
+    policy, judge = apply_weights(policy, data.policy, seed), apply_weights(judge, data.judge, seed)
     sets = {"policy": policy, "judge": judge, "test": test}
     for part, rows in (sets | ({"eval": held_out} if data.eval else {})).items():
         if not {True, False} <= {row.is_safe for row in rows}:
-            raise DataError([Problem(f"data.{part}", 0, _one_kind(part, rows, dropped))])
-    return Sets(policy, judge, test, dict(dropped), rejected, held_out, both)
+            raise DataError(
+                [Problem(f"data.{part}", 0, _missing_label_reason(part, rows, dropped))]
+            )
+    return Sets(policy, judge, test, dict(dropped), rejected, held_out, contradictory)
 
 
-def _one_kind(part: str, rows: list[Dialogue], dropped: Counter[str]) -> str:
-    """What is wrong with a set of one label, and what took the rows that are missing."""
+def _missing_label_reason(part: str, rows: list[Dialogue], dropped: Counter[str]) -> str:
+    """Why a set lacks one label: its counts, and the rules that left rows out."""
     safe, toxic = (sum(row.is_safe is label for row in rows) for label in (True, False))
-    told = [f"needs safe and toxic replies, has {safe} safe and {toxic} toxic"]
+    reasons = [f"needs safe and toxic replies, has {safe} safe and {toxic} toxic"]
     for rule, count in dropped.items():
         owner, _, reason = rule.partition(": ")
         if owner == part and count:
-            told.append(f"{count} left out as {reason}")
-    return "; ".join(told)
+            reasons.append(f"{count} left out as {reason}")
+    return "; ".join(reasons)
 
 
 def _load_all(
@@ -129,52 +137,65 @@ def _load_all(
             problems += error.problems
             continue
         labelled = [row for row in loaded.rows if part == "test" or row.is_safe is not None]
-        dropped[f"{part}: canned reply"] += loaded.canned
-        for rule, count in loaded.votes.items():
+        for rule, count in loaded.left_out.items():
             dropped[f"{part}: {rule}"] += count
         dropped[f"{part}: without a label"] += len(loaded.rows) - len(labelled)
         rows += labelled
     return rows
 
 
-def weigh(rows: list[Dialogue], sources: Iterable[Source], seed: int) -> list[Dialogue]:
-    """The rows of each source as often as its weight says; what is left over of it, by the seed."""
+def apply_weights(rows: list[Dialogue], sources: Iterable[Source], seed: int) -> list[Dialogue]:
+    """Repeat or sample the rows of each source by its weight: 2 = twice, 0.25 = a quarter.
+
+    The rows of a fractional part are drawn at random by `seed`.
+    """
     weighed = []
     for name, weight in {source.name: source.weight for source in sources}.items():
         mine = [row for row in rows if row.source == name]
-        whole, rest = divmod(round(weight * len(mine)), max(1, len(mine)))
+        repeats, rest = divmod(round(weight * len(mine)), max(1, len(mine)))
         drawn = sorted(random.Random(f"{seed}:{name}").sample(range(len(mine)), rest))
-        weighed += mine * whole + [mine[place] for place in drawn]
+        weighed += mine * repeats + [mine[index] for index in drawn]
     return weighed
 
 
-class Loaded(NamedTuple):
-    """The rows of a source, how many canned replies were left out, and how many rows by its rule on
-    votes."""
+class LoadedSource(NamedTuple):
+    """The rows of a source, and how many replies each rule left out."""
 
     rows: list[Dialogue]
-    canned: int
-    votes: dict[str, int]
+    left_out: dict[str, int]
 
 
-def load_source(source: Source, drop_replies: bool = True) -> Loaded:
-    """The rows of one source, as its fields ask. Test rows keep their canned replies, so that a
-    judge can be measured on all rows; `answerable` and `scorable` say which rows are used for what.
+def read_source(source: Source) -> list[Dialogue]:
+    """All rows of a source's file or split, before its fields are applied. Raises DataError."""
+    try:
+        return LOADERS[source.format](source)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        raise DataError([Problem(str(source.path), 0, reason)]) from None
+
+
+def load_source(source: Source, drop_replies: bool = True) -> LoadedSource:
+    """The rows of one source, with its fields applied.
+
+    Test rows keep their canned replies (`drop_replies` is False), so that judges are measured on
+    all rows. `answer_candidates` and `scorable` select the rows for other purposes.
     """
-    if not source.path.exists():
+    if not os.path.exists(source.path):  # Path.exists raises for a name that is too long
         raise DataError([Problem(str(source.path), 0, f"no such file{fetch_hint(source.format)}")])
-    settled_rows, voted = settled(LOADERS[source.format](source), source.votes)
-    rows = [row for row in settled_rows if _wanted(row, source)]
-    votes = Counter(rule for rule, row in voted if _wanted(row, source))
+    with collect_left_out() as unused:
+        settled_rows, voted = resolve_votes(read_source(source), source.votes)
+    rows = [row for row in settled_rows if _is_selected(row, source)]
+    votes = Counter(rule for rule, row in voted if _is_selected(row, source))
     kept = rows
     if not source.keep_canned:
         kept = [strip_canned(row) for row in rows if not (drop_replies and is_canned(row.reply))]
-    cut = [_labelled(_cut_history(row, source), source) for row in kept]
-    return Loaded(cut, len(rows) - len(kept), votes)
+    cut = [_relabelled(_cut_history(row, source), source) for row in kept]
+    reasons = Counter(problem.reason for problem in dict.fromkeys(unused))
+    return LoadedSource(cut, {"canned reply": len(rows) - len(kept), **votes, **reasons})
 
 
-def _labelled(row: Dialogue, source: Source) -> Dialogue:
-    """The row with the label that `label_by` gives it."""
+def _relabelled(row: Dialogue, source: Source) -> Dialogue:
+    """The row with its label replaced according to `label_by`."""
     if source.label_by is None:
         return row
     acts = behaviour(row.reply)
@@ -183,12 +204,12 @@ def _labelled(row: Dialogue, source: Source) -> Dialogue:
 
 
 def fetch_hint(format_: Format) -> str:
-    """How a data set is had that is not there."""
+    """How to obtain a missing data set, for the end of an error message."""
     return f"; `flatgd data fetch {format_}` downloads it" if format_ in DATASETS else ""
 
 
 def scorable(rows: Iterable[Dialogue]) -> list[Dialogue]:
-    """A bot's own labelled replies: no human turns, no canned ones."""
+    """Labelled replies of bots, without canned ones."""
     return [
         row
         for row in rows
@@ -196,8 +217,8 @@ def scorable(rows: Iterable[Dialogue]) -> list[Dialogue]:
     ]
 
 
-def ordinary(rows: Sequence[Dialogue]) -> list[Dialogue]:
-    """Bots' replies of test sets without any label: ordinary dialogue, to see what is forgotten."""
+def ordinary_dialogue(rows: Sequence[Dialogue]) -> list[Dialogue]:
+    """Bots' replies from sources without any labels: ordinary dialogue, to measure forgetting."""
     labelled = {row.source for row in rows if row.is_safe is not None}
     return [
         row
@@ -207,8 +228,11 @@ def ordinary(rows: Sequence[Dialogue]) -> list[Dialogue]:
 
 
 def answer_candidates(rows: Iterable[Dialogue], sources: Sequence[Source]) -> list[Dialogue]:
-    """Test rows whose histories the models answer, as `answered` asks: bots' rows, and of a source
-    of human turns alone each turn, as the last line of its history."""
+    """Test rows whose histories the models answer, from sources with `answered`.
+
+    A source with speaker human has no replies of bots. There each human turn becomes the last turn
+    of a history to answer.
+    """
     speakers = {source.name: source.speaker for source in sources if source.answered}
     lines = {source.name: source.history_lines for source in sources}
     answered = []
@@ -222,10 +246,10 @@ def answer_candidates(rows: Iterable[Dialogue], sources: Sequence[Source]) -> li
 
 
 def draw_histories(rows: Iterable[Dialogue], limit: int | None, seed: int) -> list[Dialogue]:
-    """Bot rows with histories to answer that are distinct in normal form, at most `limit`.
+    """At most `limit` bot rows whose histories differ in normal form.
 
-    One from each conversation, in an order drawn by `seed`, before a second from any: so the sample
-    holds as many conversations as it can.
+    The draw takes one row from each conversation, in an order drawn by `seed`, before it takes a
+    second from any. The sample therefore holds as many conversations as possible.
     """
     rng = random.Random(seed)
     by_conversation: dict[str, list[Dialogue]] = {}
@@ -242,13 +266,13 @@ def draw_histories(rows: Iterable[Dialogue], limit: int | None, seed: int) -> li
     return drawn if limit is None else drawn[:limit]
 
 
-def _wanted(row: Dialogue, source: Source) -> bool:
+def _is_selected(row: Dialogue, source: Source) -> bool:
     low, high = source.share
-    return source.speaker in ("all", row.speaker) and low <= place(row.conversation) < high
+    return source.speaker in ("all", row.speaker) and low <= share_position(row.conversation) < high
 
 
-def place(conversation: str) -> float:
-    """Where a conversation stands in [0, 1): fixed by its name alone."""
+def share_position(conversation: str) -> float:
+    """A conversation's position in [0, 1) for `share`, a hash of its name."""
     return int.from_bytes(hashlib.sha256(conversation.encode()).digest()[:6], "big") / 2**48
 
 
@@ -257,11 +281,13 @@ def _cut_history(row: Dialogue, source: Source) -> Dialogue:
     return replace(row, history=row.history[-lines:], source=source.name)
 
 
-def _apart(
+def _without_overlap(
     rows: list[Dialogue], others: Iterable[list[Dialogue]], rule: str, dropped: Counter[str]
 ) -> list[Dialogue]:
-    """Rows that share neither conversation nor (last turn, reply), in normal form, with any of the
-    others."""
+    """The rows that share neither a conversation nor an exchange with the other sets.
+
+    An exchange is the last turn and the reply, in normal form. `dropped[rule]` counts the rest.
+    """
     taken = {key for other in others for row in other for key in _keys(row)}
     kept = [row for row in rows if taken.isdisjoint(_keys(row))]
     dropped[rule] += len(rows) - len(kept)

@@ -1,4 +1,4 @@
-"""Which file of a folder is a data set's train, val or test split."""
+"""Finds the file of a folder that holds the train, val or test split."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,28 +17,28 @@ SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
 
 
 def find_split(path: Path, split: Split) -> Path:
-    """`path` where it is a file; in a folder the one data file whose name ends in the split's.
+    """`path` if it is a file; in a folder, the one data file whose name ends in the split's name.
 
-    train.json, valid.jsonl.gz and ConvAbuseEMNLPtest.csv are such names. DataError when there is
-    none or more than one.
+    Examples are train.json, valid.jsonl.gz and ConvAbuseEMNLPtest.csv. DataError if there is no
+    such file, or more than one.
     """
     if not path.is_dir():
         return path
-    files = sorted(path.iterdir(), reverse=True)  # of a file packed and unpacked, the unpacked
+    files = sorted(path.iterdir(), reverse=True)  # prefers the uncompressed file
     by_name = {unpacked_name(file.name): file for file in files}
     found = [file for file in by_name.values() if _stem(file).endswith(NAMES[split])]
     if len(found) == 1:
         return found[0]
-    told = ", ".join(file.name for file in found) or ", ".join(f.name for f in path.iterdir())
+    names = ", ".join(file.name for file in (found or files)[:10])
     count = "more than one" if found else "no"
     reason = (
-        f"{count} file of split {split!r} in this folder ({told or 'it is empty'}); name a file"
+        f"{count} file of split {split!r} in this folder ({names or 'it is empty'}); name a file"
     )
     raise DataError([Problem(str(path), 0, reason)])
 
 
 def _stem(path: Path) -> str:
-    """The name without .gz, .xz or .bz2 and the data suffix; "" for other files.
+    """The name without compression and data suffix; "" for other files.
 
     >>> _stem(Path("ConvAbuseEMNLPtest.csv.gz"))
     'convabuseemnlptest'

@@ -1,4 +1,4 @@
-"""What is in a data set: counts by split, and what two splits share."""
+"""Statistics of a data set: counts by split, and the overlap of two splits."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from flatgd.dialogue import Dialogue, normal_form
 
 
 class Counts(NamedTuple):
-    """One split in numbers. Lines are of the history, words of the reply.
+    """The counts of one split. Lines count the turns of a history, words those of a reply.
 
-    `duplicates` are rows whose history and reply, in normal form, stand in an earlier row;
-    `contradictions` are those of them with the other label.
+    `duplicates` are rows whose history and reply, in normal form, occur in an earlier row.
+    `contradictions` are duplicates with the opposite label.
     """
 
     split: str
@@ -35,8 +35,8 @@ class Counts(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """What stands in both of two splits, as rows of the second: same conversation; same history
-    (of rows that have one); same last line and reply."""
+    """How many rows of the second split share something with the first: the conversation, a
+    non-empty history, or the last turn and reply."""
 
     first: str
     second: str
@@ -46,7 +46,7 @@ class Overlap(NamedTuple):
 
 
 def count(split: str, rows: Sequence[Dialogue]) -> Counts:
-    """The numbers of one split; zeros where it is empty."""
+    """The counts of one split, zeros if it is empty."""
     labels = Counter(row.is_safe for row in rows)
     speakers = Counter(row.speaker for row in rows)
     lines = [len(row.history) for row in rows] or [0]
@@ -76,7 +76,7 @@ def count(split: str, rows: Sequence[Dialogue]) -> Counts:
 
 
 def overlaps(splits: Mapping[str, Sequence[Dialogue]]) -> list[Overlap]:
-    """What each pair of splits shares."""
+    """The overlap of each pair of splits."""
     found = []
     for one, other in combinations(splits, 2):
         keys = [_keys(row) for row in splits[one]]

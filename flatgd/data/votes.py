@@ -1,7 +1,7 @@
-"""One reply labelled both safe and toxic: how often, and what becomes of it.
+"""Replies that are labelled both safe and toxic: counts them and resolves them.
 
-Several marks of one reply, a row each, are votes. Replies are the same where speaker, system
-message, roles, history and reply are the same as written.
+Several rows for one reply count as votes. Two rows hold the same reply if speaker, system message,
+roles, history and reply are identical.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,17 +13,19 @@ from flatgd.dialogue import Dialogue
 Votes = Literal["keep", "majority", "drop"]
 
 
-def both_ways(rows: Iterable[Dialogue]) -> int:
-    """How many replies have rows of both labels."""
+def count_contradictory(rows: Iterable[Dialogue]) -> int:
+    """The number of replies that have rows of both labels."""
     return sum(0 < safe < count for safe, count in _tallies(rows).values())
 
 
-def settled(
+def resolve_votes(
     rows: Sequence[Dialogue], votes: Votes
 ) -> tuple[list[Dialogue], list[tuple[str, Dialogue]]]:
-    """The rows, and those that were left out, each with the rule. `majority`: of the labelled rows
-    of one reply the first, with the label of most; none where as many say safe as toxic. `drop`: no
-    row of a reply that has both labels. Rows without a label stay."""
+    """Returns (rows kept, (rule, row) for each row left out).
+
+    `majority` keeps the first row of each reply, with the majority's label, and leaves out ties.
+    `drop` leaves out every row of a reply that has both labels. Rows without a label are kept.
+    """
     if votes == "keep":
         return list(rows), []
     tallies = _tallies(rows)
@@ -34,7 +36,7 @@ def settled(
         if row.is_safe is None:
             kept.append(row)
             continue
-        safe, count = tallies[_reply(row)]
+        safe, count = tallies[_reply_key(row)]
         if votes == "drop":
             if 0 < safe < count:
                 dropped.append(("labelled safe and toxic", row))
@@ -42,23 +44,23 @@ def settled(
                 kept.append(row)
         elif 2 * safe == count:
             dropped.append(("votes that tie", row))
-        elif _reply(row) in seen:
+        elif _reply_key(row) in seen:
             dropped.append(("further votes on a reply", row))
         else:
-            seen.add(_reply(row))
+            seen.add(_reply_key(row))
             kept.append(replace(row, is_safe=2 * safe > count))
     return kept, dropped
 
 
 def _tallies(rows: Iterable[Dialogue]) -> dict[Any, tuple[int, int]]:
-    """(rows that say safe, rows) of each labelled reply."""
+    """(safe votes, all votes) of each labelled reply."""
     found: dict[Any, tuple[int, int]] = {}
     for row in rows:
         if row.is_safe is not None:
-            safe, count = found.get(_reply(row), (0, 0))
-            found[_reply(row)] = safe + row.is_safe, count + 1
+            safe, count = found.get(_reply_key(row), (0, 0))
+            found[_reply_key(row)] = safe + row.is_safe, count + 1
     return found
 
 
-def _reply(row: Dialogue) -> Any:
+def _reply_key(row: Dialogue) -> Any:
     return row.speaker, row.system, row.history, row.reply

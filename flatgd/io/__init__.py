@@ -1,1 +1,1 @@
-"""Files on disk: whole or absent, records, tables."""
+"""Files on disk: atomic writes, records, tables."""

@@ -1,4 +1,4 @@
-"""How files of records are read and written."""
+"""Reading and writing files of records: JSON, JSON lines, and plain text lines."""
 
 import bz2
 import gzip
@@ -6,42 +6,47 @@ import hashlib
 import json
 import lzma
 import math
+import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, Problem
 
 Record = TypeVar("Record")
-UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".xz": lzma.decompress,
-    ".bz2": bz2.decompress,
+DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
 }
-_BEGINNINGS = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\x00": ".xz", b"BZh": ".bz2"}
-_OTHER_KINDS = {
-    b"\x28\xb5\x2f\xfd": "packed with zstd; unpack it first: zstd -d FILE",
-    b"PAR1": "a Parquet file; write it as JSON lines first: "
+GIB = 1 << 30
+LIMIT_VARIABLE, LIMIT_GIB = "FLATGD_MAX_FILE_GIB", 2.0
+_MAGIC_BYTES = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\x00": ".xz", b"BZh": ".bz2"}
+_UNSUPPORTED = {
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; decompress it first: zstd -d FILE",
+    b"PAR1": "a Parquet file; convert it to JSON lines first: "
     "pandas.read_parquet(FILE).to_json('rows.jsonl', orient='records', lines=True)",
-    b"ARROW1": "an Arrow file; write it as JSON lines first: "
+    b"ARROW1": "an Arrow file; convert it to JSON lines first: "
     "datasets.Dataset.from_file(FILE).to_json('rows.jsonl')",
-    b"PK\x03\x04": "a ZIP archive or an Excel sheet; unpack it, or save it as CSV",
+    b"PK\x03\x04": "a ZIP archive or an Excel sheet; unzip it, or save it as CSV",
 }
 
 
 def checked_text(text: str) -> str:
-    """The text as it is; ValueError where no encoding can write it."""
+    """Return the text unchanged. ValueError if it holds a lone surrogate."""
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("half of a surrogate pair, which no encoding can write")
+        raise ValueError("a lone surrogate (half of a surrogate pair), which is not valid text")
     return text
 
 
 def clean_text(text: str) -> str:
-    """White space folded to single spaces, ends stripped. ValueError as in `checked_text`.
+    """Collapse white space to single spaces and strip the ends. ValueError as in `checked_text`.
 
     >>> clean_text("  a\\t b  ")
     'a b'
@@ -49,23 +54,53 @@ def clean_text(text: str) -> str:
     return " ".join(checked_text(text).split())
 
 
-_left_out: ContextVar[list[Problem] | None] = ContextVar("left_out", default=None)
+_bad_rows: ContextVar[list[Problem] | None] = ContextVar("left_out", default=None)
 
 
 @contextmanager
 def collect_bad_rows(wanted: bool = True) -> Iterator[list[Problem]]:
-    """Inside the block, if so wanted, rows with a fault are left out, and told in this list."""
+    """Inside the block, skip rows that cannot be read and collect their problems in this list.
+
+    With `wanted` False, such rows raise DataError as usual.
+    """
     found: list[Problem] = []
-    token = _left_out.set(found if wanted else None)
+    token = _bad_rows.set(found if wanted else None)
+    try:
+        yield found
+    finally:
+        _bad_rows.reset(token)
+
+
+class LeftOut(NamedTuple):
+    """Stands for a part of a row that a parser deliberately does not use."""
+
+    reason: str
+
+
+_left_out: ContextVar[list[Problem] | None] = ContextVar("left_out", default=None)
+
+
+@contextmanager
+def collect_left_out() -> Iterator[list[Problem]]:
+    """Inside the block, collect what loaders leave out on purpose, such as empty replies."""
+    found: list[Problem] = []
+    token = _left_out.set(found)
     try:
         yield found
     finally:
         _left_out.reset(token)
 
 
-def tell(problems: list[Problem]) -> None:
-    """Rows that cannot be read: DataError, unless they are being left out."""
+def report_left_out(problems: list[Problem]) -> None:
+    """Hand rows that a loader left out to `collect_left_out`, if anyone collects them."""
     found = _left_out.get()
+    if found is not None:
+        found += problems
+
+
+def report_problems(problems: list[Problem]) -> None:
+    """Raise DataError for rows that cannot be read, or hand them to `collect_bad_rows`."""
+    found = _bad_rows.get()
     if found is not None:
         found += problems
     elif problems:
@@ -73,35 +108,47 @@ def tell(problems: list[Problem]) -> None:
 
 
 def digest(text: str) -> str:
-    """A short name for a text, the same everywhere."""
+    """The first 12 hexadecimal digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def unpacked_name(name: str) -> str:
-    """The name of a file without .gz, .xz or .bz2.
+    """A file name without its compression suffix.
 
     >>> unpacked_name("rows.jsonl.gz")
     'rows.jsonl'
     """
     stem, _, last = name.rpartition(".")
-    return stem if f".{last.lower()}" in UNPACK else name
+    return stem if f".{last.lower()}" in DECOMPRESSORS else name
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, plain or packed (UNPACK). DataError when it cannot be read."""
+    """The text of a UTF-8 file, plain or compressed.
+
+    Raises DataError if it cannot be read, or if it is larger than the limit after decompression:
+    2 GiB, or FLATGD_MAX_FILE_GIB. A small compressed file can hold more than the memory does.
+    """
+    limit = _limit_gib()
     try:
-        raw = path.read_bytes()
-        for beginning, reason in _OTHER_KINDS.items():
-            if raw.startswith(beginning):
+        with path.open("rb") as file:
+            raw = _read_up_to(file, limit, path, "is larger than")
+        for magic, reason in _UNSUPPORTED.items():
+            if raw.startswith(magic):
                 raise DataError([Problem(str(path), 0, reason)])
-        packed = (kind for beginning, kind in _BEGINNINGS.items() if raw.startswith(beginning))
-        kind = path.suffix.lower() if path.suffix.lower() in UNPACK else next(packed, None)
-        text = (UNPACK[kind](raw) if kind else raw).decode("utf-8-sig")
+        found = (kind for magic, kind in _MAGIC_BYTES.items() if raw.startswith(magic))
+        kind = path.suffix.lower() if path.suffix.lower() in DECOMPRESSORS else next(found, None)
+        if kind:
+            with DECOMPRESSORS[kind](BytesIO(raw)) as file:
+                raw = _read_up_to(file, limit, path, "decompresses to more than")
+        text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError([Problem(str(path), 0, "no such file")]) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError([Problem(str(path), line, "not UTF-8; convert the file first")]) from None
+    except MemoryError:
+        reason = "does not fit into memory; split the file"
+        raise DataError([Problem(str(path), 0, reason)]) from None
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise DataError([Problem(str(path), 0, f"cannot be read: {error}")]) from None
     if not text.strip():
@@ -109,10 +156,37 @@ def read_text(path: Path) -> str:
     return text
 
 
-def parse_lines(path: Path, parse: Callable[[str], Record]) -> list[tuple[int, Record]]:
-    """(line number, parsed line) of every line that is not blank.
+def _limit_gib() -> float:
+    """The largest file that is read, in GiB. DataError if the environment gives no number > 0."""
+    given = os.environ.get(LIMIT_VARIABLE, str(LIMIT_GIB))
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        reason = f"expected a number of GiB above 0, got {given!r}"
+        raise DataError([Problem(LIMIT_VARIABLE, 0, reason)])
+    return limit
 
-    `parse` raises ValueError with a reason; all reasons are collected into one DataError.
+
+def _read_up_to(file: BinaryIO, limit: float, path: Path, verb: str) -> bytearray:
+    raw = bytearray()
+    while chunk := file.read(1 << 20):
+        raw += chunk
+        if len(raw) <= limit * GIB:
+            continue
+        reason = (
+            f"{verb} {limit:g} GiB; split the file, or raise the limit with "
+            f"{LIMIT_VARIABLE}={2 * limit:g}"
+        )
+        raise DataError([Problem(str(path), 0, reason)])
+    return raw
+
+
+def parse_lines(path: Path, parse: Callable[[str], Record]) -> list[tuple[int, Record]]:
+    """(line number, parsed line) for every line that is not blank.
+
+    `parse` raises ValueError with a reason. One DataError reports all of them.
     """
     records, problems = [], []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -121,21 +195,47 @@ def parse_lines(path: Path, parse: Callable[[str], Record]) -> list[tuple[int, R
         try:
             records.append((number, parse(line.rstrip("\r"))))
         except ValueError as error:
-            problems.append(Problem(str(path), number, str(error)))
-    tell(problems)
+            problems.append(Problem(str(path), number, short_reason(error)))
+    report_problems(problems)
     return records
 
 
 def is_number(value: Any) -> bool:
-    """A finite number, and no boolean."""
+    """Whether a value is a finite number and not a boolean."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and math.isfinite(value)
 
 
+def short_reason(error: ValueError) -> str:
+    """An error's text for a message: printable, and shortened in the middle if a file made it long.
+
+    >>> len(short_reason(ValueError("x" * 10_000)))
+    603
+    """
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 600 else f"{text[:300]}...{text[-300:]}"
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for json: the object, or ValueError if a key occurs twice in it.
+
+    Python's json keeps the last value of a repeated key, so one of two labels would win silently.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(_repeated_key(pairs))
+    return found
+
+
+def _repeated_key(pairs: list[tuple[str, Any]]) -> str:
+    (key, times), *_ = Counter(key for key, _ in pairs).most_common(1)
+    return f"the key {key!r:.40} occurs {times} times in one JSON object; keep one"
+
+
 def parse_json_object(text: str) -> dict[str, Any]:
-    """One JSON object; ValueError says what is wrong with it in a few words."""
+    """Parse one JSON object. ValueError says what is wrong in a few words."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
@@ -146,8 +246,10 @@ def parse_json_object(text: str) -> dict[str, Any]:
 
 
 def parse_json(path: Path) -> Iterable[tuple[int, Any]]:
-    """(line number, element) of a JSON array, or (line number, object) of JSON lines, told apart by
-    how the file begins."""
+    """(line number, element) of a JSON array, or (line number, object) of JSON lines.
+
+    The first character of the file decides which.
+    """
     text = read_text(path).lstrip()
     if text.startswith("["):
         return parse_json_array(path)
@@ -156,7 +258,7 @@ def parse_json(path: Path) -> Iterable[tuple[int, Any]]:
         json.loads(first)
     except (ValueError, RecursionError) as error:
         if text.startswith("{") and _is_one_object(text):
-            reason = "one JSON object over several lines; expected an array or one object a line"
+            reason = "one JSON object over several lines; expected an array, or one object per line"
             raise DataError([Problem(str(path), 1, reason)]) from error
     return parse_lines(path, parse_json_object)
 
@@ -169,8 +271,19 @@ def _is_one_object(text: str) -> bool:
 
 
 def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, element) of a JSON array, so that a fault can be told by its line."""
-    text, decoder = read_text(path), json.JSONDecoder()
+    """(line number, element) of a JSON array. The line numbers locate errors in the file.
+
+    An element with a repeated key is yielded as a ValueError, for `parse_rows`.
+    """
+    repeated: list[str] = []
+
+    def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.append(_repeated_key(pairs))
+        return found
+
+    text, decoder = read_text(path), json.JSONDecoder(object_pairs_hook=as_object)
     position, line = text.find("[") + 1, 1
     if text[:position].strip() != "[":
         raise DataError([Problem(str(path), 1, "expected a JSON array")])
@@ -190,7 +303,8 @@ def parse_json_array(path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError([problem]) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits; depth
             raise DataError([Problem(str(path), line, f"unreadable JSON ({error})")]) from None
-        yield line, record
+        yield line, ValueError(repeated[0]) if repeated else record
+        repeated.clear()
         line += text.count("\n", position, end)
         position = end
 
@@ -199,20 +313,22 @@ def _refuse_rest(path: Path, text: str, position: int) -> None:
     rest = text[position:]
     if rest.strip():
         line = text.count("\n", 0, len(text) - len(rest.lstrip())) + 1
-        reason = "more text after the end of the JSON array; one file holds one array"
+        reason = "more text after the end of the JSON array; a file holds one array"
         raise DataError([Problem(str(path), line, reason)])
 
 
 def parse_rows(
-    path: Path, rows: Iterable[tuple[int, Any]], parse: Callable[[dict[str, Any]], list[Record]]
+    path: Path,
+    rows: Iterable[tuple[int, Any]],
+    parse: Callable[[dict[str, Any]], Sequence[Record | LeftOut]],
 ) -> list[Record]:
-    """What `parse` makes of each (line number, object); all reasons in one DataError.
+    """Parse each (line number, object) into records. One DataError reports all reasons.
 
-    A row that cannot be read is a ValueError in the object's place. Dialogues learn where they
-    stand.
+    A row that could not be read is passed as a ValueError in the object's place. Dialogues are
+    given their file and line. LeftOut goes to `collect_left_out`.
     """
     records: list[Record] = []
-    problems = []
+    problems, left_out = [], []
     name = str(path)
     for line, row in rows:
         try:
@@ -222,23 +338,26 @@ def parse_rows(
                 raise ValueError(f"expected a JSON object, got {type(row).__name__}")
             found = parse(row)
         except ValueError as error:
-            problems.append(Problem(name, line, str(error)))
+            problems.append(Problem(name, line, short_reason(error)))
             continue
-        stands_at(found, f"{name}:{line}")
-        records += found
-    tell(problems)
+        kept = [record for record in found if not isinstance(record, LeftOut)]
+        left_out += [Problem(name, line, r.reason) for r in found if isinstance(r, LeftOut)]
+        set_location(kept, f"{name}:{line}")
+        records += kept
+    report_problems(problems)
+    report_left_out(left_out)
     return records
 
 
-def stands_at(records: Iterable[Any], where: str) -> None:
-    """Tell Dialogues, fresh from a file, the file and line they stand at."""
+def set_location(records: Iterable[Any], where: str) -> None:
+    """Record the file and line of Dialogues that were just read."""
     for record in records:
         if isinstance(record, Dialogue):
             object.__setattr__(record, "where", where)
 
 
 def text_field(row: Mapping[str, Any], key: str) -> str:
-    """A required string of a row, as written and not blank; ValueError says what came."""
+    """A required string of a row, unchanged. ValueError if it is missing, blank or not text."""
     if key not in row:
         raise ValueError(f"no {key!r}; the keys are {', '.join(map(repr, row)) or 'none'}")
     value = row[key]
@@ -250,12 +369,12 @@ def text_field(row: Mapping[str, Any], key: str) -> str:
 
 
 def word_field(row: Mapping[str, Any], key: str) -> str:
-    """A required label, id or name of a row: `text_field` with its white space folded."""
+    """A required label, id or name of a row: `text_field` with white space collapsed."""
     return clean_text(text_field(row, key))
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """The rows of one of our own JSONL files, which may have none."""
+    """The rows of a JSONL file that flatgd wrote, which may be empty."""
     if path.exists() and path.stat().st_size == 0:
         return
     for _, row in parse_lines(path, parse_json_object):
@@ -267,7 +386,7 @@ def _json_line(row: Mapping[str, object]) -> str:
 
 
 def json_lines(rows: Iterable[Mapping[str, object]]) -> str:
-    """A line a row."""
+    """Rows as JSON lines, one per line."""
     return "".join(map(_json_line, rows))
 
 
@@ -277,5 +396,5 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def printable(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
+    """The text with control characters replaced, so that a terminal does not act on them."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,17 +1,18 @@
-"""How CSV and TSV files are read: strictly, so that no stray quote joins rows.
+"""A strict reader of CSV and TSV files, in which a stray quote cannot join rows.
 
-A cell that begins with a quote is quoted: it may hold separators, line breaks and doubled quotes,
-and ends with a quote directly before a separator, a line break or the end of the file. A quote
-inside any other cell is a character like the rest. Cells may have any length.
+A cell that begins with a quote is quoted. It may hold separators, line breaks and doubled quotes,
+and it ends with a quote directly before a separator, a line break or the end of the file. In any
+other cell a quote is an ordinary character. Cells may have any length.
 
-A stray quote that opens a cell and another that ends a cell of a later row look like one quoted
-cell. Such a cell is refused where each of its lines reads as a row of the table: it has the right
-number of cells, as prose may have too, and some column of these rows, as that of labels, holds only
-values that it holds in other rows.
+A stray quote at the start of a cell and another at the end of a later row's cell look like one
+quoted cell. Such a cell is refused if each of its lines reads as a row of the table. A line reads
+as a row if it has the right number of cells and if some column of these lines (usually the label)
+holds only values that the column holds elsewhere. Python's csv module joins such rows silently.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ _ADVICE = "remove a stray quote, or write quotes inside a quoted cell twice"
 
 
 class _Record(NamedTuple):
-    """The cells of one row, or the fault in their place, and its first and last line."""
+    """The cells of one row, or the error in their place, with its first and last line."""
 
     first: int
     last: int
@@ -33,21 +34,25 @@ class _Record(NamedTuple):
 
 
 def parse_table(
-    path: Path, separator: str = ",", twins: bool = False
+    path: Path, separator: str = ",", is_read: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
-    """(line number, row) of a table with a header, for `parse_rows`; a ValueError in the place of a
-    row that cannot be read. Raises DataError where the header cannot be read, or two columns have
-    one name; with `twins` the last of them counts."""
+    """(line number, row) of a table with a header, for `parse_rows`.
+
+    A row that cannot be read is yielded as a ValueError. Raises DataError if the header cannot be
+    read, or if two columns have the same name up to white space. `is_read` says which columns are
+    of interest; other columns may share a name, and the last of them wins.
+    """
     text = read_text(path)
     head, *records = _records(text, separator, 1)
     if isinstance(head.cells, ValueError):
         raise DataError([Problem(str(path), head.first, str(head.cells))])
     names = head.cells
-    if not twins and (twice := [name for name in names if names.count(name) > 1]):
-        reason = f"two columns are called {twice[0]!r:.40}; rename one"
+    counts = Counter(name.strip() for name in names if is_read(name.strip()))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        reason = f"two columns are called {twice[0]!r:.40}; rename or remove one"
         raise DataError([Problem(str(path), head.first, reason)])
     if any(first < last for first, last, _ in records):
-        records = list(_apart(records, _LINE_END.split(text), separator, len(names)))
+        records = list(_split_joined_rows(records, _LINE_END.split(text), separator, len(names)))
     for first, _, cells in records:
         if isinstance(cells, ValueError):
             yield first, cells
@@ -59,8 +64,10 @@ def parse_table(
 
 
 def _records(text: str, separator: str, line: int) -> Iterator[_Record]:
-    """The records of a text that begins at this line of a file; empty lines are none. After a
-    fault, the line below the quote that opened is read as a new record."""
+    """The records of a text that begins at line `line` of a file. Empty lines are skipped.
+
+    After an error, reading resumes on the line below the opening quote.
+    """
     position = 0
     while position < len(text):
         end = _end_of_line(text, position)
@@ -86,7 +93,7 @@ def _end_of_line(text: str, position: int) -> _End:
 
 
 def _quoted(text: str, position: int, separator: str, line: int) -> tuple[_Record, int]:
-    """The record at a position, some cells of which hold quotes, and where the next one begins."""
+    """The record at `position`, which holds a quote somewhere, and where the next record begins."""
     first, cells = line, []
     while True:
         if text.startswith('"', position):
@@ -109,11 +116,13 @@ def _quoted(text: str, position: int, separator: str, line: int) -> tuple[_Recor
         position += 1
 
 
-def _apart(
+def _split_joined_rows(
     records: Sequence[_Record], lines: Sequence[str], separator: str, columns: int
 ) -> Iterator[_Record]:
-    """The records, less those that a pair of stray quotes joined: for each a fault and its lines
-    below the first, read anew."""
+    """Split records that a pair of stray quotes joined.
+
+    Each yields an error for its first line, and its other lines are read again as records.
+    """
     known: list[set[str]] = [{"true", "false"} for _ in range(columns)]
     for first, last, cells in records:
         if first == last and not isinstance(cells, ValueError) and len(cells) == columns:
@@ -121,7 +130,7 @@ def _apart(
                 values.add(cell.casefold())
     for record in records:
         joined = lines[record.first - 1 : record.last]
-        if len(joined) > 1 and _are_rows(joined, separator, known):
+        if len(joined) > 1 and _look_like_rows(joined, separator, known):
             reason = f"a quoted cell runs to line {record.last} over lines that are rows; {_ADVICE}"
             yield _Record(record.first, record.first, ValueError(reason))
             yield from _records("\n".join(joined[1:]), separator, record.first + 1)
@@ -129,7 +138,7 @@ def _apart(
             yield record
 
 
-def _are_rows(lines: Sequence[str], separator: str, known: Sequence[set[str]]) -> bool:
+def _look_like_rows(lines: Sequence[str], separator: str, known: Sequence[set[str]]) -> bool:
     rows = [[cell.strip('"').casefold() for cell in line.split(separator)] for line in lines]
     if len(known) < 2 or any(len(row) != len(known) for row in rows):
         return False

@@ -168,6 +168,12 @@ def pairs_of(rows: Sequence[Dialogue]) -> list[Pair]:
 
 
 def toxic_labels(rows: Sequence[Dialogue]) -> NDArray[np.bool_]:
+    """True for toxic rows, False for safe ones. ModelError if rows have no label."""
+    if unlabelled := sum(row.is_safe is None for row in rows):
+        raise ModelError(
+            f"{unlabelled:,} of {len(rows):,} rows have no label; a judge is trained and measured "
+            "on replies that are labelled safe or toxic"
+        )
     return np.array([row.is_safe is False for row in rows], dtype=bool)
 
 

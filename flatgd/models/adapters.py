@@ -30,6 +30,7 @@ from flatgd.models.loading import (
     summarize_error,
     whole,
 )
+from flatgd.models.loading_report import key_faults
 from flatgd.models.trust import Risk, hint, is_allowed
 
 ROLE = "flatgd_role.json"  # beside an adapter, which has no config.json
@@ -138,8 +139,11 @@ def is_toxic_expert(folder: Path) -> bool:
 
 
 def role_of(folder: Path) -> str | None:
-    """The role that a checkpoint is marked with, in its configuration, beside its adapter, or in
-    the same way on its base; None without one."""
+    """The role that a checkpoint is marked with; None without one. The mark is in config.json,
+    beside an adapter, or on its base.
+
+    Raises ModelError for a file that cannot be read, so that a mark is not lost.
+    """
     seen: set[Path] = set()
     while folder.is_dir() and (here := folder.resolve()) not in seen:
         seen.add(here)
@@ -154,12 +158,14 @@ def role_of(folder: Path) -> str | None:
 
 
 def _json_of(path: Path) -> dict[str, Any]:
-    """A JSON object; an unreadable file counts as empty, and is reported when the model loads."""
+    """A JSON object. Raises ModelError for anything else."""
     try:
         values = json.loads(path.read_bytes())
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {summarize_error(error)}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} cannot be read: expected an object")
+    return values
 
 
 def load(name: str | Path) -> PreTrainedModel:
@@ -215,7 +221,16 @@ def _put_on(base: Any, folder: Path) -> Any:
         if not is_allowed(Risk.PICKLE, str(folder)):
             raise ModelError(f"{folder}: its adapter is no safetensors; {hint(Risk.PICKLE)}")
     try:
-        adapted: Any = PeftModel.from_pretrained(base, str(folder))
-        return adapted
-    except Exception as error:  # whatever a file that is no adapter makes of it
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            adapted: Any = PeftModel.from_pretrained(base, str(folder))
+        # once more, because the first call does not return its report
+        report = adapted.load_adapter(str(folder), adapted.active_adapter)
+    except Exception as error:  # a file that is not an adapter can fail in any way
         raise ModelError(f"cannot load the adapter in {folder}: {summarize_error(error)}") from None
+    if faults := key_faults(report.missing_keys, report.unexpected_keys):
+        raise ModelError(
+            f"{folder}: the adapter's weights do not fit its base: {faults}. Use the base that it "
+            "was trained on, and save it with save_pretrained of an unwrapped PeftModel"
+        )
+    return adapted

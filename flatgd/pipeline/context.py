@@ -17,7 +17,7 @@ from flatgd.config.names import BACKBONE
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets
 from flatgd.errors import UsageError
-from flatgd.io.files import LOCK_FILES, digest_of, locked
+from flatgd.io.files import LOCK_FILES, file_sha256, lock_folder
 from flatgd.methods import Director, ExpertGuide
 from flatgd.models.adapters import load, load_together
 from flatgd.models.dialogue_format import DialogueFormat, format_for
@@ -64,7 +64,7 @@ class Context:
             _claim(self.root)
         distributed.wait()
         if parent is None and distributed.is_first():
-            self._lock = locked(self.root)
+            self._lock = lock_folder(self.root)
         self.model_fingerprint: Callable[[str], str] = (
             parent.model_fingerprint if parent else cache(model_fingerprint)
         )
@@ -166,7 +166,7 @@ def model_fingerprint(name: str) -> str:
     shown = [(n, path) for n, path in files if not any(part[0] == "." for part in n.parts)]
     base = base_of(name)
     return fingerprint_of(
-        [(str(relative), digest_of(path)) for relative, path in shown],
+        [(str(relative), file_sha256(path)) for relative, path in shown],
         base and model_fingerprint(base),
     )
 

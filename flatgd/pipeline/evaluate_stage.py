@@ -10,7 +10,7 @@ from flatgd.artifacts.rows import GenerationRow, ReplyScores
 from flatgd.artifacts.store import fingerprint_of
 from flatgd.config.names import REFERENCE
 from flatgd.data.behaviour import PATTERNS
-from flatgd.data.sets import ordinary, scorable
+from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
 from flatgd.io.records import read_jsonl, write_jsonl
 from flatgd.judges.registry import cuts_taken
@@ -84,7 +84,7 @@ class EvaluateStage:
             generations: list[GenerationRow] = list(
                 read_jsonl(context.root / layout.generations(name))
             )
-            given = scorable(context.sets.test) + ordinary(context.sets.test)
+            given = scorable(context.sets.test) + ordinary_dialogue(context.sets.test)
             speaker = context.speaker(name)
             replies = sum(len(row["replies"]) for row in generations)
             calls = len(given) + self._scorer_calls(generations)
@@ -115,7 +115,7 @@ class EvaluateStage:
 
         def build(path: Path) -> BuildResult:
             safe = [r for r in scorable(context.sets.test) if r.is_safe and r.history]
-            safe += [r for r in ordinary(context.sets.test) if r.history]
+            safe += [r for r in ordinary_dialogue(context.sets.test) if r.history]
             answered = {row.source for row in self.histories}
             rows = [generation_row(r, [r.reply]) for r in safe if r.source in answered]
             with context.display.bar("reference: score", self._scorer_calls(rows)) as advance:
@@ -154,7 +154,7 @@ class EvaluateStage:
     @cached_property
     def _ordinary(self) -> set[str]:
         """The test sets without labels."""
-        return {row.source for row in ordinary(self.context.sets.test)}
+        return {row.source for row in ordinary_dialogue(self.context.sets.test)}
 
     @cached_property
     def _scorer(self) -> Speaker:

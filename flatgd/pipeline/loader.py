@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flatgd.config.recipe import Recipe
-from flatgd.data.browse import Mask
+from flatgd.data.browse import TextMask
 from flatgd.data.sets import Sets, fetch_hint, load_sets, load_source
 from flatgd.dialogue import Dialogue
 from flatgd.errors import FlatGDError, RecipeError
@@ -64,7 +64,7 @@ def training_example(recipe: Recipe, policy: Sequence[Dialogue]) -> tuple[Dialog
     """A safe policy row as the backbone reads it. Turns that the data do not label safe are
     masked."""
     row = next(row for row in policy if row.is_safe)
-    *texts, reply = Mask(policy).shown(row)
+    *texts, reply = TextMask(policy).apply(row)
     history = tuple(turn._replace(text=text) for turn, text in zip(row.history, texts, strict=True))
     name = recipe.backbone
     dialogue_format = format_for(load_config(name), load_tokenizer(name), *recipe.layout)

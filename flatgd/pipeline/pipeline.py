@@ -11,7 +11,7 @@ from flatgd.config.loading import as_text, changes
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets
 from flatgd.dialogue import Dialogue
-from flatgd.io.files import write_whole
+from flatgd.io.files import write_atomically
 from flatgd.io.records import write_jsonl
 from flatgd.pipeline.context import Context
 from flatgd.pipeline.evaluate_stage import EvaluateStage
@@ -104,4 +104,4 @@ class Pipeline:
             for line in changes(before, json.loads(now)):
                 self.context.display.line("changed", f"{line}; whatever depends on it is rebuilt")
         kept.parent.mkdir(exist_ok=True)
-        write_whole(kept, now)
+        write_atomically(kept, now)

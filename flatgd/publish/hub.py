@@ -13,7 +13,7 @@ from flatgd.artifacts.store import ArtifactStore
 from flatgd.config.loading import plain_values, without_paths
 from flatgd.config.recipe import Recipe
 from flatgd.errors import ModelError, UnsupportedError, UsageError
-from flatgd.io.files import whole_folder
+from flatgd.io.files import atomic_folder
 from flatgd.methods import METHODS
 from flatgd.models.adapters import is_toxic_expert, load
 from flatgd.models.dialogue_format import Causal, format_for
@@ -116,7 +116,7 @@ class ModelPackage:
         files = [] if merged else self.files
         needed = ArtifactStore(self.recipe.output).needed_by(self.artifact)
         verify(self.recipe, needed if merged else [self.artifact], weights=True)
-        with whole_folder(target) as beside:
+        with atomic_folder(target) as beside:
             if merged:
                 load(self.folder).save_pretrained(beside)
                 load_tokenizer(str(self.folder)).save_pretrained(beside)

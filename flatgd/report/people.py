@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from flatgd.annotate.rows import Tally
 from flatgd.annotate.study import load_study
 from flatgd.annotate.tally import OUTCOMES, tally
 from flatgd.annotate.votes import all_answers
@@ -22,8 +23,9 @@ DRAWN = {  # in this order
 }
 
 
-def load_tally(folder: Path) -> Mapping[str, Any]:
-    """The tally of a study's answers. Raises DataError for answers that cannot be read."""
+def load_tally(folder: Path) -> Tally:
+    """The tally of a study's answers. Raises UsageError where there is no study, DataError for
+    answers that cannot be read."""
     study = load_study(folder)
     return tally(study, all_answers(folder, study))
 
@@ -89,7 +91,7 @@ def _with_judges(found: Mapping[str, Any]) -> list[Table]:
                     ),
                     number(row["effective"], 0),
                 ]
-                for row in found["stretched"]
+                for row in found["all_conversations"]
             ],
             "Prediction-powered: the annotators' answers, extended by the judge to every "
             "conversation of the test set, with one history each. Unbiased however poor the "

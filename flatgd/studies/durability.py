@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
 from flatgd.artifacts.rows import AttackRow, DurabilityFigures, LossOfSafety
-from flatgd.data.sets import ordinary, scorable
+from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
 from flatgd.flatness.curvature import relative_direction
 from flatgd.flatness.penalty import moved
@@ -86,7 +86,7 @@ class Attacks:
         return float(np.mean(gaps))
 
     def benign(self, point: Point) -> list[AttackRow]:
-        given = [row for row in ordinary(self.sets.test) if row.history]
+        given = [row for row in ordinary_dialogue(self.sets.test) if row.history]
         rows = [replace(row, is_safe=True) for row in given]  # ordinary dialogue counts as safe
         return self._tuned(point, "benign", rows or [r for r in self.sets.policy if r.is_safe])
 

@@ -26,7 +26,7 @@ from flatgd.data.sets import scorable
 from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError, UsageError
 from flatgd.flatness.curvature import loss_value
-from flatgd.io.files import write_whole
+from flatgd.io.files import write_atomically
 from flatgd.methods import Method, SafetyLoss, Totals
 from flatgd.models.adapters import load
 from flatgd.models.heads import reply_tokens
@@ -194,7 +194,7 @@ def write_study(
     file = pipeline.context.root / layout.study(name)
     file.parent.mkdir(exist_ok=True)
     study = {"format": STUDY_FORMAT, "of": pipeline.fingerprints(methods), **figures}
-    write_whole(file, json.dumps(study, indent=1) + "\n")
+    write_atomically(file, json.dumps(study, indent=1) + "\n")
     return file
 
 

@@ -113,6 +113,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
             eval_dataset=self._eval_sets(eval_dataset),
             data_collator=partial(_collate, dialogue_format, has_pairs),
             processing_class=processing_class,
+            method=method,
             callbacks=_with_early_stopping(args, eval_dataset, kwargs.pop("callbacks", None)),
             **kwargs,
         )

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from conftest import mild_rows, write_rows
+from disks import file_size_limit
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
 from flatgd.data import fetch as fetch_module
-from flatgd.errors import DataError, FlatGDError, RecipeError
+from flatgd.errors import DataError, FlatGDError, UsageError
 from flatgd.io.records import read_jsonl
 
 
@@ -24,11 +25,11 @@ def typed(*words: str) -> str:
 def test_stats_of_a_file_and_of_splits(tmp_path: Path) -> None:
     one = str(write_rows(tmp_path / "one.jsonl", mild_rows(8, 1)))
     two = str(write_rows(tmp_path / "two.jsonl", mild_rows(8, 1) + mild_rows(4, 2)))
-    told = typed("stats", "jsonl", one)
-    assert told.splitlines()[1].split() == ["rows", "8"]
-    told = typed("stats", "jsonl", one, two)
-    assert told.splitlines()[0].split() == ["one.jsonl", "two.jsonl"]
-    assert told.splitlines()[-1].split() == ["two.jsonl", "one.jsonl", "8", "8", "8"]
+    reported = typed("stats", "jsonl", one)
+    assert reported.splitlines()[1].split() == ["rows", "8"]
+    reported = typed("stats", "jsonl", one, two)
+    assert reported.splitlines()[0].split() == ["one.jsonl", "two.jsonl"]
+    assert reported.splitlines()[-1].split() == ["two.jsonl", "one.jsonl", "8", "8", "8"]
     plain = json.loads(typed("stats", "jsonl", one, two, "--json"))
     assert plain["splits"][1]["toxic"] == 6
     assert plain["overlap"][0]["replies"] == 8
@@ -51,16 +52,16 @@ def test_show_masks_unless_asked_and_prints_no_control_characters(tmp_path: Path
         {"prompt": "do you like tea?", "completion": "yes, I do", "label": True},
     ]
     path = str(write_rows(tmp_path / "a.jsonl", rows))
-    told = typed("show", "jsonl", path)
-    assert "yes, I do" in told
-    assert "daft" not in told
-    assert "like tea" not in told
-    assert "--unmask" in told
-    told = typed("show", "jsonl", path, "--unmask", "--label", "toxic")
-    assert "daft" in told
-    assert "\x1b" not in told
-    assert "yes, I do" not in told
-    with pytest.raises(RecipeError, match="--label is safe, toxic or none"):
+    reported = typed("show", "jsonl", path)
+    assert "yes, I do" in reported
+    assert "daft" not in reported
+    assert "like tea" not in reported
+    assert "--unmask" in reported
+    reported = typed("show", "jsonl", path, "--unmask", "--label", "toxic")
+    assert "daft" in reported
+    assert "\x1b" not in reported
+    assert "yes, I do" not in reported
+    with pytest.raises(UsageError, match="--label must be safe, toxic or none"):
         typed("show", "jsonl", path, "--label", "rude")
 
 
@@ -68,8 +69,8 @@ def test_convert_and_read_again(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text("text,class\nhello,0\ngoose!,1\n")
     fields = ["--set", "columns={completion: text, label: class}", "--set", "toxic_values=[1]"]
-    told = typed("convert", "jsonl", str(table), "--to", str(tmp_path / "b.jsonl"), *fields)
-    assert "2 rows" in told
+    reported = typed("convert", "jsonl", str(table), "--to", str(tmp_path / "b.jsonl"), *fields)
+    assert "2 rows" in reported
     rows = list(read_jsonl(tmp_path / "b.jsonl"))
     assert [(row["completion"], row["label"]) for row in rows] == [
         ("hello", True),
@@ -79,7 +80,7 @@ def test_convert_and_read_again(tmp_path: Path) -> None:
         "toxic",
         "1",
     ]
-    with pytest.raises(RecipeError, match="exists"):
+    with pytest.raises(UsageError, match="exists"):
         typed("convert", "jsonl", str(table), "--to", str(tmp_path / "b.jsonl"), *fields)
 
 
@@ -94,12 +95,47 @@ def test_convert_and_read_again(tmp_path: Path) -> None:
         (["stats", "jsonl", "a", "--set", "columns={tweet: completion}"], "unknown 'tweet'"),
     ],
 )
-def test_what_is_wrong_is_told(words: list[str], reason: str) -> None:
+def test_what_is_wrong_is_reported(words: list[str], reason: str) -> None:
     with pytest.raises(FlatGDError, match=reason):
         typed(*words)
 
 
-def test_fetch_tells_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PATHS = {
+    "~nobody-of-this-name/x": "is not a path",
+    "a\0b": "is not a path",
+    "a" * 5000: "is not a path: File name too long",
+}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=["user", "NUL", "long"])
+def test_paths_that_no_file_can_have(tmp_path: Path, path: str) -> None:
+    good = str(write_rows(tmp_path / "a.jsonl", mild_rows(4, 1)))
+    to = ["--to", str(tmp_path / "b.jsonl")]
+    for words in (
+        ["stats", "jsonl", path],
+        ["stats", "jsonl", good, path],
+        ["show", "jsonl", path],
+        ["convert", "jsonl", path, *to],
+        *([] if "\0" in path else [["convert", "jsonl", good, "--to", path]]),
+        *([] if "\0" in path else [["fetch", "bbf", "--to", path]]),  # Typer refuses a NUL
+    ):
+        with pytest.raises(UsageError, match=PATHS[path]):
+            typed(*words)
+    assert not (tmp_path / "b.jsonl").exists()
+
+
+def test_convert_onto_a_full_or_read_only_disk(tmp_path: Path) -> None:
+    source = str(write_rows(tmp_path / "a.jsonl", mild_rows(400, 1)))
+    target = tmp_path / "b.jsonl"
+    with file_size_limit(1000), pytest.raises(UsageError, match="No file was written") as raised:
+        typed("convert", "jsonl", source, "--to", str(target))
+    assert f"cannot write {target}: File too large" in str(raised.value)
+    with pytest.raises(UsageError, match=r"cannot write .*: Not a directory"):
+        typed("convert", "jsonl", source, "--to", f"{source}/b.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+def test_fetch_reports_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def fetch(download, folder, progress):
@@ -108,6 +144,6 @@ def test_fetch_tells_where_the_files_are(tmp_path: Path, monkeypatch: pytest.Mon
         return [folder / download.file]
 
     monkeypatch.setattr(fetch_module, "fetch", fetch)
-    told = typed("fetch", "bbf", "--to", str(tmp_path))
+    reported = typed("fetch", "bbf", "--to", str(tmp_path))
     assert asked == ["single_turn_safety.json", "multi_turn_safety.json"]
-    assert "single_turn_safety.json" in told.replace("\n", "")
+    assert "single_turn_safety.json" in reported.replace("\n", "")

@@ -55,14 +55,14 @@ def test_of_the_command_line(recipe_file: Path, tmp_path: Path) -> None:
     assert "no replies yet of backbone" in command("label", recipe)
     rows = str(write_rows(tmp_path / "x.jsonl", mild_rows(2, seed=0)))
     told = command("data", "convert", "jsonl", rows, "--to", "y", "--speaker", "cat")
-    assert told == "--speaker is bot, human or all, got 'cat'"
+    assert told == "--speaker must be bot, human or all, got 'cat'"
 
 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
         ("data.policy.0.share=[0.5, 0.2]", "share must be two rising numbers in 0..1"),
-        ("train.snapshots=-1", "snapshots must not be negative, got -1"),
+        ("train.snapshots=-1", "snapshots must be a whole number >= 0, got -1"),
         ("methods={x: {method: task_arithmetic}}", "so experts must come from the backbone itself"),
     ],
 )
@@ -74,7 +74,7 @@ def test_of_recipes(recipe_file: Path, backbone_folder: Path, override: str, tol
 def test_of_data(tmp_path: Path) -> None:
     user = {"role": "user", "content": "hi"}
     for row, told in (
-        ({**PLAIN, "chosen": "a", "rejected": "b"}, "'completion' beside 'chosen'"),
+        ({**PLAIN, "chosen": "a", "rejected": "b"}, "'completion' together with 'chosen'"),
         (
             {"prompt": MESSAGES[:-1], "completion": [user], "label": True},
             "got a message of the user",

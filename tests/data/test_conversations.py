@@ -1,4 +1,4 @@
-"""Roles, text as written, the published forms of rows, and what two sets must not share."""
+"""Roles, text that stays unchanged, and the file and line of each row."""
 
 import json
 from pathlib import Path
@@ -6,31 +6,28 @@ from typing import Any
 
 import pytest
 from conftest import write_rows
+from published import (
+    FORMS_OF_PAIRS,
+    FORMS_OF_REPLIES,
+    A,
+    U,
+    message,
+    talk,
+)
 
-from flatgd.config.recipe import Data, Source
-from flatgd.data.browse import Mask, to_row
+from flatgd.config.source import Source
+from flatgd.data.browse import to_row
 from flatgd.data.formats.bad import load_bad
 from flatgd.data.formats.bbf import load_bbf
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.data.formats.hh import load_hh
-from flatgd.data.jsonl import Layout, dialogues_from_row, load_jsonl
-from flatgd.data.sets import draw_histories, load_sets, load_source
-from flatgd.data.stats import count, overlaps
-from flatgd.dialogue import Dialogue, Turn, as_turns, normal_form
-
-U, A = "user", "assistant"
-
-
-def message(role: str, text: Any) -> dict[str, Any]:
-    return {"role": role, "content": text}
-
-
-def talk(*turns: tuple[str, str]) -> list[dict[str, Any]]:
-    return [message(role, text) for role, text in turns]
+from flatgd.data.jsonl import RowFormat, dialogues_from_row, load_jsonl
+from flatgd.data.sets import load_source
+from flatgd.dialogue import Dialogue, Turn, as_turns
 
 
 def read(row: dict[str, Any], **layout: Any) -> Dialogue:
-    (dialogue,) = dialogues_from_row({"label": True, **row}, Layout(**layout))
+    (dialogue,) = dialogues_from_row({"label": True, **row}, RowFormat(**layout))
     return dialogue
 
 
@@ -115,7 +112,7 @@ def test_roles_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "told"),
+    ("messages", "reported"),
     [
         (talk((U, "hi"), ("tool", "3"), (A, "three")), "role 'tool' .*not supported"),
         (talk((U, "hi"), ("Function", "3"), (A, "three")), "role 'Function' .*not supported"),
@@ -130,8 +127,8 @@ def test_roles_of_ones_own(tmp_path: Path) -> None:
         (talk((U, "hi"), (A, " ")), "the reply, is empty"),
     ],
 )
-def test_what_cannot_be_represented_is_refused(messages: list[Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_represented_is_refused(messages: list[Any], reported: str) -> None:
+    with pytest.raises(ValueError, match=reported):
         read({"messages": messages})
     with pytest.raises(ValueError, match="'tools' are not supported"):
         read({"messages": talk((U, "hi"), (A, "hello")), "tools": [{"type": "function"}]})
@@ -144,7 +141,7 @@ def test_system_messages_before_the_first_turn_are_joined() -> None:
     assert read({"messages": messages[1:], "system": None}).system == "be brief"
 
 
-# Text as written
+# Text that stays unchanged
 
 POEM = "Like this:\n\n  1. boil water\n\t2. pour it \u00e7\u0327\u200b\r\n\nEnjoy! "
 
@@ -185,228 +182,10 @@ def test_published_sets_keep_text_as_written(tmp_path: Path) -> None:
     assert (row.texts, row.reply) == ((said,), said + "\n")
 
 
-# Published forms: columns as their documentation gives them
-
-ASKED, SAFE, RUDE = "what colour is the sky?", "it is blue.", "silly goose."
-QUESTION, BLUE, GOOSE = message(U, ASKED), message(A, SAFE), message(A, RUDE)
+# The file and line of a row
 
 
-def human(text: str) -> dict[str, str]:
-    return {"from": "human", "value": text}
-
-
-def gpt(text: str) -> dict[str, str]:
-    return {"from": "gpt", "value": text}
-
-
-FORMS_OF_PAIRS: dict[str, dict[str, Any]] = {
-    "TRL explicit": {"prompt": ASKED, "chosen": SAFE, "rejected": RUDE},
-    "TRL explicit, messages": {"prompt": [QUESTION], "chosen": [BLUE], "rejected": [GOOSE]},
-    "TRL implicit, messages": {"chosen": [QUESTION, BLUE], "rejected": [QUESTION, GOOSE]},
-    "LLaMA-Factory alpaca": {"instruction": ASKED, "input": "", "chosen": SAFE, "rejected": RUDE},
-    "LLaMA-Factory ranked": {
-        "conversations": [human(ASKED)],
-        "chosen": gpt(SAFE),
-        "rejected": gpt(RUDE),
-    },
-    "LLaMA-Factory ranked, OpenAI": {"messages": [QUESTION], "chosen": BLUE, "rejected": GOOSE},
-    "UltraFeedback binarized": {
-        "prompt": ASKED,
-        "prompt_id": "f0e37e9f",
-        "chosen": [QUESTION, BLUE],
-        "rejected": [QUESTION, GOOSE],
-        "messages": [QUESTION, BLUE],
-        "score_chosen": 6.0,
-        "score_rejected": 4.0,
-    },
-    "OpenAI preferences": {
-        "input": {"messages": [QUESTION], "tools": [], "parallel_tool_calls": True},
-        "preferred_output": [BLUE],
-        "non_preferred_output": [GOOSE],
-    },
-}
-
-
-@pytest.mark.parametrize("name", FORMS_OF_PAIRS)
-def test_published_forms_of_pairs(name: str) -> None:
-    safe, toxic = dialogues_from_row(FORMS_OF_PAIRS[name])
-    assert safe.history == toxic.history == (Turn(U, ASKED),)
-    assert (safe.reply, safe.is_safe) == (SAFE, True)
-    assert (toxic.reply, toxic.is_safe) == (RUDE, False)
-
-
-FORMS_OF_REPLIES: dict[str, dict[str, Any]] = {
-    "TRL unpaired": {"prompt": ASKED, "completion": SAFE, "label": True},
-    "TRL unpaired, messages": {"prompt": [QUESTION], "completion": [BLUE], "label": True},
-    "TRL language modelling": {"messages": [QUESTION, BLUE], "label": True},
-    "LLaMA-Factory alpaca": {"instruction": ASKED, "input": "", "output": SAFE, "kto_tag": True},
-    "LLaMA-Factory sharegpt": {
-        "conversations": [human(ASKED), gpt(SAFE)],
-        "tools": "[]",
-        "kto_tag": "true",
-    },
-    "ShareGPT": {"id": "x_0", "conversations": [human(ASKED), gpt(SAFE)], "label": True},
-    "OpenAI": {"messages": [QUESTION, BLUE], "parallel_tool_calls": False, "label": True},
-}
-
-
-@pytest.mark.parametrize("name", FORMS_OF_REPLIES)
-def test_published_forms_of_replies(name: str) -> None:
-    (row,) = dialogues_from_row(FORMS_OF_REPLIES[name])
-    assert (row.history, row.reply, row.is_safe) == ((Turn(U, ASKED),), SAFE, True)
-
-
-def test_alpaca_in_full() -> None:
-    row = {
-        "instruction": "translate",
-        "input": "hello\nworld",
-        "output": "bonjour",
-        "system": "be brief",
-        "history": [["hi", "hello"], ["again", ""]],
-        "kto_tag": False,
-    }
-    (read_,) = dialogues_from_row(row)
-    turns = [(U, "hi"), (A, "hello"), (U, "again"), (A, ""), (U, "translate\nhello\nworld")]
-    assert read_.history == tuple(Turn(*turn) for turn in turns)
-    assert (read_.system, read_.reply, read_.is_safe) == ("be brief", "bonjour", False)
-
-
-@pytest.mark.parametrize("blank", [None, float("nan"), "", " "])
-def test_optional_keys_that_hold_nothing(blank: Any) -> None:
-    names = ("conversation", "speaker", "source", "system", "tools")
-    row = {"prompt": "hi", "completion": "hello", "label": True}
-    assert read({**row, **dict.fromkeys(names, blank)}) == read(row)
-    alpaca = {"instruction": "hi", "output": "hello"}
-    assert read({**alpaca, "input": blank, "history": blank}).texts == ("hi",)
-
-
-def test_plain_pairs_without_a_prompt() -> None:
-    safe, toxic = dialogues_from_row({"chosen": "The sky is blue.", "rejected": "The sky is up."})
-    assert safe.history == toxic.history == ()
-    assert safe.reply == "The sky is blue."
-
-
-def test_a_conversation_may_repeat_the_prompt_first_or_last() -> None:
-    longer = talk((U, "hi"), (A, "hello"), (U, ASKED))
-    for prompt in (ASKED, [QUESTION], "hi", longer, f" {ASKED}\n"):
-        row = {"prompt": prompt, "chosen": [*longer, BLUE], "rejected": [*longer, GOOSE]}
-        for read_ in dialogues_from_row(row):
-            assert read_.texts == ("hi", "hello", ASKED)
-    row = {"prompt": [message("system", "be brief"), QUESTION], "chosen": [QUESTION, BLUE]}
-    assert dialogues_from_row({**row, "rejected": [QUESTION, GOOSE]})[0].system == "be brief"
-    with pytest.raises(ValueError, match="neither begins nor ends with the prompt"):
-        dialogues_from_row({"prompt": "other", "chosen": [*longer, BLUE], "rejected": RUDE})
-
-
-@pytest.mark.parametrize(
-    ("row", "told"),
-    [
-        ({"instruction": "a", "output": "b", "messages": []}, "'messages' beside 'instruction'"),
-        ({"instruction": "a", "output": "b", "history": ["x"]}, "list of .instruction, response."),
-        ({"instruction": 3, "output": "b"}, "'instruction' and 'input' must be text"),
-        ({"prompt": "a", "completion": "b", "rejected": "c"}, "'rejected' alone"),
-        ({"messages": [QUESTION, BLUE], "chosen": "c"}, "'chosen' alone"),
-        ({"preferred_output": [BLUE], "non_preferred_output": [GOOSE]}, "'input' must hold"),
-        (
-            {
-                "input": {"messages": [QUESTION], "tools": [{"type": "function"}]},
-                "preferred_output": [BLUE],
-                "non_preferred_output": [GOOSE],
-            },
-            "'tools' are not supported",
-        ),
-        ({"input": {"messages": [QUESTION]}, "preferred_output": [BLUE]}, "'rejected' must be"),
-        ({"prompt": "a", "completion": "b", "kto_tag": True, "label": False}, "beside 'kto_tag'"),
-        (
-            {"prompt": "a", "conversations": [human("b")], "chosen": "c", "rejected": "d"},
-            "'conversations' beside 'prompt'",
-        ),
-    ],
-)
-def test_mixtures_of_forms_are_refused(row: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        dialogues_from_row(row)
-
-
-# What is the same, and what two sets share
-
-FORMS = {
-    "decomposed": "a cafe\u0301?",
-    "zero-width": "a ca\u200bf\u00e9?",
-    "soft hyphen": "a ca\u00adf\u00e9?",
-    "direction mark": "\u200ea caf\u00e9?",
-    "full width": "\uff41 caf\u00e9\uff1f",
-    "case": "A CAF\u00c9?",
-    "white space": " a\u00a0\n caf\u00e9? ",
-}
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_two_sets_share_no_exchange_in_any_form(tmp_path: Path, name: str) -> None:
-    def source(part: str, *rows: tuple[str, str, bool]) -> Source:
-        made = [
-            {"prompt": [f"{part}{n}", asked], "completion": reply, "label": label}
-            for n, (asked, reply, label) in enumerate(rows)
-        ]
-        path = write_rows(tmp_path / f"{part}.jsonl", made)
-        return Source(name=part, format="jsonl", path=str(path))
-
-    fill = [("p", "q", True), ("r", "s", False)]
-    for asked, reply in ((FORMS[name], "gladly"), ("well?", FORMS[name])):
-        other = ("a caf\u00e9?", "gladly") if reply == "gladly" else ("well?", "a caf\u00e9?")
-        sets = load_sets(
-            Data(
-                policy=[source("policy", *fill, (asked, reply, True))],
-                judge=[source("judge", ("x", "y", True), ("z", "w", False))],
-                test=[source("test", (*other, True), ("u", "v", False))],
-            )
-        )
-        assert sets.dropped["policy: also in test"] == 1
-    assert normal_form(FORMS[name]) == normal_form("a caf\u00e9?")
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_one_opening_in_two_forms_is_one_conversation(tmp_path: Path, name: str) -> None:
-    openings = ("a caf\u00e9?", FORMS[name])
-    assert len({read({"prompt": text, "completion": "b"}).conversation for text in openings}) == 1
-    for number, text in enumerate(openings):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        said = f"\n\nHuman: {text}\n\nAssistant: b"
-        write_rows(folder / "hh.jsonl", [{"chosen": said, "rejected": said}])
-        record = {"text": f"{text.replace(chr(10), ' ')}\nreply", "labels": ["__ok__"]}
-        (folder / "bbf.json").write_text(json.dumps({"train": [record], "valid": [], "test": []}))
-        dia = [{"context": text, "response": "b", "label": "Safe"}]
-        (folder / "dia.json").write_text(json.dumps(dia))
-    found = [
-        [
-            load_hh(tmp_path / n / "hh.jsonl", "train")[0].conversation,
-            load_bbf(tmp_path / n / "bbf.json", "train")[0].conversation,
-            load_diasafety(tmp_path / n / "dia.json", "train")[0].conversation,
-        ]
-        for n in ("0", "1")
-    ]
-    assert found[0] == found[1]
-
-
-def test_counts_compare_in_normal_form() -> None:
-    one = Dialogue(("a caf\u00e9?",), "Gladly.", True, "a", "1")
-    other = Dialogue(("A cafe\u0301?",), "gladly. ", False, "a", "2")
-    counts = count("x", [one, other])
-    assert (counts.duplicates, counts.contradictions) == (1, 1)
-    (shared,) = overlaps({"train": [one], "test": [other]})
-    assert (shared.histories, shared.replies) == (1, 1)
-    assert len(draw_histories([one, other], None, 0)) == 1
-    assert Mask([one, other]).shown(one)[1] == "[masked: 1 words]"
-    assert Mask([one]).shown(one)[1] == "Gladly."
-    swapped = Dialogue((Turn(A, "a caf\u00e9?"),), "Gladly.", False, "a", "3")
-    assert count("x", [one, swapped]).duplicates == 0  # another role says it
-
-
-# Where a row stands
-
-
-def test_every_loader_tells_file_and_line(tmp_path: Path) -> None:
+def test_every_loader_reports_file_and_line(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [FORMS_OF_REPLIES["OpenAI"], FORMS_OF_PAIRS["TRL explicit"]]
     path = write_rows(tmp_path / "a.jsonl", rows)
     assert [row.where for row in load_jsonl(path)] == [f"{path}:1", f"{path}:2", f"{path}:2"]

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from flatgd.data import fetch as fetch_module
-from flatgd.data.fetch import DATASETS, Download, Patience, fetch
-from flatgd.errors import DataError
+from flatgd.data.fetch import DATASETS, Download, RetryPolicy, fetch
+from flatgd.errors import DataError, UsageError
 
 BODY = bytes(range(256)) * 2000  # half a megabyte
-QUICK = Patience(tries=3, timeout_s=0.3, pause_s=0.01)
+QUICK = RetryPolicy(tries=3, timeout_s=0.3, pause_s=0.01)
 
 
 class Server(ThreadingHTTPServer):
@@ -130,7 +130,9 @@ def test_a_stalled_server_is_given_up_and_what_came_is_kept(server: Server, tmp_
             stalls(handler, 0)
 
     server.act = silent
-    with pytest.raises(DataError, match=r"no byte came for 0.3 s, 3 times; what came is kept"):
+    with pytest.raises(
+        DataError, match=r"no data for 0.3 s, 3 times; the part received so far is kept"
+    ):
         fetch(download(server), tmp_path, QUICK)
     assert (tmp_path / "file.json.partial").stat().st_size == 1000
     server.act = whole
@@ -171,7 +173,7 @@ def test_a_wrong_offset_is_not_appended(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "tries"), [(404, 1), (503, 3)])
-def test_a_refusal_is_told(server: Server, tmp_path: Path, status: int, tries: int) -> None:
+def test_a_refusal_is_reported(server: Server, tmp_path: Path, status: int, tries: int) -> None:
     server.act = lambda handler, start: handler.send_error(status)
     with pytest.raises(DataError, match=f"the server says {status}"):
         fetch(download(server), tmp_path, QUICK)
@@ -180,7 +182,7 @@ def test_a_refusal_is_told(server: Server, tmp_path: Path, status: int, tries: i
 
 def test_an_endless_file_is_cut_off(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="longer than 100,000 bytes"):
-        fetch(download(server), tmp_path, Patience(3, 0.3, 0.01, largest=100_000))
+        fetch(download(server), tmp_path, RetryPolicy(3, 0.3, 0.01, largest=100_000))
 
 
 def test_no_server(tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_no_server(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(UsageError, match=r"cannot write .*run the command again to resume"):
         fetch(download(server), tmp_path / "data", QUICK)
 
 
@@ -253,7 +255,7 @@ def test_an_archive_cannot_reach_out(
 def test_bombs_and_torn_archives(server: Server, tmp_path: Path) -> None:
     bomb = archive((info("a"), b"0" * 300_000), (info("b"), b"0" * 300_000))
     with pytest.raises(DataError, match="unpacks to more than 500,000 bytes"):
-        fetch(serve(server, bomb), tmp_path, Patience(3, 0.3, 0.01, largest=500_000))
+        fetch(serve(server, bomb), tmp_path, RetryPolicy(3, 0.3, 0.01, largest=500_000))
     torn = archive((info("a"), bytes(range(256)) * 4000))[:-400]
     with pytest.raises(DataError, match="cannot be unpacked"):
         fetch(serve(server, torn), tmp_path / "torn", QUICK)
@@ -265,4 +267,4 @@ def test_what_can_be_fetched_is_named_with_its_checksum() -> None:
         for one in downloads:
             assert re.fullmatch("[0-9a-f]{64}", one.sha256)
             assert one.url.startswith(("http://", "https://"))
-    assert fetch_module.Patience().tries > 1
+    assert fetch_module.RetryPolicy().tries > 1

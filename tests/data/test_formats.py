@@ -62,10 +62,10 @@ def test_bbf_faults(tmp_path: Path) -> None:
     strange = [utterance("a", "__maybe__"), utterance(" "), {"text": "a", "labels": [[]]}]
     data = single_turn(standard_train_1_good=strange)
     path.write_text(json.dumps(data))
-    told = faults(load_bbf, path, "train")
-    assert "standard/train/1/good[0]: 'labels' must be" in told[0]
-    assert "standard/train/1/good[1]: the judged utterance" in told[1]
-    assert "standard/train/1/good[2]: 'labels' must be" in told[2]
+    reported = faults(load_bbf, path, "train")
+    assert "standard/train/1/good[0]: 'labels' must be" in reported[0]
+    assert "standard/train/1/good[1]: the labelled utterance" in reported[1]
+    assert "standard/train/1/good[2]: 'labels' must be" in reported[2]
     del data["adversarial"]["train"]["2"]
     path.write_text(json.dumps(data))
     assert "no list at adversarial/train/2/good" in faults(load_bbf, path, "train")[0]
@@ -96,11 +96,11 @@ def test_prosocial_faults(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     bad = [[turn("a", "b", "__fine__")], {"text": "a"}, [{**turn("a", "b"), "labels": []}]]
     path.write_text("[\n" + ",\n".join(map(json.dumps, bad)) + "]")
-    told = faults(load_prosocial, path, "train")
-    assert [reason.partition(" ")[0] for reason in told] == ["2:", "3:", "4:"]
-    assert "'safety_label' must be __casual__ or one of" in told[0]
-    assert "expected a dialogue, an array of turns" in told[1]
-    assert "must hold one reply" in told[2]
+    reported = faults(load_prosocial, path, "train")
+    assert [reason.partition(" ")[0] for reason in reported] == ["2:", "3:", "4:"]
+    assert "'safety_label' must be __casual__ or one of" in reported[0]
+    assert "expected a dialogue, an array of turns" in reported[1]
+    assert "must hold one reply" in reported[2]
 
 
 # ConvAbuse
@@ -123,8 +123,8 @@ def test_convabuse_takes_the_majority(tmp_path: Path) -> None:
 def test_convabuse_faults(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("conv_id,user\n1,a\n")
-    told = faults(load_convabuse, path, "train")
-    assert told == ["2: no column agent, bot, prev_agent, prev_user"]
+    reported = faults(load_convabuse, path, "train")
+    assert reported == ["2: no column agent, bot, prev_agent, prev_user"]
     path.write_text(convabuse({"user": ""}))
     assert faults(load_convabuse, path, "train") == ["2: 'user' is empty"]
     path.write_text(convabuse({}) + "1.0,2.0\n")
@@ -158,10 +158,10 @@ def test_toxichat_faults(tmp_path: Path) -> None:
         thread(reddit_thread=[{"text": "a", "offense_label": "Rude"}]),
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in bad))
-    told = faults(load_toxichat, path, "train")
-    assert "1: 'reddit_thread' must be an array, got dict" in told[0]
-    assert "2: 'final_gpt3_response' is text but not JSON" in told[1]
-    assert "3: 'offense_label' must be Safe or Offensive, got 'Rude'" in told[2]
+    reported = faults(load_toxichat, path, "train")
+    assert "1: 'reddit_thread' must be an array, got dict" in reported[0]
+    assert "2: 'final_gpt3_response' is text but not JSON" in reported[1]
+    assert "3: 'offense_label' must be Safe or Offensive, got 'Rude'" in reported[2]
 
 
 # HH-RLHF
@@ -193,10 +193,10 @@ def test_hh_faults(tmp_path: Path) -> None:
         {"chosen": "\n\nHuman: a\n\nAssistant:", "rejected": "\n\nHuman: a\n\nAssistant:"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in bad))
-    told = faults(load_hh, path, "train")
-    assert [reason.split(":")[0] for reason in told] == ["1", "2", "3", "4"]
-    assert "no 'rejected'" in told[0]
-    assert "both replies are empty" in told[3]
+    reported = faults(load_hh, path, "train")
+    assert [reason.split(":")[0] for reason in reported] == ["1", "2", "3", "4"]
+    assert "no 'rejected'" in reported[0]
+    assert "both replies are empty" in reported[3]
 
 
 def test_which_file_is_a_split(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from conftest import write_rows
 from published import HISTORY, MESSAGES, PLAIN, faults
 
 from flatgd.config.columns import COMMON, KEYS
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.formats.bbf import load_bbf
-from flatgd.data.jsonl import Layout, dialogues_from_row, load_jsonl
+from flatgd.data.jsonl import RowFormat, dialogues_from_row, load_jsonl
 from flatgd.errors import DataError
 
 
@@ -80,7 +80,7 @@ def test_pairs_give_two_rows(row: dict) -> None:
             {"messages": MESSAGES[:-1], "label": True},
             "must be the assistant's, got a message of the user",
         ),
-        ({"messages": MESSAGES, "prompt": "a", "label": True}, "drop the other form"),
+        ({"messages": MESSAGES, "prompt": "a", "label": True}, "remove the other form"),
         ({"messages": [{"role": "tool", "content": "a"}], "label": True}, "role 'tool'"),
         ({"messages": [{"role": [], "content": "a"}], "label": True}, "role .. in 'messages'"),
         ({"messages": [{"role": "user"}], "label": True}, "must have text as 'content', got none"),
@@ -88,7 +88,10 @@ def test_pairs_give_two_rows(row: dict) -> None:
             {"messages": [{"role": "user", "content": [{"type": "image"}]}], "label": True},
             "holds 'image'; only text is supported",
         ),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "label": True}, "a pair has its labels"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "label": True},
+            "the keys label a pair",
+        ),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "format: hh"),
         ({**PLAIN, "speaker": "cat"}, "'speaker' must be bot or human"),
     ],
@@ -121,7 +124,9 @@ def test_files_that_are_refused(tmp_path: Path, name: str, text: bytes, reason: 
 
 
 def test_other_names_and_labels(tmp_path: Path) -> None:
-    layout = Layout({"completion": "tweet", "label": "class"}, ("hate", "2"), safe_values=("fine",))
+    layout = RowFormat(
+        {"completion": "tweet", "label": "class"}, ("hate", "2"), safe_values=("fine",)
+    )
     path = tmp_path / "tweets.csv"
     path.write_text('id,tweet,class\n1,"hi, all",fine\n2,goose!,hate\n3,daft,2\n')
     rows = load_jsonl(path, layout)
@@ -142,7 +147,7 @@ def test_rows_without_a_label(tmp_path: Path) -> None:
     path.write_text("prompt\tcompletion\nhi\thello\n")
     assert "no 'label'" in faults(load_jsonl, path)[0]
     for label, wanted in (("safe", True), ("toxic", False), ("none", None)):
-        assert load_jsonl(path, Layout(label=label))[0].is_safe is wanted
+        assert load_jsonl(path, RowFormat(label=label))[0].is_safe is wanted
 
 
 def test_tables(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_the_recipe_knows_every_column() -> None:
         ('{"prompt": ["a\\udfff"], "completion": "b", "label": true}', "surrogate"),
     ],
 )
-def test_hostile_json_is_told(tmp_path: Path, suffix: str, text: str, reason: str) -> None:
+def test_hostile_json_is_reported(tmp_path: Path, suffix: str, text: str, reason: str) -> None:
     path = tmp_path / f"x.{suffix}"
     path.write_text(text if suffix == "jsonl" else f"[{text}]")
     with pytest.raises(DataError, match=reason):

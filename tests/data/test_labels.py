@@ -10,12 +10,12 @@ from published import faults
 from pydantic import ValidationError
 
 from flatgd.config.labels import plain_value
-from flatgd.config.recipe import Data, Source
+from flatgd.config.source import Data, Source
 from flatgd.data.browse import load_splits
 from flatgd.data.formats.prosocial import load_prosocial
-from flatgd.data.jsonl import Layout, load_jsonl
-from flatgd.data.sets import Sets, load_sets, load_source, place
-from flatgd.data.votes import both_ways, settled
+from flatgd.data.jsonl import RowFormat, load_jsonl
+from flatgd.data.sets import Sets, load_sets, load_source, share_position
+from flatgd.data.votes import count_contradictory, resolve_votes
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, RecipeError
 from flatgd.training.trainer import _groups
@@ -34,7 +34,7 @@ def written(path: Path, labels: list[Any]) -> Path:
 
 def read(folder: Path, labels: list[Any], suffix: str = "jsonl", **layout: Any) -> list[Any]:
     path = written(folder / f"x.{suffix}", list(enumerate(labels)))
-    return [row.is_safe for row in load_jsonl(path, Layout(**layout))]
+    return [row.is_safe for row in load_jsonl(path, RowFormat(**layout))]
 
 
 @pytest.mark.parametrize("value", [None, NAN, "", "  ", "\u200b", ["toxic", "ok"], []])
@@ -45,8 +45,8 @@ def read(folder: Path, labels: list[Any], suffix: str = "jsonl", **layout: Any) 
 def test_what_is_no_label(tmp_path: Path, value: Any, layout: dict[str, Any]) -> None:
     labels = ["ok", "toxic"] if layout else [True, False]
     assert read(tmp_path, [*labels, value], **layout) == [True, False, None]
-    told = read(tmp_path, [*labels, value], label="toxic", **layout)
-    assert told == [True, False, None if isinstance(value, list) else False]
+    reported = read(tmp_path, [*labels, value], label="toxic", **layout)
+    assert reported == [True, False, None if isinstance(value, list) else False]
 
 
 @pytest.mark.parametrize("cell", ["", " ", "nan", "NaN"])
@@ -81,10 +81,10 @@ def test_numbers_that_differ_stay_apart() -> None:
 
 
 def test_with_both_lists_any_other_label_is_an_error_with_its_line(tmp_path: Path) -> None:
-    layout = Layout(toxic_values=("hate",), safe_values=("fine",))
+    layout = RowFormat(toxic_values=("hate",), safe_values=("fine",))
     path = written(tmp_path / "x.csv", list(enumerate(["hate", "fine", "meh", "hat"])))
-    told = faults(load_jsonl, path, layout)
-    assert told == [
+    reported = faults(load_jsonl, path, layout)
+    assert reported == [
         "4: label 'meh' is in neither safe_values nor toxic_values",
         "5: label 'hat' is in neither safe_values nor toxic_values",
     ]
@@ -96,11 +96,11 @@ def test_with_both_lists_any_other_label_is_an_error_with_its_line(tmp_path: Pat
 )
 def test_one_list_alone_needs_two_labels(tmp_path: Path, given: str, labels: list[str]) -> None:
     path = written(tmp_path / "x.jsonl", list(enumerate(labels)))
-    (told,) = faults(load_jsonl, path, Layout(**{given: ("hate",)}))  # type: ignore[arg-type]
+    (reported,) = faults(load_jsonl, path, RowFormat(**{given: ("hate",)}))  # type: ignore[arg-type]
     other = {"toxic_values": "safe_values", "safe_values": "toxic_values"}[given]
-    assert told.startswith(f"0: {given} alone needs a file with two labels")
-    assert f"Name the others too, as {other}: [...]" in told
-    assert f"'{labels[0].lower()}' (" in told
+    assert reported.startswith(f"0: {given} alone needs a file with two labels")
+    assert f"Name the others too, as {other}: [...]" in reported
+    assert f"'{labels[0].lower()}' (" in reported
 
 
 def test_one_list_alone_and_a_file_with_two_labels(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def sets_of(folder: Path, **fields: Any) -> Sets:
 def test_both_labels_are_counted_and_shown(tmp_path: Path) -> None:
     sets = sets_of(tmp_path)
     assert len(sets.policy) == 11
-    assert sets.both_ways == {"policy": 3, "judge": 0, "test": 0, "eval": 0}
+    assert sets.contradictory == {"policy": 3, "judge": 0, "test": 0, "eval": 0}
     shown = ("data: both labels", "3 replies of policy are labelled safe and toxic")
     assert shown in sets.described()
     assert not any("judge are" in text for _, text in sets.described())
@@ -254,7 +254,7 @@ def test_majority(tmp_path: Path) -> None:
         "once": True,
     }
     assert len(sets.policy) == 4
-    assert sets.both_ways["policy"] == 0
+    assert sets.contradictory["policy"] == 0
     assert sets.dropped["policy: votes that tie"] == 2
     assert sets.dropped["policy: further votes on a reply"] == 5
     assert sets.dropped["policy: without a label"] == 1
@@ -269,8 +269,8 @@ def test_drop(tmp_path: Path) -> None:
 def test_a_pair_of_equal_replies_is_a_tie(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"prompt": "hi", "chosen": "a", "rejected": "a"}])
     rows = load_jsonl(path)
-    assert both_ways(rows) == 1
-    assert settled(rows, "majority") == ([], [("votes that tie", row) for row in rows])
+    assert count_contradictory(rows) == 1
+    assert resolve_votes(rows, "majority") == ([], [("votes that tie", row) for row in rows])
 
 
 def test_the_same_reply_is_the_same_as_written() -> None:
@@ -278,14 +278,14 @@ def test_the_same_reply_is_the_same_as_written() -> None:
         return Dialogue(history, reply, is_safe, "a", "1", **fields)
 
     one = row(("hi",), "hello", True)
-    assert both_ways([one, row(("hi",), "hello", False)]) == 1
+    assert count_contradictory([one, row(("hi",), "hello", False)]) == 1
     for other in (
         row(("Hi",), "hello", False),
         row(("hi",), "hello ", False),
         row(("hi",), "hello", False, speaker="human"),
         row(("hi",), "hello", False, system="be brief"),
     ):
-        assert both_ways([one, other]) == 0
+        assert count_contradictory([one, other]) == 0
 
 
 def test_votes_are_settled_before_shares_are_cut(tmp_path: Path) -> None:
@@ -300,8 +300,8 @@ def test_votes_are_settled_before_shares_are_cut(tmp_path: Path) -> None:
         for share in shares
     ]
     assert [row.is_safe for part in parts for row in part.rows] == [True]
-    assert [sum(part.votes.values()) for part in parts] == [
-        sum(low <= place(f"jsonl:c{n}") < high for n in (1, 2)) for low, high in shares
+    assert [sum(part.left_out.values()) for part in parts] == [
+        sum(low <= share_position(f"jsonl:c{n}") < high for n in (1, 2)) for low, high in shares
     ]
 
 
@@ -310,5 +310,5 @@ def test_fields_of_recipes_are_refused_where_whole_files_are_read(tmp_path: Path
         write_rows(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "label": True}])
     )
     for field in ("votes=majority", "share=[0, 0.5]", "weight=2", "keep_canned=true"):
-        with pytest.raises(RecipeError, match="is for recipes"):
+        with pytest.raises(RecipeError, match="has an effect in recipes only"):
             load_splits("jsonl", [path], [field])

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flatgd.config.recipe import Data, Source
-from flatgd.data.browse import Mask, load_splits
+from flatgd.config.source import Data, Source
+from flatgd.data.browse import TextMask, load_splits
 from flatgd.data.canned import is_canned
 from flatgd.data.formats.bad import load_bad
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.data.jsonl import load_jsonl
 from flatgd.data.sets import (
     answer_candidates,
+    apply_weights,
     draw_histories,
     load_sets,
     load_source,
-    place,
     scorable,
-    weigh,
+    share_position,
 )
 from flatgd.data.stats import count, overlaps
 from flatgd.dialogue import Dialogue, Turn
@@ -87,7 +87,7 @@ def test_bad_conversations_of_a_cut_file_are_linked_by_shared_lines(tmp_path: Pa
     assert names[0] == names[1] != names[2]
 
 
-def test_bad_faults_are_told_all_at_once_by_line(tmp_path: Path) -> None:
+def test_bad_faults_are_reported_all_at_once_by_line(tmp_path: Path) -> None:
     path = write_bad(
         tmp_path / "test.txt",
         [
@@ -235,7 +235,7 @@ def test_sets_share_no_conversation_and_no_pair(tmp_path: Path) -> None:
     assert "2 toxic" not in dict(sets.described())["data: policy"]
 
 
-def test_all_faulty_sources_are_told_together(tmp_path: Path) -> None:
+def test_all_faulty_sources_are_reported_together(tmp_path: Path) -> None:
     missing = [
         Source(name=n, format="jsonl", path=str(tmp_path / f"{n}.jsonl")) for n in ("p", "j", "t")
     ]
@@ -260,7 +260,7 @@ def test_canned_replies_leave_targets_and_histories(tmp_path: Path) -> None:
     ]
     source = jsonl_source(tmp_path / "a.jsonl", rows)
     loaded = load_source(source)
-    assert loaded.canned == 1
+    assert loaded.left_out["canned reply"] == 1
     assert [row.texts for row in loaded.rows] == [("a", "b")]
     kept = load_source(source.model_copy(update={"keep_canned": True}))
     assert [len(row.history) for row in kept.rows] == [3, 1]
@@ -284,7 +284,7 @@ def test_shares_of_conversations_are_complementary(tmp_path: Path) -> None:
     high = load_source(jsonl_source(tmp_path / "a.jsonl", rows, share=(0.4, 1.0))).rows
     assert len(low) + len(high) == 80
     assert {r.conversation for r in low}.isdisjoint(r.conversation for r in high)
-    assert 0 <= place("anything") < 1
+    assert 0 <= share_position("anything") < 1
 
 
 def test_histories_are_drawn_one_a_conversation_first() -> None:
@@ -310,7 +310,7 @@ def test_weights_repeat_and_thin_by_the_seed(tmp_path: Path) -> None:
 
     def weighed(weight: float, seed: int) -> list[str]:
         sources = [source.model_copy(update={"weight": weight})]
-        return [row.reply for row in weigh(loaded, sources, seed)]
+        return [row.reply for row in apply_weights(loaded, sources, seed)]
 
     assert weighed(1, 0) == [row.reply for row in loaded]
     assert len(weighed(0.25, 0)) == 10
@@ -383,9 +383,9 @@ def test_the_mask_shows_only_what_is_labelled_safe() -> None:
         Dialogue(("hi",), "you goose", False, "a", "1"),
         Dialogue(("hello",), "you goose", True, "a", "2"),
     ]
-    mask = Mask(rows)
-    assert mask.shown(rows[0]) == ("[masked: 1 words]", "[masked: 2 words]", "that is unkind")
-    assert mask.shown(rows[2])[-1] == "[masked: 2 words]"  # it is toxic elsewhere
+    mask = TextMask(rows)
+    assert mask.apply(rows[0]) == ("[masked: 1 words]", "[masked: 2 words]", "that is unkind")
+    assert mask.apply(rows[2])[-1] == "[masked: 2 words]"  # it is toxic elsewhere
 
 
 def test_bad_rows_without_a_speaker_are_human_prompts(tmp_path: Path) -> None:

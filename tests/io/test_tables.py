@@ -15,7 +15,7 @@ from conftest import write_rows
 from published import faults
 
 from flatgd.data.formats.prosocial import load_prosocial
-from flatgd.data.jsonl import Layout, load_jsonl
+from flatgd.data.jsonl import RowFormat, load_jsonl
 from flatgd.data.splits import find_split
 from flatgd.errors import DataError
 from flatgd.io.records import collect_bad_rows, read_text
@@ -120,7 +120,7 @@ def test_cells_have_any_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "line", "told"),
+    ("name", "text", "line", "reported"),
     [
         ("x.csv", 'label,completion\ntrue,a\ntrue,"b\nfalse,c\ntrue,d\n', 3, "never closed"),
         ("x.tsv", 'label\tcompletion\ntrue\t"a\nfalse\tb\ntrue\tc\n', 2, "never closed"),
@@ -143,14 +143,14 @@ def test_cells_have_any_length(tmp_path: Path) -> None:
     ],
 )
 def test_a_stray_quote_is_an_error_with_its_line(
-    tmp_path: Path, name: str, text: str, line: int, told: str
+    tmp_path: Path, name: str, text: str, line: int, reported: str
 ) -> None:
     path = tmp_path / name
     path.write_text(text)
-    layout = Layout(toxic_values=("false", "hate speech"), safe_values=("true", "ok"))
+    layout = RowFormat(toxic_values=("false", "hate speech"), safe_values=("true", "ok"))
     (reason,) = faults(load_jsonl, path, layout)
     assert reason.startswith(f"{line}: ")
-    assert told in reason
+    assert reported in reason
     assert "write quotes inside a quoted cell twice" in reason
     with collect_bad_rows() as left:
         rows = load_jsonl(path, layout)
@@ -158,12 +158,12 @@ def test_a_stray_quote_is_an_error_with_its_line(
     assert len(rows) == text.count("\n") - 2  # all lines but the header and the one with the quote
 
 
-def test_all_faults_of_a_table_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_table_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text('prompt,completion,label\na,b\na,"b" c,true\na,,true\na,b,c,d\na,b,maybe\n')
-    told = faults(load_jsonl, path)
-    assert [reason.split(":")[0] for reason in told] == ["2", "3", "4", "5", "6"]
-    assert "expected 3 cells as in the header, got 4" in told[3]
+    reported = faults(load_jsonl, path)
+    assert [reason.split(":")[0] for reason in reported] == ["2", "3", "4", "5", "6"]
+    assert "expected 3 cells as in the header, got 4" in reported[3]
     path.write_text(path.read_text() + "fine,hello,true\n")
     with collect_bad_rows() as left:
         assert [row.reply for row in load_jsonl(path)] == ["hello"]
@@ -173,7 +173,7 @@ def test_all_faults_of_a_table_are_told_at_once(tmp_path: Path) -> None:
 def test_headers_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("completion,label,label\na,true,false\n")
-    assert faults(load_jsonl, path) == ["1: two columns are called 'label'; rename one"]
+    assert faults(load_jsonl, path) == ["1: two columns are called 'label'; rename or remove one"]
     path.write_text('completion,"label\na,true\n')
     assert faults(load_jsonl, path)[0].startswith("1: the quoted cell that opens here")
 
@@ -192,7 +192,7 @@ def test_what_follows_an_array_is_refused(tmp_path: Path, rest: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.ndjson", "x.txt"])
-def test_arrays_and_lines_are_told_apart_by_how_they_begin(tmp_path: Path, name: str) -> None:
+def test_arrays_and_lines_are_reported_apart_by_how_they_begin(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(LINE * 3)
     assert [row.where for row in load_jsonl(path)] == [f"{path}:{n}" for n in (1, 2, 3)]
@@ -230,7 +230,7 @@ def test_packed_files(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "raw", "told"),
+    ("name", "raw", "reported"),
     [
         ("rows.jsonl.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "zstd -d"),
         ("rows.parquet", b"PAR1\x15\x04\xf0\xff", "Parquet.*read_parquet.*lines=True"),
@@ -241,15 +241,15 @@ def test_packed_files(tmp_path: Path, suffix: str) -> None:
     ],
 )
 def test_files_of_other_kinds_get_a_reason_that_leads_on(
-    tmp_path: Path, name: str, raw: bytes, told: str
+    tmp_path: Path, name: str, raw: bytes, reported: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(raw)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=reported):
         load_jsonl(path)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=reported):
         load_prosocial(path, "train")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=reported):
         read_text(path)
 
 
@@ -261,8 +261,8 @@ def test_null_parts_are_not_the_word_none(tmp_path: Path) -> None:
         {"prompt": [None], "completion": "a", "label": True},
         {"conversations": [{"from": "gpt", "value": None}], "label": True},
     ]
-    told = faults(load_jsonl, write_rows(tmp_path / "x.jsonl", rows))
-    assert [reason.split(":")[0] for reason in told] == ["1", "2", "3", "4"]
+    reported = faults(load_jsonl, write_rows(tmp_path / "x.jsonl", rows))
+    assert [reason.split(":")[0] for reason in reported] == ["1", "2", "3", "4"]
     spare = {"role": "assistant", "content": None, "from": None, "value": "hi", "tool_calls": None}
     path = write_rows(tmp_path / "x.jsonl", [{"messages": [spare], "label": True}])
     assert load_jsonl(path)[0].reply == "hi"  # columns of a table that other rows fill

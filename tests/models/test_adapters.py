@@ -217,7 +217,7 @@ def test_what_cannot_be_is_told(tmp_path: Path, backbone_folder: Path) -> None:
     with pytest.raises(ModelError, match="configuration and no weights"):
         load(folder)
     (folder / ADAPTER).write_text("{")
-    with pytest.raises(ModelError, match="no adapter's configuration"):
+    with pytest.raises(ModelError, match="not an adapter's configuration"):
         load(folder)
 
 

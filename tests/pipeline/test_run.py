@@ -136,7 +136,10 @@ def test_a_harmed_output_is_made_anew(recipe_file: Path) -> None:
     weights.write_bytes(content)
     (job.context.root / "judges/linear").joinpath("judge.json").unlink(missing_ok=True)
     _, told = run(recipe_file)
-    assert "methods/flatgd             model.safetensors is not as it was saved; rebuilding" in told
+    assert (
+        "methods/flatgd             model.safetensors has changed since it was saved; rebuilding"
+        in told
+    )
     assert (job.context.root / "report/summary.json").read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 """Studies of a tiny finished run: flatness, durability, generalisation, seeds, human labels."""
 
 import json
+import os
 from io import StringIO
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def finished(recipe_file: Path, *overrides: str) -> Pipeline:
 def two_sources(recipe_file: Path) -> Path:
     """The tiny recipe with two data sets in policy and test, and ordinary dialogue."""
     folder = recipe_file.parent
-    ordinary = [{k: row[k] for k in ("prompt", "completion")} for row in mild_rows(12, 9)]
-    write_rows(folder / "ordinary.jsonl", ordinary)
+    ordinary_dialogue = [{k: row[k] for k in ("prompt", "completion")} for row in mild_rows(12, 9)]
+    write_rows(folder / "ordinary.jsonl", ordinary_dialogue)
     for name, seed in (("more", 5), ("more_test", 6)):
         write_rows(folder / f"{name}.jsonl", mild_rows(24, seed))
     text = recipe_file.read_text()
@@ -250,6 +251,8 @@ def test_people_label_without_knowing_the_model_and_the_report_uses_it(recipe_fi
     assert set(rows[0]) == {"id", "history", "reply", "toxic"}
     assert CliRunner().invoke(app, asked).exit_code != 0  # what is there is not overwritten
     assert load_labels(labels) == {}
+    key = labels.with_name("labels.key.jsonl")
+    assert os.name == "nt" or key.stat().st_mode & 0o777 == 0o600
     for place, row in enumerate(rows[:30]):
         row["toxic"] = bool(place % 3 == 0)
     write_rows(labels, rows)

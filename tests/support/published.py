@@ -1,6 +1,7 @@
 """Small invented rows of published formats, and the reasons of a DataError."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -83,3 +84,70 @@ def thread(**columns) -> dict:
         "final_dgpt_response": post("nice colour!"),
         "final_gpt3_response": post("a goose's bike", "Offensive"),
     } | columns
+
+
+# Rows of users' files, with the keys that each form's documentation gives
+
+U, A = "user", "assistant"
+
+
+def message(role: str, text: Any) -> dict[str, Any]:
+    return {"role": role, "content": text}
+
+
+def talk(*turns: tuple[str, str]) -> list[dict[str, Any]]:
+    return [message(role, text) for role, text in turns]
+
+
+ASKED, SAFE, RUDE = "what colour is the sky?", "it is blue.", "silly goose."
+QUESTION, BLUE, GOOSE = message(U, ASKED), message(A, SAFE), message(A, RUDE)
+
+
+def human(text: str) -> dict[str, str]:
+    return {"from": "human", "value": text}
+
+
+def gpt(text: str) -> dict[str, str]:
+    return {"from": "gpt", "value": text}
+
+
+FORMS_OF_PAIRS: dict[str, dict[str, Any]] = {
+    "TRL explicit": {"prompt": ASKED, "chosen": SAFE, "rejected": RUDE},
+    "TRL explicit, messages": {"prompt": [QUESTION], "chosen": [BLUE], "rejected": [GOOSE]},
+    "TRL implicit, messages": {"chosen": [QUESTION, BLUE], "rejected": [QUESTION, GOOSE]},
+    "LLaMA-Factory alpaca": {"instruction": ASKED, "input": "", "chosen": SAFE, "rejected": RUDE},
+    "LLaMA-Factory ranked": {
+        "conversations": [human(ASKED)],
+        "chosen": gpt(SAFE),
+        "rejected": gpt(RUDE),
+    },
+    "LLaMA-Factory ranked, OpenAI": {"messages": [QUESTION], "chosen": BLUE, "rejected": GOOSE},
+    "UltraFeedback binarized": {
+        "prompt": ASKED,
+        "prompt_id": "f0e37e9f",
+        "chosen": [QUESTION, BLUE],
+        "rejected": [QUESTION, GOOSE],
+        "messages": [QUESTION, BLUE],
+        "score_chosen": 6.0,
+        "score_rejected": 4.0,
+    },
+    "OpenAI preferences": {
+        "input": {"messages": [QUESTION], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [BLUE],
+        "non_preferred_output": [GOOSE],
+    },
+}
+
+FORMS_OF_REPLIES: dict[str, dict[str, Any]] = {
+    "TRL unpaired": {"prompt": ASKED, "completion": SAFE, "label": True},
+    "TRL unpaired, messages": {"prompt": [QUESTION], "completion": [BLUE], "label": True},
+    "TRL language modelling": {"messages": [QUESTION, BLUE], "label": True},
+    "LLaMA-Factory alpaca": {"instruction": ASKED, "input": "", "output": SAFE, "kto_tag": True},
+    "LLaMA-Factory sharegpt": {
+        "conversations": [human(ASKED), gpt(SAFE)],
+        "tools": "[]",
+        "kto_tag": "true",
+    },
+    "ShareGPT": {"id": "x_0", "conversations": [human(ASKED), gpt(SAFE)], "label": True},
+    "OpenAI": {"messages": [QUESTION, BLUE], "parallel_tool_calls": False, "label": True},
+}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from training import DESCENT, largest_difference, trained, trainer
 
 from flatgd.errors import InUseError, MemoryLimitError, NonFiniteError
-from flatgd.io.files import locked
+from flatgd.io.files import lock_folder
 from flatgd.methods import FlatGD
 from flatgd.training.callbacks import FEWEST, Watch
 from flatgd.training.config import CHECKPOINTING
@@ -82,7 +82,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     with caplog.at_level(logging.WARNING):
         small.train()
     assert small.args.micro_batch_size == 2
-    assert "out of memory with 8 rows at a time, going on with 4" in caplog.text
+    assert "out of memory with 8 rows at a time; continuing with 4" in caplog.text
     assert largest_difference(plain, dict(small.model.state_dict())) <= 1e-5
 
 
@@ -146,8 +146,8 @@ def test_a_penalty_out_of_range_is_told(
 
 def test_one_process_in_a_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from flatgd.io.files import locked; "
-        "lock = locked(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from flatgd.io.files import lock_folder; "
+        "lock = lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
@@ -158,6 +158,6 @@ def test_one_process_in_a_folder(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InUseError, match=f"process {other.pid} on .*name another output"):
-            locked(tmp_path)
+            lock_folder(tmp_path)
         other.kill()  # a hold ends with its process
-    assert locked(tmp_path) is locked(tmp_path)
+    assert lock_folder(tmp_path) is lock_folder(tmp_path)

@@ -1,1 +1,1 @@
-"""Loaders of published data sets, one file each."""
+"""Loaders of published data sets, one file for each set."""

@@ -1,9 +1,9 @@
-r"""BAD: Bot-Adversarial Dialogue (Xu et al. 2021), people luring a bot into unsafe replies.
+r"""BAD: Bot-Adversarial Dialogue (Xu et al. 2021). People lure a bot into unsafe replies.
 
 https://parl.ai/projects/safety_recipes - MIT licence (ParlAI). Two formats are read:
 
-* ParlAI text, `train.txt valid.txt test.txt`: tab-separated `key:value`, turns joined by a literal
-  backslash-n, the last one judged. One invented record:
+* ParlAI text, `train.txt valid.txt test.txt`: tab-separated `key:value`. Turns are joined by a
+  literal backslash-n, and the label is that of the last turn. One invented record:
 
       text:hi there\nhello to you	labels:__ok__	episode_done:True	speaker_to_eval:bot
 
@@ -11,9 +11,9 @@ https://parl.ai/projects/safety_recipes - MIT licence (ParlAI). Two formats are 
 
       {"text": "hi there\nhello, nice to meet you", "labels": "__ok__", "speaker_to_eval": "bot"}
 
-Text rows that name no speaker are human prompts, as in ParlAI's human_safety_eval files. The JSON
-form is for files whose contexts were cut: there the rows of one conversation are found by the lines
-they share. Personas are dropped.
+Text rows without a speaker are human prompts, as in ParlAI's human_safety_eval files. The JSON form
+is for files whose contexts were truncated. There, rows that share lines belong to one conversation.
+Personas are dropped.
 """
 
 from collections.abc import Hashable
@@ -39,7 +39,7 @@ Row = tuple[list[str], bool, Speaker]
 
 
 def load_bad(path: Path, split: Split = "train") -> list[Dialogue]:
-    """Every row of one file, or of one split of a folder: human and bot turns, in file order."""
+    """All rows of one file, or of one split of a folder: human and bot turns, in file order."""
     path = find_split(path, split)
     cut = ".jsonl" in path.suffixes
     rows = parse_lines(path, _parse_json if cut else _parse_parlai)
@@ -79,7 +79,7 @@ def _row(fields: dict[str, Any], separator: str) -> Row:
         raise ValueError("no 'text'")
     lines = [checked_text(turn) for turn in fields["text"].split(separator)]
     if not lines[-1].strip():
-        raise ValueError("the judged turn, the last line of 'text', is empty")
+        raise ValueError("the labelled turn, the last line of 'text', is empty")
     label = word_field(fields, "labels")
     if label not in LABELS:
         raise ValueError(f"'labels' must be __ok__ or __notok__, got {label!r}")
@@ -90,7 +90,7 @@ def _row(fields: dict[str, Any], separator: str) -> Row:
 
 
 def _names_by_order(rows: list[list[str]]) -> list[str]:
-    """Complete files: a row that does not go on from the row before it opens a conversation."""
+    """For complete files: a row that does not continue the previous row starts a conversation."""
     names: list[str] = []
     previous: list[str] = []
     opener = ""
@@ -103,7 +103,7 @@ def _names_by_order(rows: list[list[str]]) -> list[str]:
 
 
 def _names_by_shared_lines(rows: list[list[str]]) -> list[str]:
-    """Cut files: rows that share two adjacent lines, or the first line, are one conversation."""
+    """For truncated files: rows that share two adjacent lines, or the first, belong together."""
     parents: dict[Hashable, Hashable] = {}
 
     def root(key: Hashable) -> Hashable:

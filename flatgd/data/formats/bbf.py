@@ -1,18 +1,18 @@
-"""BBF: "Build it Break it Fix it for Dialogue Safety" (Dinan et al. 2019); the paper's BBB.
+"""BBF: "Build it Break it Fix it for Dialogue Safety" (Dinan et al. 2019), called BBB in the paper.
 
 https://parl.ai/projects/dialogue_safety - MIT licence (ParlAI). Two files, each with all splits:
 
-* single_turn_safety.json: utterances without history, collected in the standard and the adversarial
-  task, three rounds each:
+* single_turn_safety.json: utterances without history, from three rounds of a standard and three of
+  an adversarial task:
 
       {"standard": {"train": {"1": {"good": [{"text": "nice hat!", "labels": ["__ok__"],
        "episode_done": true}], "bad": []}, "2": {}, "3": {}}}, "adversarial": {}}
 
-* multi_turn_safety.json: history and utterance joined by newlines, the last one judged:
+* multi_turn_safety.json: history and utterance, joined by newlines. The last one is labelled:
 
       {"train": [{"text": "hi!\\nhi, how are you?", "labels": ["__ok__"], "episode_done": true}]}
 
-Crowdworkers wrote all utterances; they stand in the reply's place, so `speaker` is bot.
+Crowdworkers wrote all utterances. Each counts as a bot's reply, so `speaker` is bot.
 """
 
 import json
@@ -23,7 +23,14 @@ from typing import Any
 from flatgd.data.splits import SPLITS, Split
 from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import checked_text, digest, read_text, stands_at
+from flatgd.io.records import (
+    checked_text,
+    digest,
+    read_text,
+    set_location,
+    short_reason,
+    unique_keys,
+)
 
 KEYS: dict[Split, str] = {"train": "train", "val": "valid", "test": "test"}
 LABELS = {"__ok__": True, "__notok__": False}
@@ -33,14 +40,14 @@ KINDS = ("good", "bad")
 
 
 def load_bbf(path: Path, split: Split) -> list[Dialogue]:
-    """One split of one of the two files, tasks and rounds together."""
+    """One split of one of the two files, with all tasks and rounds."""
     rows, problems = [], []
-    for place, record in _records(path, _load(path), KEYS[split]):
+    for location, record in _records(path, _load(path), KEYS[split]):
         try:
             rows.append(_dialogue(record))
-            stands_at(rows[-1:], f"{path}: {place}")
+            set_location(rows[-1:], f"{path}: {location}")
         except ValueError as error:
-            problems.append(Problem(str(path), 0, f"{place}: {error}"))
+            problems.append(Problem(str(path), 0, f"{location}: {short_reason(error)}"))
     if problems:
         raise DataError(problems)
     return rows
@@ -51,7 +58,7 @@ def _load(path: Path) -> dict[str, Any]:
         reason = "name one of its files, single_turn_safety.json or multi_turn_safety.json"
         raise DataError([Problem(str(path), 0, reason)])
     try:
-        data = json.loads(read_text(path))
+        data = json.loads(read_text(path), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         reason = f"not valid JSON ({error.msg})"
         raise DataError([Problem(str(path), error.lineno, reason)]) from None
@@ -64,18 +71,18 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _records(path: Path, data: dict[str, Any], split: str) -> Iterator[tuple[str, Any]]:
-    """(where, record) of a split, in either file's order."""
-    places: list[tuple[str, ...]] = [(split,)]
+    """(location, record) of a split, in file order."""
+    paths: list[tuple[str, ...]] = [(split,)]
     if data.keys() & set(TASKS):
-        places = [(task, split, r, kind) for task in TASKS for r in ROUNDS for kind in KINDS]
-    for place in places:
+        paths = [(task, split, r, kind) for task in TASKS for r in ROUNDS for kind in KINDS]
+    for keys in paths:
         part: Any = data
-        for key in place:
+        for key in keys:
             part = part.get(key) if isinstance(part, dict) else None
         if not isinstance(part, list):
-            raise DataError([Problem(str(path), 0, f"no list at {'/'.join(place)}")])
+            raise DataError([Problem(str(path), 0, f"no list at {'/'.join(keys)}")])
         for index, record in enumerate(part):
-            yield f"{'/'.join(place)}[{index}]", record
+            yield f"{'/'.join(keys)}[{index}]", record
 
 
 def _dialogue(record: Any) -> Dialogue:
@@ -86,7 +93,7 @@ def _dialogue(record: Any) -> Dialogue:
         raise ValueError(f"'labels' must be [__ok__] or [__notok__], got {labels!r}")
     *history, reply = [checked_text(line) for line in record["text"].split("\n")]
     if not reply.strip():
-        raise ValueError("the judged utterance, the last line of 'text', is empty")
+        raise ValueError("the labelled utterance, the last line of 'text', is empty")
     first = next((line for line in history if line.strip()), reply)
     name = f"bbf:{digest(normal_form(first))}"
     return Dialogue(before(history), reply, LABELS[labels[0]], "bbf", name)

@@ -1,4 +1,4 @@
-"""HH-RLHF (Bai et al. 2022): two transcripts with one history, the chosen and the rejected reply.
+"""HH-RLHF (Bai et al. 2022): pairs of transcripts that differ in the reply, chosen or rejected.
 
 https://github.com/anthropics/hh-rlhf - MIT licence. JSON lines, `train test` .jsonl.gz in folders
 such as harmless-base. One invented record:
@@ -6,9 +6,9 @@ such as harmless-base. One invented record:
     {"chosen": "\\n\\nHuman: hello\\n\\nAssistant: Hello! How can I help?",
      "rejected": "\\n\\nHuman: hello\\n\\nAssistant: Go away."}
 
-The chosen reply counts as safe, the rejected one as toxic: for harmless-base that is close to what
-the annotators chose by; for the helpful parts it is not. A record with one empty reply gives the
-other alone.
+The chosen reply counts as safe, the rejected one as toxic. For harmless-base this is close to the
+annotators' criterion; for the helpful parts it is not. If one reply of a record is empty, only the
+other is used; the empty one is counted.
 """
 
 import re
@@ -18,6 +18,7 @@ from typing import Any
 from flatgd.data.splits import Split, find_split
 from flatgd.dialogue import Dialogue, Turn, normal_form
 from flatgd.io.records import (
+    LeftOut,
     checked_text,
     digest,
     parse_json_object,
@@ -35,21 +36,23 @@ def load_hh(path: Path, split: Split) -> list[Dialogue]:
     return parse_rows(path, parse_lines(path, parse_json_object), _dialogues)
 
 
-def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
-    rows = []
+def _dialogues(row: dict[str, Any]) -> list[Dialogue | LeftOut]:
+    rows: list[Dialogue | LeftOut] = []
     for key, is_safe in (("chosen", True), ("rejected", False)):
         text_field(row, key)
         history, reply = transcript(row[key])
-        if reply.strip():
+        if not reply.strip():
+            rows.append(LeftOut("empty reply"))
+        else:
             name = f"hh:{digest(normal_form(history[0].text if history else reply))}"
             rows.append(Dialogue(history, reply, is_safe, "hh", name))
-    if not rows:
+    if all(isinstance(found, LeftOut) for found in rows):
         raise ValueError("both replies are empty")
     return rows
 
 
 def transcript(text: str) -> tuple[tuple[Turn, ...], str]:
-    """(history, the assistant's last turn) of a transcript; ValueError if it is none.
+    """(history, the assistant's last turn) of a transcript. ValueError if it is not a transcript.
 
     >>> transcript("\\n\\nHuman: hi\\n\\nAssistant: hello!")
     ((Turn(role='user', text='hi'),), 'hello!')
@@ -60,7 +63,7 @@ def transcript(text: str) -> tuple[tuple[Turn, ...], str]:
             "expected '\\n\\nHuman: ... \\n\\nAssistant: ...', the assistant's turn last"
         )
     turns = [
-        Turn("user" if who == "Human" else "assistant", checked_text(said).removeprefix(" "))
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
+        Turn("user" if who == "Human" else "assistant", checked_text(text).removeprefix(" "))
+        for who, text in zip(parts[::2], parts[1::2], strict=True)
     ]
     return tuple(turns[:-1]), turns[-1].text

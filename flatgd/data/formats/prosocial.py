@@ -1,18 +1,18 @@
 """ProsocialDialog (Kim et al. 2022): kind replies to problematic utterances.
 
-https://github.com/skywalker023/prosocial-dialog - CC BY 4.0. Two published forms, told apart by
-themselves; `train valid test` .json. The original is an array of dialogues, each an array of turns:
+https://github.com/skywalker023/prosocial-dialog - CC BY 4.0, `train valid test` .json. Two
+published forms are recognised by their content. The original is an array of dialogues of turns:
 
     [[{"text": "I'll skip work.", "labels": ["Would they miss you?"], "rots": ["Keep your word."],
        "safety_label": "__needs_caution__", "episode_done": true}]]
 
-The hub's (allenai/prosocial-dialog) is JSON lines, one turn a line:
+The hub's form (allenai/prosocial-dialog) is JSON lines, one turn per line:
 
     {"context": "I'll skip work.", "response": "Would they miss you?", "dialogue_id": 0,
      "safety_label": "__needs_caution__", "response_id": 0, "episode_done": true}
 
-Every reply counts as safe: **there are no toxic replies here**. The utterances replied to are rows
-of speaker human, for judges: safe where casual, toxic otherwise (the binary task of the original).
+Every reply counts as safe: **the set has no toxic replies**. The utterances they answer are rows of
+speaker human, for judges: casual ones are safe, all others toxic (the original's binary task).
 """
 
 from itertools import groupby
@@ -43,10 +43,13 @@ CAUTION = {
 
 
 def load_prosocial(path: Path, split: Split) -> list[Dialogue]:
-    """Replies and the utterances replied to, of one file or one split of a folder."""
+    """Replies, and the utterances they answer, of one file or one split of a folder."""
     path = find_split(path, split)
     if read_text(path).lstrip().startswith("["):
-        turns = ((line, {"turns": dialogue}) for line, dialogue in parse_json_array(path))
+        turns = (
+            (line, turns if isinstance(turns, ValueError) else {"turns": turns})
+            for line, turns in parse_json_array(path)
+        )
         return parse_rows(path, turns, _original)
     rows = parse_lines(path, _turn_of_hub)
     parts = groupby(rows, key=lambda row: plain_value(row[1]["dialogue_id"]))
@@ -58,12 +61,12 @@ def load_prosocial(path: Path, split: Split) -> list[Dialogue]:
 def _turn_of_hub(line: str) -> dict[str, Any]:
     row = parse_json_object(line)
     if plain_value(row.get("dialogue_id")) is None:
-        raise ValueError("no 'dialogue_id', which says what turns are of one dialogue")
+        raise ValueError("no 'dialogue_id', the id that the turns of one dialogue share")
     return row
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    """A turn of the hub's form with the original's names."""
+    """A turn of the hub's form with the original's key names."""
     names = {"context": "text", "response": "labels"}
     renamed = {names.get(key, key): value for key, value in row.items()}
     return {**renamed, "labels": [renamed["labels"]]} if "labels" in renamed else renamed

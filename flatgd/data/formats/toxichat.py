@@ -1,14 +1,14 @@
 """ToxiChat (Baheti et al. 2021): Reddit threads with replies of DialoGPT and GPT-3, labelled.
 
-https://github.com/abaheti95/ToxiChat - CC BY-SA 4.0. JSON lines, `train dev test` .jsonl; each
-column is an object or its JSON text. One invented record, cut:
+https://github.com/abaheti95/ToxiChat - CC BY-SA 4.0. JSON lines, `train dev test` .jsonl. Each
+column is an object, or the JSON text of one. A shortened invented record:
 
     {"reddit_thread": [{"turn_id": 1, "text": "Title: my new bike", "offense_label": "Safe"}],
      "final_dgpt_response": {"turn_id": 2, "text": "nice colour!", "offense_label": "Safe"},
      "final_gpt3_response": {"turn_id": 2, "text": "I like it.", "offense_label": "Safe"}}
 
-The models' replies are rows of speaker bot, the thread's own turns of speaker human. Ten published
-replies are empty; they are left out.
+The models' replies are rows of speaker bot, the thread's own turns rows of speaker human. Ten
+published replies are empty; they are left out and counted.
 """
 
 import json
@@ -18,11 +18,13 @@ from typing import Any
 from flatgd.data.splits import Split, find_split
 from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.io.records import (
+    LeftOut,
     digest,
     parse_json_object,
     parse_lines,
     parse_rows,
     text_field,
+    unique_keys,
     word_field,
 )
 
@@ -36,17 +38,19 @@ def load_toxichat(path: Path, split: Split) -> list[Dialogue]:
     return parse_rows(path, parse_lines(path, parse_json_object), _dialogues)
 
 
-def _dialogues(row: dict[str, Any]) -> list[Dialogue]:
+def _dialogues(row: dict[str, Any]) -> list[Dialogue | LeftOut]:
     thread = [_turn(turn) for turn in _column(row, "reddit_thread", list)]
     lines = tuple(text for text, _ in thread)
     name = f"toxichat:{digest(normal_form(lines[0]) if lines else '')}"
-    rows = [
-        Dialogue(before(lines[:place], "human"), text, label, "toxichat", name, "human")
-        for place, (text, label) in enumerate(thread)
+    rows: list[Dialogue | LeftOut] = [
+        Dialogue(before(lines[:index], "human"), text, label, "toxichat", name, "human")
+        for index, (text, label) in enumerate(thread)
     ]
     for key in REPLIES:
         reply = _column(row, key, dict)
-        if str(reply.get("text", "")).strip():
+        if not str(reply.get("text", "")).strip():
+            rows.append(LeftOut("empty reply"))
+        else:
             text, label = _turn(reply)
             rows.append(Dialogue(before(lines), text, label, "toxichat", name))
     return rows
@@ -56,7 +60,7 @@ def _column(row: dict[str, Any], key: str, kind: type) -> Any:
     value = row.get(key)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=unique_keys)
         except json.JSONDecodeError as error:
             raise ValueError(f"{key!r} is text but not JSON ({error.msg})") from None
     if not isinstance(value, kind):
