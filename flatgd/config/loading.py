@@ -20,9 +20,6 @@ from flatgd.errors import RecipeError, UsageError, nearest
 Checked = TypeVar("Checked", bound=Section)
 MOST = 10_000  # values in a recipe
 NOT_SET = "not set"
-_SECRET = re.compile(
-    r"(^|hub_|access_|auth_|api_|hf_)token$|password|secret|api_?key", re.IGNORECASE
-)
 _TAG = "tag:yaml.org,2002:"
 _TAGS = {_TAG + kind for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
@@ -176,8 +173,7 @@ def _brief(value: Any) -> str:
 
 
 def as_text(recipe: Recipe) -> str:
-    """What was set in a recipe, overrides and all, as a recipe file that works from any folder.
-    Tokens and passwords are left out."""
+    """What was set in a recipe, overrides and all, as a recipe file that works from any folder."""
     fields = plain_values(recipe.model_dump(exclude_unset=True))
     return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
@@ -189,10 +185,9 @@ def shareable_text(recipe: Recipe) -> str:
 
 
 def plain_values(value: Any) -> Any:
-    """A value that JSON can hold, with absolute paths and without secrets."""
+    """A value that JSON can hold, with absolute paths."""
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not _SECRET.search(str(key))}
-        return {str(key): plain_values(item) for key, item in kept.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(item) for item in value]
     if isinstance(value, date):

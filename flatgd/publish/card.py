@@ -15,7 +15,7 @@ from flatgd.artifacts.reader import (
     training_log,
     verify,
 )
-from flatgd.config.loading import plain_values, without_paths
+from flatgd.config.loading import without_paths
 from flatgd.config.recipe import Recipe
 from flatgd.report.cells import markdown
 from flatgd.report.findings import AboutJudge, AboutMethod, Finding, findings
@@ -100,8 +100,8 @@ def _settings(recipe: Recipe, method: str) -> dict[str, Any]:
     """The settings of its training; for a method that is not trained, its own options."""
     used = trained_with(recipe, method)
     is_trained = training_log(recipe, method) is not None
-    shown: dict[str, Any] = plain_values(used if is_trained else recipe.overrides(method))
-    return {key: without_paths(value) for key, value in shown.items()}
+    shown: dict[str, Any] = without_paths(used if is_trained else recipe.overrides(method))
+    return shown
 
 
 def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:

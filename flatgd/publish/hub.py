@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from flatgd.artifacts import layout
 from flatgd.artifacts.reader import verify
 from flatgd.artifacts.store import ArtifactStore
-from flatgd.config.loading import plain_values, without_paths
+from flatgd.config.loading import without_paths
 from flatgd.config.recipe import Recipe
 from flatgd.errors import ModelError, UnsupportedError, UsageError
 from flatgd.io.files import atomic_folder
@@ -169,11 +169,11 @@ def _folder(recipe: Recipe, method: str, even_toxic: bool) -> Path:
 
 
 def _shareable(path: Path) -> Path | bytes:
-    """A file of a checkpoint for others: configurations without local paths and secrets."""
+    """A file of a checkpoint for others: configurations without local paths."""
     if path.name not in CONFIGS:
         return path
     values = json.loads(path.read_bytes())
-    shared = without_paths(plain_values(values))
+    shared = without_paths(values)
     return path if shared == values else (json.dumps(shared, indent=2) + "\n").encode()
 
 
