@@ -1,6 +1,6 @@
-# Two commands on a bare machine with Python 3.11, pip and make:
-#     make demo     sets everything up and does the main job on real dialogue
-#     make test     sets everything up and passes the tests
+# Two commands for a bare machine with Python 3.11, pip and make:
+#     make demo     installs into .venv and does the main job on real dialogue
+#     make test     installs into .venv and runs the tests
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,32 +12,32 @@ READY := $(VENV)/.ready
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(READY)  ## set everything up in .venv, no more
+install: $(READY)  ## install into .venv, nothing else
 
-demo: $(READY)  ## the main job on the shipped data, ends with a table and a report
+demo: $(READY)  ## the main job on the shipped data; ends with tables and a report
 	$(BIN)/flatgd run recipes/demo.yaml
 
-test: $(READY)  ## the tests, but for the slow ones
+test: $(READY)  ## the tests without the slow ones
 	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
 
-test-all: $(READY) browser  ## all tests: model families, several processes and a browser too
+test-all: $(READY) browser  ## all tests, also of model families, several processes and a browser
 	$(BIN)/pytest -n auto --dist loadscope
 
 browser: $(READY)  ## Chromium for the tests of the pages, where it can be installed
 	$(BIN)/python tests/support/chromium.py
 
-coverage: $(READY) browser  ## all tests, what they cover, and the messages that none has seen
+coverage: $(READY) browser  ## all tests; shows what they cover, and the messages that no test has seen
 	$(BIN)/pytest -n auto --dist loadscope --cov=flatgd --cov-report=term:skip-covered --cov-report=json
 	$(BIN)/python scripts/unseen.py
 
-mutation: $(READY)  ## changes losses/ and flatness/ in a thousand places: do the tests notice?
+mutation: $(READY)  ## change losses/ and flatness/ in a thousand places: do the tests notice?
 	$(BIN)/pip install --quiet "mutmut>=3.8"
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-check: format lint types test  ## the gate: format, lint, types, tests
+check: format lint types test  ## format, lint, types and tests: what a change must pass
 
-format: $(READY)  ## fails where ruff would format otherwise
+format: $(READY)  ## fail where ruff would change the format
 	$(BIN)/ruff format --check .
 
 lint: $(READY)
@@ -46,21 +46,21 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# One set of versions for users and CI. torch comes first and by version alone, as its build differs
-# by platform; every other file is checked against its SHA-256 in the lock.
+# One set of versions for users and CI. torch is installed first and by version alone, because its
+# build differs by platform. Every other file is checked against its SHA-256 in the lock.
 $(READY): pyproject.toml requirements-torch.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit("flatgd needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements-torch.txt
 	$(BIN)/pip install --quiet --require-hashes --no-deps --no-compile -r requirements.lock
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some packages hold newer syntax
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some packages have syntax of newer Pythons
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/pip check
 	touch $(READY)
 
 RESOLVE := $(BIN)/uv pip compile pyproject.toml --extra dev --constraint requirements-torch.txt --no-emit-package torch --quiet
 
-lock: $(READY)  ## write requirements.lock anew: Python 3.11 to 3.14 on Linux, macOS, Windows
+lock: $(READY)  ## resolve requirements.lock again: Python 3.11 to 3.14 on Linux, macOS, Windows
 	$(RESOLVE) --universal --python-version 3.11 --upgrade --generate-hashes --custom-compile-command "make lock" -o requirements.lock
 	for python in 3.11 3.12 3.13 3.14; do \
 		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin x86_64-pc-windows-msvc; do \
@@ -69,12 +69,12 @@ lock: $(READY)  ## write requirements.lock anew: Python 3.11 to 3.14 on Linux, m
 		done; \
 	done
 
-# the ranges of pyproject.toml at their ends; torch stays as pinned
-test-latest: browser  ## the suite on the newest versions that pyproject.toml admits; warnings are listed
+# The ends of the ranges in pyproject.toml. torch stays as pinned.
+test-latest: browser  ## all tests on the newest versions that pyproject.toml admits; lists warnings
 	$(MAKE) .range RANGE=latest RESOLUTION=highest
 	.venv-latest/bin/pytest -n auto --dist loadscope -W default
 
-test-oldest: browser  ## the suite on the oldest versions that pyproject.toml admits
+test-oldest: browser  ## all tests on the oldest versions that pyproject.toml admits
 	$(MAKE) .range RANGE=oldest RESOLUTION=lowest-direct
 	.venv-oldest/bin/pytest -n auto --dist loadscope -W default
 

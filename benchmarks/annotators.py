@@ -1,11 +1,11 @@
-"""Many annotators answer a study's page at once: are answers lost or counted twice, and how long
+"""Many annotators answer a study's page at once. Is any answer lost or counted twice, and how long
 does a request take?
 
-    python -m benchmarks.annotators                 20 people, 1,000 items of 4 answers each
+    python -m benchmarks.annotators                 20 annotators, 1,000 items of 4 answers each
     python -m benchmarks.annotators --kills 100     the same while the server is killed with -9
 
-Each person requests a pair, answers it and requests the next. Times are per request. With kills, a
-request without a response is sent again, and every acknowledged answer must exist at the end.
+An annotator loads a pair, answers it, and loads the next. Times are per request. With kills, a
+request without a response is sent again, and every acknowledged answer must be there at the end.
 """
 
 import http.client
@@ -27,17 +27,21 @@ from benchmarks.table import Target, conclude, machine, options
 from flatgd.annotate.pairs import create
 from flatgd.annotate.study import CHOICES, QUESTIONS, field_of, load_study
 from flatgd.annotate.votes import Votes
+from flatgd.artifacts.rows import JudgedRow
 
-MARK = re.compile(r'name="mark" value="(\w+)"')
+CSRF = re.compile(r'name="csrf" value="(\w+)"')
 ITEM = re.compile(r'name="item" value="(\w+)"')
 PAIR = re.compile(r"Pair \d+ of")
 
 
 def make_study(folder: Path, items: int, votes: int) -> None:
-    generations = {
+    generations: dict[str, list[JudgedRow]] = {
         model: [
             {
-                **{"dataset": "made", "conversation": f"c{n}", "history": ["hi", f"number {n}"]},
+                "dataset": "invented",
+                "conversation": f"c{n}",
+                "system": "",
+                "history": [{"role": "user", "content": f"number {n}"}],
                 "replies": [f"{model} {n}"],
             }
             for n in range(items)
@@ -48,7 +52,7 @@ def make_study(folder: Path, items: int, votes: int) -> None:
 
 
 class Server:
-    """The page in its own process, which can be killed and restarted."""
+    """The page in its own process, which can be killed and started again."""
 
     def __init__(self, folder: Path, port: int):
         self.folder, self.port = folder, port
@@ -71,8 +75,8 @@ class Server:
         self.process.wait()
 
 
-class Person(threading.Thread):
-    """Answers until no pair is left, and records the acknowledged answers."""
+class Client(threading.Thread):
+    """An annotator who answers until no pair is left, and remembers the acknowledged answers."""
 
     def __init__(self, port: int, token: str, seed: int):
         super().__init__()
@@ -84,22 +88,22 @@ class Person(threading.Thread):
 
     def run(self) -> None:
         page = self.ask("GET", self.path)
-        mark = MARK.findall(page)[0]
-        self.ask("POST", f"{self.path}/agree", mark=mark)
+        csrf = CSRF.findall(page)[0]
+        self.ask("POST", f"{self.path}/agree", csrf=csrf)
         while True:
             page = self.ask("GET", self.path)
             if not PAIR.search(page):
-                if "Others are looking" not in page:
+                if "Other annotators are working" not in page:
                     return
                 time.sleep(0.05)
                 continue
             item, choice = ITEM.findall(page)[0], self.rng.choice(CHOICES)
             answer = {field_of(name): choice for name in QUESTIONS}
-            if "?lost" not in self.ask("POST", self.path, mark=mark, item=item, **answer):
+            if "?late" not in self.ask("POST", self.path, csrf=csrf, item=item, **answer):
                 self.acknowledged[item] = choice
 
     def ask(self, method: str, path: str, **form: str) -> str:
-        """Request a page, or post a form and return its redirect. Retries until it succeeds."""
+        """A page, or the location that a form redirects to. Retries until the server responds."""
         while True:
             try:
                 begun = time.perf_counter()
@@ -122,7 +126,7 @@ class Person(threading.Thread):
 
 def main() -> int:
     parser = options(__doc__)
-    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--annotators", type=int, default=20)
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--votes", type=int, default=4, help="answers per item")
     parser.add_argument("--kills", type=int, default=0)
@@ -133,26 +137,26 @@ def main() -> int:
         folder = Path(place) / "study"
         make_study(folder, given.items, given.votes)
         before = Votes(folder, load_study(folder))
-        tokens = [before.invite(f"person {n}") for n in range(given.people)]
+        tokens = [before.invite(f"annotator {n}") for n in range(given.annotators)]
         before.close()
         server = Server(folder, given.port)
-        people = [Person(given.port, token, seed) for seed, token in enumerate(tokens)]
+        clients = [Client(given.port, token, seed) for seed, token in enumerate(tokens)]
         begun = time.perf_counter()
-        for person in people:
-            person.start()
-        killed = _kill(server, given.kills, people)
-        for person in people:
-            person.join()
+        for client in clients:
+            client.start()
+        killed = _kill(server, given.kills, clients)
+        for client in clients:
+            client.join()
         seconds = time.perf_counter() - begun
         server.kill()
-        return report(folder, people, killed, seconds)
+        return report(folder, clients, killed, seconds)
 
 
-def _kill(server: Server, times: int, people: list[Person]) -> int:
-    """Kill the server at random moments, repeatedly."""
+def _kill(server: Server, times: int, clients: list[Client]) -> int:
+    """Kill the server at random moments and start it again."""
     rng = random.Random(0)
     for time_ in range(times):
-        if not any(person.is_alive() for person in people):
+        if not any(client.is_alive() for client in clients):
             return time_
         time.sleep(rng.uniform(0.0, 0.6))
         server.kill()
@@ -160,22 +164,24 @@ def _kill(server: Server, times: int, people: list[Person]) -> int:
     return times
 
 
-def report(folder: Path, people: list[Person], killed: int, seconds: float) -> int:
+def report(folder: Path, clients: list[Client], killed: int, seconds: float) -> int:
     study = load_study(folder)
     votes = Votes(folder, study)
     kept = {(a.annotator, a.item): a.choice for a in votes.answers() if a.question == "toxic"}
     votes.close()
-    told = {
-        (f"person {n}", item): choice
-        for n, person in enumerate(people)
-        for item, choice in person.acknowledged.items()
+    acknowledged = {
+        (f"annotator {n}", item): choice
+        for n, client in enumerate(clients)
+        for item, choice in client.acknowledged.items()
     }
     counts = Counter(item for _, item in kept)
-    times = np.array([t for person in people for t in person.times]) * 1000
-    lost = sum(kept.get(place) != choice for place, choice in told.items())
+    times = np.array([t for client in clients for t in client.times]) * 1000
+    lost = sum(kept.get(place) != choice for place, choice in acknowledged.items())
     uneven = sum(counts[item["id"]] != study.votes for item in study.items)
-    print(f"{len(people)} people, {len(told):,} answers acknowledged, {len(kept):,} kept")
-    print(f"killed {killed} times, {sum(p.unanswered for p in people):,} requests unanswered")
+    print(
+        f"{len(clients)} annotators, {len(acknowledged):,} answers acknowledged, {len(kept):,} kept"
+    )
+    print(f"killed {killed} times, {sum(c.unanswered for c in clients):,} requests unanswered")
     middle, p95, p99 = np.percentile(times, (50, 95, 99))
     print(f"{len(times):,} requests in {seconds:.1f} s; ms: {middle:.1f} median, {p99:.1f} p99")
     targets = [

@@ -6,6 +6,7 @@
     python -m benchmarks.faults --what disk       # a small file system, full at 20 points (root)
     python -m benchmarks.faults --what soak       # 10,000 steps: memory, open files, threads
     python -m benchmarks.faults --what fuzz       # 1,000 broken recipes
+    python -m benchmarks.faults --what hostile    # attacks and accidents, case by case
 
 Prints how many cases were tried and survived, and exits with 1 if one did not survive. Uses a small
 model and the shipped data.
@@ -35,6 +36,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.hostile import hostile
 from benchmarks.table import DEMO, machine, options
 from flatgd import FlatGDConfig, FlatGDTrainer, load_tokenizer
 from flatgd.config.loading import load_recipe
@@ -336,6 +338,7 @@ WHAT = {
     "disk": disk,
     "soak": soak,
     "fuzz": fuzz,
+    "hostile": hostile,
 }
 
 

@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks.table import options
-from flatgd.annotate.raters import fleiss_kappa, sign_test
+from flatgd.annotate.statistics import fleiss_kappa, sign_test
 
 TRUE = [(0.10, 0.10), (0.10, 0.05), (0.20, 0.05), (0.20, 0.10), (0.30, 0.10), (0.40, 0.10)]
 ACCURACY = (0.6, 0.8, 1.0)

@@ -19,6 +19,8 @@ import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+MOST_NAMED = 40  # keys that a message lists
+
 
 class FlatGDError(Exception):
     """Base class; the command line prints its message and no traceback."""
@@ -106,5 +108,7 @@ def nearest(name: str, known: list[str]) -> str:
     >>> nearest("sede", ["seed", "train"])
     "; did you mean 'seed'?"
     """
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"; did you mean {close[0]!r}?"
+    is_short = len(known) <= MOST_NAMED
+    return f"; the keys are {', '.join(known)}" if is_short else "; docs/options.md lists the keys"

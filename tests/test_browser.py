@@ -1,6 +1,6 @@
 """The pages in a real browser: by keyboard, on a phone, in two tabs, with hostile text.
 
-Needs Chromium (`make browser`); without it these tests are skipped, which pytest tells.
+Needs Chromium (`make browser`); without it pytest skips these tests.
 """
 
 import re
@@ -17,10 +17,10 @@ from studies import Clock, served, served_study, small_study
 
 from flatgd.annotate.study import Study
 from flatgd.annotate.tally import tally
-from flatgd.annotate.votes import HOLD
+from flatgd.annotate.votes import RESERVATION_SECONDS
 from flatgd.chat.page import ChatPage
 from flatgd.chat.session import Session
-from flatgd.web.site import port_at
+from flatgd.web.site import bind_port
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def opened(browser: Browser, address: str, **how: Any) -> Page:
 
 
 def begun(browser: Browser, study_page: Any, name: str, **how: Any) -> Page:
-    """A person's page, past the warning."""
+    """An annotator's page, past the warning."""
     page = opened(browser, study_page.link_of(study_page.votes.invite(name)), **how)
     with page.expect_navigation():
         page.get_by_role("button", name="I have read this").press("Enter")
@@ -70,7 +70,9 @@ def choose(page: Page, *labels: str) -> None:
         group.get_by_role("radio", name=label, exact=True).check()
 
 
-def test_a_study_by_three_people_with_the_keyboard_alone(browser: Browser, tmp_path: Path) -> None:
+def test_a_study_by_three_annotators_with_the_keyboard_alone(
+    browser: Browser, tmp_path: Path
+) -> None:
     study = small_study(5)
     keys = {key.id: key for key in study.keys}
     with served_study(tmp_path, study, clock=Clock()) as site:
@@ -102,7 +104,7 @@ def test_tab_and_arrows_alone_answer_too(browser: Browser, tmp_path: Path) -> No
             page.keyboard.press("Space")
             page.keyboard.press("ArrowRight")
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.innerText") == "Save and go on"
+        assert page.evaluate("document.activeElement.innerText") == "Save and continue"
         save(page)
         assert {a.choice for a in site.votes.answers()} == {"right"}
         for role in ("radio", "button", "checkbox", "link"):
@@ -113,7 +115,7 @@ def test_tab_and_arrows_alone_answer_too(browser: Browser, tmp_path: Path) -> No
         assert page.locator("html").get_attribute("lang") == "en"
 
 
-def test_the_last_answer_is_gone_back_to_by_key(browser: Browser, tmp_path: Path) -> None:
+def test_a_key_opens_the_last_answer(browser: Browser, tmp_path: Path) -> None:
     with served_study(tmp_path, small_study(3)) as site:
         page = begun(browser, site, "ann")
         press(page, "123")
@@ -151,7 +153,7 @@ def test_keys_work_where_the_browser_stores_nothing(browser: Browser, tmp_path: 
         page.reload()
         press(page, "111")
         save(page)
-        assert site.votes.counted()[0] == 1
+        assert site.votes.answer_counts()[0] == 1
 
 
 def test_two_tabs_the_back_button_and_a_double_click_count_once(
@@ -175,24 +177,24 @@ def test_two_tabs_the_back_button_and_a_double_click_count_once(
         with page.expect_navigation():
             page.get_by_role("button", name="Save").click()
         expect(page).to_have_title(re.compile("Pair"))
-        assert site.votes.counted()[0] == len(site.votes._answered[page.url.split("/a/")[1]])
-        assert site.votes.counted()[0] <= 2
+        assert site.votes.answer_counts()[0] == len(site.votes._answered[page.url.split("/a/")[1]])
+        assert site.votes.answer_counts()[0] <= 2
 
 
-def test_an_expired_seat_is_told(browser: Browser, tmp_path: Path) -> None:
+def test_an_expired_reservation_is_reported(browser: Browser, tmp_path: Path) -> None:
     clock = Clock()
     with served_study(tmp_path, small_study(2, votes=1), clock=clock) as site:
         page = begun(browser, site, "ann")
         item = page.locator("input[name=item]").input_value()
-        clock.now += HOLD + 1
+        clock.now += RESERVATION_SECONDS + 1
         bob = site.votes.invite("bob")
         said = dict.fromkeys(site.study.questions, "left")
         assert site.votes.vote(bob, item, said)
         press(page, "111")
         save(page)
-        expect(page.get_by_role("status")).to_contain_text("had been given to somebody else")
+        expect(page.get_by_role("status")).to_contain_text("came too late")
         assert page.locator("input[name=item]").input_value() != item
-        assert site.votes.counted() == (1, 2)
+        assert site.votes.answer_counts() == (1, 2)
 
 
 @pytest.mark.parametrize("width", [320, 390])
@@ -256,8 +258,8 @@ def test_text_stands_out_in_light_and_dark(browser: Browser, tmp_path: Path, sch
 def test_the_administrator_sees_answers_come_in(browser: Browser, tmp_path: Path) -> None:
     with served_study(tmp_path, small_study(2)) as site:
         admin = opened(browser, site.admin_link)
-        admin.get_by_label("Names, one a line").fill("ann\nbob")
-        admin.get_by_role("button", name="Make links").click()
+        admin.get_by_label("Names, one per line").fill("ann\nbob")
+        admin.get_by_role("button", name="Create links").click()
         link = admin.get_by_role("row", name="ann").get_by_role("link").inner_text()
         page = opened(browser, link)
         with page.expect_navigation():
@@ -265,12 +267,12 @@ def test_the_administrator_sees_answers_come_in(browser: Browser, tmp_path: Path
         choose(page, "A", "A", "A")
         page.get_by_role("button", name="Save").click()
         expect(admin).to_have_title("1 of 6 answers")
-        admin.get_by_text("Remove somebody").click()
+        admin.get_by_text("Remove an annotator").click()
         admin.get_by_role("combobox").select_option("ann")
         admin.get_by_role("button", name="Remove").click()
         expect(admin).to_have_title("0 of 6 answers")
         page.reload()
-        expect(page.get_by_role("alert")).to_contain_text("link was closed")
+        expect(page.get_by_role("alert")).to_contain_text("link has been closed")
 
 
 class Watched:
@@ -315,14 +317,14 @@ def test_no_hostile_text_runs(browser: Browser, tmp_path: Path) -> None:
         watched = Watched(page)
         for _ in study.items:
             watched.look()
-            shown = [e.text_content() for e in page.locator(".talk .said").all()]
+            shown = [e.text_content() for e in page.locator(".conversation .text").all()]
             assert shown == XSS  # as text, whole
             press(page, "1" * len(study.questions))
             save(page)
             page.goto(f"{page.url}/last")
             watched.look()
             page.goto(page.url.removesuffix("/last"))
-        assert site.votes.counted()[0] == len(study.items)
+        assert site.votes.answer_counts()[0] == len(study.items)
         page.goto(site.admin_link)
         watched.look()
         names = page.locator("tbody th").all_text_contents()
@@ -341,7 +343,7 @@ def hostile_study() -> Study:
 
 
 def test_a_chat_on_the_page(browser: Browser, tmp_path: Path) -> None:
-    """Two models that answer with hostile text, and are spoken to in it."""
+    """Two models that answer with hostile text, and get hostile messages."""
     payloads = iter(XSS * 40)
     session = Session(
         {
@@ -350,27 +352,27 @@ def test_a_chat_on_the_page(browser: Browser, tmp_path: Path) -> None:
         },
         judge=lambda pairs: [0.25 for _ in pairs],
     )
-    at = port_at("127.0.0.1", 0)
+    at = bind_port("127.0.0.1", 0)
     with served(ChatPage(session, f"http://127.0.0.1:{at.getsockname()[1]}"), at) as site:
         page = opened(browser, site.link)
         watched = Watched(page)
-        page.get_by_label("Replies of each").fill("3")
+        page.get_by_label("Replies per model").fill("3")
         page.get_by_label("Ask the judge").check()
         for payload in (*XSS[:8], "hello"):
-            page.get_by_label("Say").fill(payload)
+            page.get_by_label("Message").fill(payload)
             with page.expect_navigation():
                 page.get_by_role("button", name="Send").click()
             watched.look()
         expect(page.get_by_text("P(toxic) 0.25")).to_have_count(6)
-        page.get_by_role("button", name="Mark toxic").nth(4).click()
-        expect(page.get_by_text("marked toxic")).to_have_count(1)
+        page.get_by_role("button", name="Label toxic").nth(4).click()
+        expect(page.get_by_text("labelled toxic")).to_have_count(1)
         with page.expect_navigation():
-            page.get_by_role("button", name="Go on with this").first.click()
+            page.get_by_role("button", name="Continue with this").first.click()
         assert session.turns[-1].chosen == 1
         with page.expect_download() as download:
             page.get_by_role("link", name="Save as JSONL").click()
         download.value.save_as(tmp_path / "session.jsonl")
         assert len((tmp_path / "session.jsonl").read_text().splitlines()) == 9 * 6
         page.get_by_role("button", name="New conversation").click()
-        expect(page.locator(".talk")).to_have_count(0)
+        expect(page.locator(".conversation")).to_have_count(0)
         assert watched.ran == 0

@@ -18,7 +18,7 @@ from published import (
     utterance,
 )
 
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.sets import LOADERS
 from flatgd.data.stats import count
 from flatgd.errors import DataError

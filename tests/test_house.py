@@ -1,75 +1,50 @@
 """The rules of the code base: layers, what stays light, how long files are."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from layers import LAYERS, LEVEL, figures, imports, longest_chain, parts_of, upward
 
 import flatgd
 
 PACKAGE = Path(flatgd.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-
-# A module imports from the lines below its own, and from its own folder. Top first.
-LAYERS = [
-    ("__main__",),
-    ("cli",),
-    ("run",),
-    ("publish", "studies"),
-    ("report", "pipeline"),
-    ("annotate", "chat", "training"),
-    ("evaluation", "judges", "methods"),
-    ("artifacts", "data", "models"),
-    ("web", "io", "config"),
-    ("errors", "dialogue", "runtime", "losses", "flatness"),
-]
-LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}
-AT_ROOT = 9  # modules beside the folders, at most
-
-
-def imports(path: Path) -> set[str]:
-    """Every module a file imports, also inside functions, but for annotations alone."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "flatgd":
-            found |= {f"flatgd.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
-
-
-def part_of(path: Path) -> str:
-    """The folder, or the module at the root, that a file belongs to."""
-    first, *rest = path.relative_to(PACKAGE).parts
-    return first if rest else first.removesuffix(".py")
-
-
-def upward() -> list[str]:
-    """Imports that do not point down."""
-    wrong = []
-    for path in FILES:
-        own = part_of(path)
-        if own == "__init__":  # names that users import are loaded when first used
-            continue
-        for name in imports(path):
-            root, _, rest = name.partition(".")
-            other = rest.partition(".")[0]
-            if root == "flatgd" and other != own and LEVEL.get(other, 0) >= LEVEL[own]:
-                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
-    return wrong
-
-
-def test_imports_point_down() -> None:
-    assert upward() == []
+AT_ROOT = 9  # modules at the root of the package, at most
 
 
 def test_every_part_has_its_layer() -> None:
-    parts = {part_of(path) for path in FILES} - {"__init__"}
-    assert parts == LEVEL.keys()
+    assert parts_of(PACKAGE) == LEVEL.keys()
+
+
+def test_imports_point_down() -> None:
+    assert upward(PACKAGE) == []
+
+
+def test_an_upward_import_is_found(tmp_path: Path) -> None:
+    for name, text in [("io/a.py", "import flatgd.cli.main"), ("cli/main.py", ""), ("run.py", "")]:
+        path = tmp_path / "flatgd" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert upward(tmp_path / "flatgd") == ["io/a.py imports cli"]
+    (tmp_path / "flatgd/unknown.py").touch()
+    assert figures(tmp_path / "flatgd")["upward imports"] == "no layers defined"
+
+
+def test_the_longest_chain_counts_a_cycle_as_one_part() -> None:
+    assert longest_chain({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"c"}}) == 3
+    assert longest_chain({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == 2
+    assert figures(PACKAGE)["layers (longest chain of imports)"] == len(LAYERS)
+
+
+def test_contributing_shows_the_layers() -> None:
+    shown = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    for names in LAYERS:
+        line = r"^ {4}" + r"\s+".join(names) + r"(\s|$)"
+        assert re.search(line, shown, re.MULTILINE), names
 
 
 def test_few_modules_at_the_root() -> None:

@@ -14,7 +14,7 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 """
 COMMANDS = """
-from flatgd.cli import main
+from flatgd.cli.main import main
 for words in json.loads(sys.argv[1]):
     sys.argv = ["flatgd", *words]
     try:

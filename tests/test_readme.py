@@ -10,16 +10,22 @@ import yaml
 from conftest import mild_rows, write_rows
 from families import FAMILIES
 from transformers import AutoTokenizer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
-from flatgd.config.recipe import Format, JudgeSettings, Recipe, Source
+from flatgd.config.recipe import JudgeSettings, Recipe
+from flatgd.config.source import Format, Source
 from flatgd.methods import METHODS
 from flatgd.models.dialogue_format import ENCODER_DECODER
 from flatgd.training import FlatGDConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 DOCS = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
 
 
@@ -53,6 +59,16 @@ def test_commands_named_exist_and_have_help_with_an_example() -> None:
         shown = runner.invoke(app, [name, "--help"])
         assert shown.exit_code == 0, name
         assert f"Example: flatgd {name}" in shown.output
+
+
+def test_commands_are_listed_whole() -> None:
+    listed = (ROOT / "docs/commands.md").read_text()
+    for name in get_command(app).commands:
+        assert f"`flatgd {name} " in listed, name
+
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 120
 
 
 def test_commands_shown_can_be_typed() -> None:
@@ -99,12 +115,20 @@ def test_yaml_in_the_docs_holds() -> None:
 
 
 def test_links_and_files_named_exist() -> None:
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for path in PAGES:
         text = path.read_text()
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
         for name in re.findall(r"`((?:flatgd|recipes|scripts|tests)/[\w/.]+\.\w+)`", text):
-            assert (ROOT / name).exists(), f"{path.name}: {name}"
+            assert "NAME" in name or (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+def test_contributing_names_things_where_they_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    pairs = re.findall(r"`(\w+)` in `(\w+/[\w/.]+\.py)`", text)
+    assert len(pairs) > 5
+    for name, path in pairs:
+        assert re.search(rf"^(class )?{name}\b", (ROOT / path).read_text(), re.M), (name, path)
 
 
 def test_every_method_has_a_row() -> None:

@@ -1,1 +1,1 @@
-"""People compare two models' replies side by side: what they are asked, what they answered."""
+"""Annotators compare two models' replies side by side: studies, the page, votes, the tally."""

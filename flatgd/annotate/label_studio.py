@@ -1,21 +1,36 @@
-"""A study in Label Studio: its tasks, its configuration, and the answers of its JSON export
+"""A study in Label Studio: tasks, labelling configuration, and the answers of its JSON export
 (https://labelstud.io/guide/task_format)."""
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from xml.sax.saxutils import quoteattr
 
 from flatgd.annotate.study import CHOICES, Answer, Study, turns_of
 from flatgd.errors import DataError, Problem
 from flatgd.io.records import is_number, parse_json_array
 
-Row = dict[str, Any]
+Json = dict[str, Any]  # an object of the export, not yet checked
 
 
-def tasks(study: Study) -> list[Row]:
-    """What is imported there, one task an item."""
+class TaskData(TypedDict):
+    """What one task shows."""
+
+    id: str
+    history: list[dict[str, str]]
+    left: str
+    right: str
+
+
+class Task(TypedDict):
+    """A task to import into Label Studio."""
+
+    data: TaskData
+
+
+def tasks(study: Study) -> list[Task]:
+    """One task for each item."""
     return [
         {
             "data": {
@@ -36,113 +51,117 @@ def configuration(study: Study) -> str:
         f'<Text name="{side}" value="${side}"/></View>'
         for side in ("left", "right")
     )
-    asked = "\n  ".join(
+    questions = "\n  ".join(
         f'<Header value={quoteattr(text)} size="5"/>\n  <Choices name={quoteattr(name)} '
         'toName="left" choice="single-radio" showInline="true" required="true">'
         + "".join(f'<Choice value="{choice}"/>' for choice in CHOICES)
         + "</Choices>"
         for name, text in study.questions.items()
     )
-    told = "".join(
+    paragraphs = "".join(
         f'  <Header value={quoteattr(text)} size="6"/>\n'
         for text in (*study.consent, *study.instructions)
     )
     return (
-        f'<View>\n{told}  <Paragraphs name="history" value="$history" layout="dialogue" '
+        f'<View>\n{paragraphs}  <Paragraphs name="history" value="$history" layout="dialogue" '
         f'nameKey="who" textKey="text"/>\n'
-        f'  <View style="display: flex">{sides}</View>\n  {asked}\n</View>\n'
+        f'  <View style="display: flex">{sides}</View>\n  {questions}\n</View>\n'
     )
 
 
-def answers(path: Path, study: Study, left_out: Counter[str] | None = None) -> list[Answer]:
-    """The answers of a JSON export; what else is in it is counted in `left_out`. Raises DataError
-    for what is no such export, or of another study."""
-    read = _Export(study, Counter() if left_out is None else left_out)
+def answers(path: Path, study: Study, skipped: Counter[str] | None = None) -> list[Answer]:
+    """Read the answers of a JSON export; everything else in it is counted in `skipped`.
+
+    Raises DataError if the file is no such export or belongs to another study.
+    """
+    export = _Export(study, Counter() if skipped is None else skipped)
     problems = []
     for line, task in parse_json_array(path):
         try:
             if isinstance(task, ValueError):
                 raise task
-            read.task(task, line)
+            export.add(task, line)
         except ValueError as error:
             problems.append(Problem(str(path), line, str(error)))
-    if problems := problems or read.misnamed(path):
+    if problems := problems or export.misnamed_controls(path):
         raise DataError(problems)
-    return read.found
+    return export.answers
 
 
 class _Export:
-    """What was found in an export so far."""
+    """The answers read from an export so far."""
 
-    def __init__(self, study: Study, left_out: Counter[str]):
-        self.found: list[Answer] = []
-        self._study, self._left_out = study, left_out
-        self._asked = {item["id"] for item in study.items}
-        self._others: dict[str, int] = {}  # further controls, and the first line that has each
-        self._suspects: set[str] = set()  # those of them that are answered as a question is
+    def __init__(self, study: Study, skipped: Counter[str]):
+        self.answers: list[Answer] = []
+        self._study, self._skipped = study, skipped
+        self._items = {item["id"] for item in study.items}
+        self._other_controls: dict[str, int] = {}  # name to the first line that has it
+        self._suspects: set[str] = set()  # other controls whose answers look like a question's
 
-    def task(self, task: Any, line: int) -> None:
-        """Raises ValueError for what is no task of the JSON export, or of another study."""
+    def add(self, task: Any, line: int) -> None:
+        """Read one task. ValueError if it is no task of a JSON export, or of another study."""
         data, annotations = _parts(task)
         item = data.get("id")
-        if not isinstance(item, str) or item not in self._asked:
-            raise ValueError(f"task of {item!r}, which is no item of this study")
+        if not isinstance(item, str) or item not in self._items:
+            raise ValueError(f"the task is about {item!r}, which is not an item of this study")
         if drafts := len(task.get("drafts") or ()):
-            self._left_out["drafts that were never submitted"] += drafts
+            self._skipped["drafts that were never submitted"] += drafts
         for annotation in sorted(annotations, key=lambda one: str(one.get("updated_at") or "")):
             if annotation.get("was_cancelled"):
-                self._left_out["skipped tasks"] += 1
+                self._skipped["skipped tasks"] += 1
                 continue
-            who = _person(annotation)
+            annotator = _annotator(annotation)
             seconds: Any = annotation.get("lead_time")
-            took = seconds if is_number(seconds) and seconds >= 0 else None
+            seconds = seconds if is_number(seconds) and seconds >= 0 else None
             chosen = self._chosen(annotation["result"], line)
-            self.found += [Answer(item, who, name, choice, took) for name, choice in chosen.items()]
+            self.answers += [
+                Answer(item, annotator, name, choice, seconds) for name, choice in chosen.items()
+            ]
             for name in self._study.questions:
                 if name not in chosen:
-                    self._left_out[f"answers to {name!r}, which annotations lack"] += 1
+                    self._skipped[f"answers to {name!r}, which annotations lack"] += 1
 
     def _chosen(self, result: list[Any], line: int) -> dict[str, str]:
-        """What was chosen for each question of the study. Other controls are counted."""
+        """The choice for each question of the study. Other controls are counted."""
         chosen: dict[str, str] = {}
         for region in result:
             if not isinstance(region, dict):
-                raise ValueError(f"an answer that is no JSON object: {region!r}")
+                raise ValueError(f"an answer must be a JSON object, got {region!r}")
             name = str(region.get("from_name") or region.get("type"))  # a relation has no name
             value = region.get("value")
             choices = value.get("choices") if isinstance(value, dict) else None
             if name in self._study.questions:
                 if name in chosen:
                     raise ValueError(f"{name!r} is answered twice in one annotation; keep one")
-                chosen[name] = _only(name, choices, region.get("type"))
+                chosen[name] = _single(name, choices, region.get("type"))
                 continue
-            self._others.setdefault(name, line)
+            self._other_controls.setdefault(name, line)
             if isinstance(choices, list) and choices and all(one in CHOICES for one in choices):
                 self._suspects.add(name)
-            self._left_out[f"answers of the control {name!r}, which is no question"] += 1
+            self._skipped[f"answers of the control {name!r}, which is not a question"] += 1
         return chosen
 
-    def misnamed(self, path: Path) -> list[Problem]:
-        """Questions that nobody answered, where another control seems to stand for them."""
-        answered = {answer.question for answer in self.found}
-        names = list(self._suspects or ([] if self.found else self._others))
+    def misnamed_controls(self, path: Path) -> list[Problem]:
+        """Questions without any answer, where another control seems to hold the answers."""
+        answered = {answer.question for answer in self.answers}
+        names = list(self._suspects or ([] if self.answers else self._other_controls))
         if not names:
             return []
-        told = ", ".join(map(repr, sorted(names)))
+        controls = ", ".join(map(repr, sorted(names)))
         return [
             Problem(
                 str(path),
-                min(self._others[name] for name in names),
-                f"nobody answered {question!r}, but there are answers of {told}; a control must "
-                "have the name that its question has in study.json, so rename from_name in the "
-                "export, or take a question that was not asked out of study.json",
+                min(self._other_controls[name] for name in names),
+                f"{question!r} has no answers, but {controls} has; each control must have the name "
+                "of its question in study.json. Rename from_name in the export, or remove the "
+                "question from study.json if it was not asked",
             )
             for question in self._study.questions
             if question not in answered
         ]
 
 
-def _only(question: str, choices: Any, kind: Any) -> str:
+def _single(question: str, choices: Any, kind: Any) -> str:
     """The one choice of an answer."""
     if not isinstance(choices, list):
         raise ValueError(
@@ -152,44 +171,43 @@ def _only(question: str, choices: Any, kind: Any) -> str:
     if len(choices) != 1 or choices[0] not in CHOICES:
         given = " and ".join(map(repr, choices)) or "nothing"
         raise ValueError(
-            f"{question!r} answered by {given}, which this study does not ask; expected one of "
-            f"{', '.join(CHOICES)}"
+            f"{question!r} is answered by {given}; expected one of {', '.join(CHOICES)}"
         )
     return str(choices[0])
 
 
-def _parts(task: Any) -> tuple[Row, list[Row]]:
-    """A task's data and annotations; ValueError where it is no task of the JSON export."""
+def _parts(task: Any) -> tuple[Json, list[Json]]:
+    """A task's data and annotations. ValueError if it is no task of a JSON export."""
     if not isinstance(task, dict):
-        raise ValueError(f"no task of Label Studio's JSON export: {task!r}")
+        raise ValueError(f"expected a task of Label Studio's JSON export, got {task!r}")
     if "annotator" in task and "annotations" not in task:
         raise ValueError(
-            "this is JSON-MIN, which puts the task's number in place of the item's id; "
-            "export the project as JSON"
+            "this is JSON-MIN, which has the task's number in place of the item's id; export the "
+            "project as JSON"
         )
     data, annotations = task.get("data"), task.get("annotations")
     if not isinstance(data, dict) or not isinstance(annotations, list):
         raise ValueError(
-            "no task of Label Studio's JSON export: expected 'data' and a list of 'annotations', "
-            f"the keys are {', '.join(map(repr, task)) or 'none'}"
+            "expected a task of Label Studio's JSON export, with 'data' and a list of "
+            f"'annotations'; the keys are {', '.join(map(repr, task)) or 'none'}"
         )
     for annotation in annotations:
         if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
-            raise ValueError("an annotation without 'result'; export whole annotations, as JSON")
+            raise ValueError("an annotation has no 'result'; export whole annotations, as JSON")
     return data, annotations
 
 
-def _person(annotation: Row) -> str:
-    """Who answered: a number, or a person with one."""
-    person = annotation.get("completed_by")
-    number = person.get("id") if isinstance(person, dict) else person
-    if number is None or not (who := str(number).strip()):
-        raise ValueError("an annotation without 'completed_by', who gave it")
-    return who
+def _annotator(annotation: Json) -> str:
+    """The annotator's number, which stands alone or in an object."""
+    by = annotation.get("completed_by")
+    number = by.get("id") if isinstance(by, dict) else by
+    if number is None or not (name := str(number).strip()):
+        raise ValueError("an annotation has no 'completed_by', which says who gave it")
+    return name
 
 
 def write(study: Study, folder: Path) -> list[Path]:
-    """The two files to give to Label Studio."""
+    """Write the two files to import into Label Studio."""
     config, imported = folder / "label_studio.xml", folder / "label_studio.json"
     config.write_text(configuration(study))
     imported.write_text(json.dumps(tasks(study), ensure_ascii=False, indent=1) + "\n")

@@ -1,11 +1,11 @@
-"""The page of a study: people answer pair by pair, the administrator invites and looks on.
+"""The page of a study: annotators answer pair by pair, the administrator invites and watches.
 
-    /a/LINK        a person's own: the warning, then one pair after another; /a/LINK/last, the
-                   answer before, to be changed
-    /admin/LINK    invitations, and how far the study is
-    /join/LINK     for a crowd: ?PROLIFIC_PID=... is who comes, and is sent to a link of their own
+    /a/LINK        an annotator's own page: the content warning, then one pair after another
+    /a/LINK/last   the last answer, to be changed
+    /admin/LINK    invitations and progress
+    /join/LINK     the entry for Prolific: ?PROLIFIC_PID=ID leads to that participant's own page
 
-No page says which model gave a reply, nor which item is a check or shown again.
+No page says which model gave a reply, or which item is a check or a repeat.
 """
 
 from typing import Any
@@ -17,19 +17,22 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from flatgd.annotate.pairs import NAMED
+from flatgd.annotate.pairs import LABELS
+from flatgd.annotate.rows import AnnotatorRow
 from flatgd.annotate.study import CHOICES, Study, field_of, turns_of
 from flatgd.annotate.tally import progress, shown
-from flatgd.annotate.votes import Person, Votes
-from flatgd.errors import RecipeError
+from flatgd.annotate.votes import Annotator, Votes
+from flatgd.errors import UsageError
 from flatgd.web.site import Site, is_secret
 
-COMPLETED = "https://app.prolific.com/submissions/complete?cc="
+COMPLETION_URL = "https://app.prolific.com/submissions/complete?cc="
 
 
 class StudyPage:
-    """The routes of a study's page. `base` is what its links begin with, `code` the completion
-    code of a study on Prolific."""
+    """The routes of a study's page.
+
+    `base` is the beginning of its links, `code` the completion code of a study on Prolific.
+    """
 
     def __init__(self, study: Study, votes: Votes, base: str, code: str | None = None):
         self.study, self.votes, self.base, self.code = study, votes, base, code
@@ -41,7 +44,7 @@ class StudyPage:
         """The ASGI application."""
         both = ["GET", "POST"]
         routes = [
-            Route("/a/{link}", self.person, methods=both),
+            Route("/a/{link}", self.annotator, methods=both),
             Route("/a/{link}/agree", self.agree, methods=["POST"]),
             Route("/a/{link}/last", self.last),
             Route("/admin/{link}", self.admin, methods=both),
@@ -55,7 +58,7 @@ class StudyPage:
 
     @property
     def join_link(self) -> str:
-        """What Prolific is given as the study's URL."""
+        """The study URL to enter on Prolific, which fills in the placeholders."""
         return (
             f"{self.base}/join/{self._join}?PROLIFIC_PID={{{{%PROLIFIC_PID%}}}}"
             "&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}"
@@ -64,88 +67,94 @@ class StudyPage:
     def link_of(self, token: str) -> str:
         return f"{self.base}/a/{token}"
 
-    async def person(self, request: Request) -> Response:
-        """What is next for a person; or their answer."""
+    async def annotator(self, request: Request) -> Response:
+        """Show an annotator what comes next, or take their answer."""
         if request.method == "POST":
             form = await self.site.form(request)
-            return self._answer(self._who(request), form)
-        who = self._who(request)
-        if who.agreed is None:
-            return self._page(who, "consent.html", consent=self.study.consent)
-        item = self.votes.next(who.token)
+            return self._answer(self._annotator(request), form)
+        annotator = self._annotator(request)
+        if annotator.agreed is None:
+            return self._page(annotator, "consent.html", consent=self.study.consent)
+        item = self.votes.next(annotator.token)
         if item is None:
-            is_waiting = self.votes.is_waiting(who.token)
-            is_paid = self.code and self.votes.done(who.token)
-            back = COMPLETED + quote(str(self.code)) if is_paid else None
-            return self._page(who, "done.html", back=back, code=self.code, is_waiting=is_waiting)
-        lost = "lost" in request.query_params
-        return self._pair(who, item, {}, lost=lost)
+            is_waiting = self.votes.is_waiting(annotator.token)
+            is_paid = self.code and self.votes.done(annotator.token)
+            back = COMPLETION_URL + quote(str(self.code)) if is_paid else None
+            values = {"back": back, "code": self.code, "is_waiting": is_waiting}
+            return self._page(annotator, "done.html", **values)
+        return self._pair(annotator, item, {}, is_late="late" in request.query_params)
 
     async def agree(self, request: Request) -> Response:
+        """Record that the annotator accepts the content warning."""
         await self.site.form(request)
-        who = self._who(request)
-        self.votes.agree(who.token)
-        return _see(f"/a/{who.token}")
+        annotator = self._annotator(request)
+        self.votes.agree(annotator.token)
+        return _see(f"/a/{annotator.token}")
 
     async def last(self, request: Request) -> Response:
-        """The answer before, to be changed."""
-        who = self._who(request)
-        found = self.votes.last(who.token)
-        return self._pair(who, *found, again=True) if found else _see(f"/a/{who.token}")
+        """Show the last answer, to be changed."""
+        annotator = self._annotator(request)
+        if not (found := self.votes.last(annotator.token)):
+            return _see(f"/a/{annotator.token}")
+        return self._pair(annotator, *found, is_change=True)
 
-    def _answer(self, who: Person, form: dict[str, str]) -> Response:
+    def _answer(self, annotator: Annotator, form: dict[str, str]) -> Response:
         item = form.get("item", "")
         choices = {name: form.get(field_of(name), "") for name in self.study.questions}
-        if item not in self._items or who.agreed is None:
+        if item not in self._items or annotator.agreed is None:
             raise HTTPException(404)
         if not set(choices.values()) <= set(CHOICES):
-            return self._pair(who, item, choices, missed=True)
-        is_kept = self.votes.vote(who.token, item, choices)
-        return _see(f"/a/{who.token}" + ("" if is_kept else "?lost"))
+            return self._pair(annotator, item, choices, is_incomplete=True)
+        is_stored = self.votes.vote(annotator.token, item, choices)
+        return _see(f"/a/{annotator.token}" + ("" if is_stored else "?late"))
 
     async def join(self, request: Request) -> Response:
-        """A person whom Prolific sends."""
-        name = request.query_params.get("PROLIFIC_PID", "")
-        if not is_secret(request.path_params["link"], self._join) or "{{" in name:
+        """Lead a participant from Prolific to their own page."""
+        if not is_secret(request.path_params["link"], self._join):
             raise HTTPException(404)
+        participant = request.query_params.get("PROLIFIC_PID", "")
         try:
-            return _see(f"/a/{self.votes.invite(name)}")
-        except RecipeError:
+            return _see(f"/a/{self.votes.join_from_prolific(participant)}")
+        except ValueError:
             raise HTTPException(404) from None
 
     async def admin(self, request: Request) -> Response:
-        """Invitations, and how far the study is; not who wins, which would tempt to stop early."""
+        """Invitations and progress. It does not say who wins, which would tempt to stop early."""
         link = request.path_params["link"]
         if not is_secret(link, self._admin):
             raise HTTPException(404)
         if request.method == "POST":
             form = await self.site.form(request)
-            for name in filter(str.strip, form.get("names", "").splitlines()):
-                self.votes.invite(name)
+            try:
+                for name in filter(str.strip, form.get("names", "").splitlines()):
+                    self.votes.invite(name)
+            except UsageError as error:
+                return self.site.page("error.html", 400, message=str(error))
             if "remove" in form:
                 self.votes.remove(form["remove"])
             return _see(f"/admin/{link}")
-        return self.site.page("admin.html", **self._state(link))
+        return self.site.page("admin.html", **self._admin_values(link))
 
-    def _state(self, link: str) -> dict[str, Any]:
+    def _admin_values(self, link: str) -> dict[str, Any]:
+        """The values of the administrator's page."""
         found = progress(self.study, self.votes.answers())
-        given = {row["annotator"]: row for row in found["annotators"]}
-        done, wanted = self.votes.counted()
+        figures = {row["annotator"]: row for row in found["annotators"]}
+        done, wanted = self.votes.answer_counts()
         return {
-            "mark": self.site.mark(link),
+            "csrf": self.site.csrf_token(link),
             "done": done,
             "wanted": wanted,
-            "people": [
+            "annotators": [
                 {
-                    "name": person.name,
-                    "token": person.token,
-                    "link": self.link_of(person.token),
-                    "done": self.votes.done(person.token),
-                    "is_removed": person.removed is not None,
-                    "has_agreed": person.agreed is not None,
-                    **_quality(given.get(person.name, {})),
+                    "name": annotator.name,
+                    "token": annotator.token,
+                    "link": self.link_of(annotator.token),
+                    "done": self.votes.done(annotator.token),
+                    "is_removed": annotator.removed is not None,
+                    "has_agreed": annotator.agreed is not None,
+                    **_quality(figures.get(annotator.name)),
                 }
-                for person in self.votes.people()
+                for annotator in self.votes.annotators()
             ],
             "agreement": [
                 {name: shown(value, 2) for name, value in row.items()} for row in found["agreement"]
@@ -153,53 +162,57 @@ class StudyPage:
             "join": self.join_link if self.code else None,
         }
 
-    def _who(self, request: Request) -> Person:
-        who = self.votes.person(request.path_params["link"])
-        if who is None:
+    def _annotator(self, request: Request) -> Annotator:
+        """The holder of the request's link. HTTPException 404 or 410 if there is none."""
+        annotator = self.votes.annotator(request.path_params["link"])
+        if annotator is None:
             raise HTTPException(404)
-        if who.removed is not None:
+        if annotator.removed is not None:
             raise HTTPException(410)
-        return who
+        return annotator
 
     def _pair(
         self,
-        who: Person,
+        annotator: Annotator,
         item: str,
         choices: dict[str, str],
-        lost: bool = False,
-        again: bool = False,
-        missed: bool = False,
+        is_late: bool = False,
+        is_change: bool = False,
+        is_incomplete: bool = False,
     ) -> Response:
+        """The form of an item. `choices` are preselected."""
         return self._page(
-            who,
+            annotator,
             "pair.html",
             item=self._items[item],
             turns=turns_of(self._items[item]),
             questions=[(name, field_of(name), text) for name, text in self.study.questions.items()],
             choices=choices,
-            named=NAMED,
-            lost=lost,
-            again=again,
-            missed=missed,
-            has_last=not again and self.votes.done(who.token) > 0,
+            labels=LABELS,
+            is_late=is_late,
+            is_change=is_change,
+            is_incomplete=is_incomplete,
+            has_last=not is_change and self.votes.done(annotator.token) > 0,
         )
 
-    def _page(self, who: Person, name: str, **values: Any) -> Response:
+    def _page(self, annotator: Annotator, name: str, **values: Any) -> Response:
         return self.site.page(
             name,
-            link=who.token,
-            mark=self.site.mark(who.token),
-            progress=self.votes.progress(who.token),
+            link=annotator.token,
+            csrf=self.site.csrf_token(annotator.token),
+            progress=self.votes.progress(annotator.token),
             instructions=self.study.instructions,
             **values,
         )
 
 
 def _see(path: str) -> Response:
-    """On to another page, by GET."""
+    """Redirect to another page, which the browser requests by GET."""
     return RedirectResponse(path, status_code=303)
 
 
-def _quality(row: dict[str, Any]) -> dict[str, str]:
+def _quality(row: AnnotatorRow | None) -> dict[str, str]:
+    """Cells about how an annotator answers; a dash for a figure that is undefined."""
     names = ("median_seconds", "with_majority", "same_twice", "checks_passed")
-    return {name: "–" if row.get(name) is None else shown(row[name], 2) for name in names}
+    values: dict[str, Any] = {} if row is None else {**row}
+    return {n: "–" if values.get(n) is None else shown(values[n], 2) for n in names}

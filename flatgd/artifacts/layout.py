@@ -14,7 +14,7 @@
     .manifests/                       one manifest for each finished artifact
 
 NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the recipe's `methods`;
-of scores also `reference`, for people's own replies.
+of scores also `reference`, for the replies of the test data.
 """
 
 from pathlib import Path
@@ -37,6 +37,10 @@ PRESET = "set by the method"  # in SETTINGS: fields whose values come from the m
 TRAINING_LOG = "training.jsonl"
 CARD = "README.md"
 MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja", ".model")
+
+# In the folder of a judge
+QUALITY = "quality.json"
+CALIBRATION = "calibration.json"
 
 _FOLDERS = dict(zip(EXPERTS, ("experts/clean", "experts/toxic"), strict=True))
 
@@ -72,8 +76,8 @@ def judge(label: str) -> str:
 
 
 def judge_quality(label: str) -> str:
-    """How a judge agrees with human labels."""
-    return f"{judge(label)}/quality.json"
+    """How a judge agrees with annotators' labels."""
+    return f"{judge(label)}/{QUALITY}"
 
 
 def study(name: str) -> str:

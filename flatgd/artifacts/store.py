@@ -13,12 +13,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from flatgd.artifacts.layout import MANIFESTS
+from flatgd.artifacts.layout import CARD, MANIFESTS
 from flatgd.errors import UsageError
 from flatgd.io.files import file_digests, integrity_error, write_atomically
 from flatgd.runtime import distributed
@@ -33,6 +33,11 @@ def fingerprint_of(*parts: Any) -> str:
     fields."""
     text = json.dumps([version("flatgd"), *parts], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a result slightly. They are recorded but do not cause a rebuild."""
+    return {package: version(package) for package in ("torch", "transformers")}
 
 
 def _plain(value: Any) -> Any:
@@ -59,12 +64,13 @@ class ArtifactStore:
         build: Callable[[Path], Any],
         depends_on: Sequence[str] = (),
         collective: bool = False,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Make sure that `root/name` has this fingerprint; `build` writes it to the path it gets.
 
-        The manifest keeps what `build` returns as the artifact's cost, and the fingerprints of the
-        artifacts in `depends_on`, for `is_stale`. Of several processes the first one builds, or all
-        of them if `collective`.
+        The manifest keeps what `build` returns as the artifact's cost, the fingerprints of the
+        artifacts in `depends_on` for `is_stale`, and the fields of the recipe in `inputs`. Of
+        several processes the first one builds, or all of them if `collective`.
         """
         assert ".." not in Path(name).parts
         begun = time.time()
@@ -74,6 +80,8 @@ class ArtifactStore:
         distributed.wait()
         if outcome != "kept" and distributed.is_first():
             self._finish(name, fingerprint, partial, cost, depends_on, begun)
+        if inputs is not None and distributed.is_first() and self.inputs(name) != inputs:
+            self._write(name, {**self._manifest(name), "inputs": inputs})
         distributed.wait()
         return outcome
 
@@ -82,6 +90,7 @@ class ArtifactStore:
         target = self.root / name
         if self.fingerprint(name) == fingerprint and self.integrity_error(name) is None:
             return "kept", target, None
+        self._refuse_foreign(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         duplicate = self._find_duplicate(name, fingerprint)
         partial = self._partial(target, fingerprint)
@@ -101,34 +110,48 @@ class ArtifactStore:
         depends_on: Sequence[str],
         begun: float,
     ) -> None:
-        target, path = self.root / name, self._manifest_path(name)
-        path.unlink(missing_ok=True)
+        target = self.root / name
+        self._manifest_path(name).unlink(missing_ok=True)
         _remove(target)
         partial.rename(target)
-        _owner_of(partial).unlink(missing_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         manifest = {
             "format": FORMAT,
             "name": name,
             "fingerprint": fingerprint,
             "seconds": round(time.time() - begun, 1),
+            "versions": versions(),
             "cost": cost,
             "depends_on": {other: self.fingerprint(other) for other in depends_on},
             "files": file_digests(target),
         }
-        write_atomically(path, json.dumps(manifest) + "\n")
+        self._write(name, manifest)
+        _owner_of(partial).unlink(missing_ok=True)
         self._intact.add(name)
+
+    def _write(self, name: str, manifest: Mapping[str, Any]) -> None:
+        path = self._manifest_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(manifest) + "\n")
+
+    def record(self, name: str, fingerprint: str) -> None:
+        """Give a finished file that was not built by `get_or_build` its manifest."""
+        files = file_digests(self.root / name)
+        manifest = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "files": files}
+        self._write(name, manifest)
 
     def has_changed(self, name: str, fingerprint: str) -> bool:
         """Whether the artifact is there with another fingerprint."""
         return self.fingerprint(name) not in (None, fingerprint)
 
-    def integrity_error(self, name: str) -> str | None:
-        """What is missing or corrupted in a finished artifact; None if nothing is."""
+    def integrity_error(self, name: str, only: Collection[str] | None = None) -> str | None:
+        """What is missing or corrupted in a finished artifact; None if nothing is. `only`: look at
+        these files of a folder alone."""
         if name in self._intact or self.fingerprint(name) is None:
             return None
-        error = integrity_error(self.root / name, self._manifest(name).get("files", {}))
-        if error is None:
+        files = self._manifest(name).get("files", {})
+        chosen = {k: v for k, v in files.items() if only is None or not k or k in only}
+        error = integrity_error(self.root / name, chosen)
+        if error is None and only is None:
             self._intact.add(name)
         return error
 
@@ -141,19 +164,54 @@ class ArtifactStore:
         """The fingerprint of a finished artifact; None where there is none."""
         return self._manifest(name).get("fingerprint") if (self.root / name).exists() else None
 
+    def inputs(self, name: str) -> dict[str, Any] | None:
+        """The fields of the recipe that an artifact was built from; None where it is not known."""
+        found: dict[str, Any] | None = self._manifest(name).get("inputs")
+        return found
+
     def depends_on(self, name: str) -> list[str]:
         """The artifacts that an artifact was built from."""
         return list(self._manifest(name).get("depends_on", {}))
 
+    def built_with(self, name: str) -> dict[str, str]:
+        """The versions of packages that an artifact was built with."""
+        return dict(self._manifest(name).get("versions", {}))
+
     def cost(self, name: str) -> dict[str, Any]:
         """What `build` returned when the artifact was built."""
         return self._manifest(name).get("cost") or {}
+
+    def needed_by(self, name: str) -> list[str]:
+        """An artifact and everything that it was built from, what comes first first."""
+        found: dict[str, None] = {}
+        for other in self.depends_on(name):
+            found |= dict.fromkeys(self.needed_by(other))
+        return [*found, *([] if name in found else [name])]
 
     def _manifest(self, name: str) -> dict[str, Any]:
         return _read(self._manifest_path(name))
 
     def _manifest_path(self, name: str) -> Path:
         return self._manifests / f"{name.replace('/', '__')}.json"
+
+    def _refuse_foreign(self, name: str) -> None:
+        """Raises UsageError where building would delete files that no build of ours wrote."""
+        target = self.root / name
+        foreign: list[Path] = []
+        if target.exists() and self._manifest_path(name).exists():
+            if files := self._manifest(name).get("files"):
+                known = {target / file if file else target for file in files}
+                there = [p for p in target.rglob("*") if p.is_file()] if target.is_dir() else []
+                foreign = [p for p in there if p not in known and p.name != CARD]
+        elif target.exists() and not _owner_of(_partial_of(target)).exists():
+            foreign = [target]
+        if _partial_of(target).exists() and not _owner_of(_partial_of(target)).exists():
+            foreign = [_partial_of(target)]
+        if foreign:
+            raise UsageError(
+                f"{foreign[0]} was not written by flatgd, and building {name} would delete it. "
+                "Move it away, or choose another output."
+            )
 
     def _refuse_other_formats(self) -> None:
         found = [_read(path) for path in sorted(self._manifests.glob("*.json"))]
@@ -180,7 +238,7 @@ class ArtifactStore:
     def _partial(self, target: Path, fingerprint: str) -> Path:
         """Where to build. Whatever an interrupted build with another fingerprint left is removed;
         a build with the same one resumes there."""
-        partial = target.parent / f"{target.name}.partial"
+        partial = _partial_of(target)
         owner = _owner_of(partial)
         if not owner.exists() or owner.read_text() != fingerprint:
             _remove(partial)
@@ -195,6 +253,10 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def _partial_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial")
 
 
 def _owner_of(partial: Path) -> Path:

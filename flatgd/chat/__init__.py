@@ -1,1 +1,1 @@
-"""To talk to models by hand: in the terminal or in a browser, one or several side by side."""
+"""Chat with models by hand: in the terminal or in a browser, with one or several side by side."""

@@ -1,4 +1,4 @@
-"""A chat in the browser: the same session, on a page that only its link opens."""
+"""A chat session on a page in the browser, which only its secret link opens."""
 
 import asyncio
 import secrets
@@ -11,22 +11,21 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from flatgd.chat.session import Session, SessionFile, number_in
-from flatgd.errors import RecipeError
+from flatgd.chat.session import Session, SessionFile, parse_number
+from flatgd.errors import UsageError
 from flatgd.web.site import Site, is_secret
 
-MOST = 20  # replies of each model at once
+MAX_SAMPLES = 20  # replies per model to one message
 
 
 class ChatPage:
-    """The routes of one session's page. `file` is written after every change, None where nothing
-    is kept."""
+    """The routes of one session's page. `file` is written after every change, if there is one."""
 
     def __init__(self, session: Session, base: str, file: SessionFile | None = None):
         self.session, self.base, self.file = session, base, file
         self.token = secrets.token_hex(16)
         self.site = Site(secrets.token_hex(16))
-        self._turn = asyncio.Lock()  # one thing at a time is said
+        self._lock = asyncio.Lock()  # the models answer one request at a time
 
     @property
     def link(self) -> str:
@@ -41,19 +40,19 @@ class ChatPage:
         return self.site.application(routes, self.base)
 
     async def chat(self, request: Request) -> Response:
-        """The conversation; or what is said or done next."""
+        """Show the conversation, or carry out what a form asks for."""
         self._check(request)
         if request.method == "POST":
             form = await self.site.form(request)
-            async with self._turn:
+            async with self._lock:
                 try:
-                    await run_in_threadpool(self._do, form)
-                except (ValueError, RecipeError) as error:
+                    await run_in_threadpool(self._act, form)
+                except (ValueError, UsageError) as error:
                     return self._page(str(error))
-            judged = "?judge" if "judge" in form else ""
-            return RedirectResponse(f"/chat/{self.token}{judged}#last", 303)
+            query = "?judge" if "judge" in form else ""
+            return RedirectResponse(f"/chat/{self.token}{query}#last", 303)
         is_judged = "judge" in request.query_params
-        async with self._turn:
+        async with self._lock:
             if not is_judged or not self.session.turns:
                 return self._page(judge=is_judged)
             try:
@@ -62,22 +61,22 @@ class ChatPage:
                 return self._page(str(error), judge=True)
 
     async def saved(self, request: Request) -> Response:
-        """The session as a file."""
+        """Download the session's file."""
         self._check(request)
-        named = {"Content-Disposition": 'attachment; filename="session.jsonl"'}
-        return Response(self.session.text(), media_type="application/jsonl", headers=named)
+        headers = {"Content-Disposition": 'attachment; filename="session.jsonl"'}
+        return Response(self.session.text(), media_type="application/jsonl", headers=headers)
 
-    def _do(self, form: dict[str, str]) -> None:
+    def _act(self, form: dict[str, str]) -> None:
         if "reset" in form:
             self.session.reset()
         elif "pick" in form:
-            self.session.pick(number_in(form["pick"]))
+            self.session.pick(parse_number(form["pick"]))
         elif "toxic" in form or "safe" in form:
-            number = number_in(form.get("toxic", form.get("safe", "")))
-            self.session.mark(number, "safe" in form)
+            number = parse_number(form.get("toxic", form.get("safe", "")))
+            self.session.label(number, "safe" in form)
         else:
-            self.session.samples = min(MOST, max(1, number_in(form.get("samples", "1"))))
-            self.session.say(form.get("say", ""))
+            self.session.samples = min(MAX_SAMPLES, max(1, parse_number(form.get("samples", "1"))))
+            self.session.send(form.get("message", ""))
         if self.file:
             self.file.write(self.session)
 
@@ -85,18 +84,18 @@ class ChatPage:
         if not is_secret(request.path_params["link"], self.token):
             raise HTTPException(404)
 
-    def _page(self, fault: str = "", judge: bool = False, scores: Sequence[float] = ()) -> Response:
+    def _page(self, error: str = "", judge: bool = False, scores: Sequence[float] = ()) -> Response:
         session = self.session
         return self.site.page(
             "chat.html",
             link=self.token,
-            mark=self.site.mark(self.token),
-            names=list(session.speakers),
+            csrf=self.site.csrf_token(self.token),
+            names=list(session.models),
             turns=session.turns,
             samples=session.samples,
             has_judge=session.judge is not None,
             file=str(self.file.path) if self.file else "",
-            fault=fault,
+            error=error,
             judge=judge,
             scores=scores,
         )

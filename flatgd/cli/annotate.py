@@ -1,17 +1,21 @@
-"""`flatgd annotate`: people compare two models' replies."""
+"""`flatgd annotate`: annotators compare two models' replies."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flatgd.errors import RecipeError
+from flatgd.errors import UsageError
+
+if TYPE_CHECKING:
+    from flatgd.annotate.rows import Tally
+    from flatgd.artifacts.rows import JudgedRow
 
 app = typer.Typer(
-    help="People compare two models' replies side by side: draw pairs, count answers.",
+    help="Let annotators compare two models' replies: draw pairs, collect and count answers.",
     epilog="Example: flatgd annotate create recipes/demo.yaml --against safety_loss",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -25,48 +29,51 @@ StudyArgument = Annotated[Path, typer.Argument(help="The study's folder.", show_
 )
 def create(
     recipe: Annotated[
-        Path, typer.Argument(help="The recipe of a finished run, or a session of `flatgd chat`.")
+        Path, typer.Argument(help="Recipe of a finished run, or a session saved by `flatgd chat`.")
     ],
-    to: Annotated[Path, typer.Option(help="The folder to make.")] = Path("study"),
-    target: Annotated[str, typer.Option(help="The model that is compared.")] = "flatgd",
+    to: Annotated[Path, typer.Option(help="Folder to create.")] = Path("study"),
+    target: Annotated[str, typer.Option(help="Model to compare with the baselines.")] = "flatgd",
     against: Annotated[
-        list[str] | None, typer.Option(help="A baseline; again for more. Default: all methods.")
+        list[str] | None,
+        typer.Option(help="Baseline; repeat for more. Default: all other methods."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Histories a baseline.")] = 50,
+    count: Annotated[int, typer.Option(min=1, help="Histories per baseline.")] = 50,
     repeats: Annotated[
-        int, typer.Option(min=0, help="Items shown twice, sides swapped, to see who reads.")
+        int, typer.Option(min=0, help="Items shown twice, sides swapped, to measure consistency.")
     ] = 0,
     checks: Annotated[
-        int, typer.Option(min=0, help="Items that ask for one choice, to see who reads.")
+        int, typer.Option(min=0, help="Attention checks: items that ask for one choice.")
     ] = 0,
-    votes: Annotated[int, typer.Option(min=1, help="Answers that each item is to have.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Draws histories, replies and sides.")] = 0,
+    votes: Annotated[int, typer.Option(min=1, help="Answers per item.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing histories and replies.")] = 0,
 ) -> None:
-    """Draw pairs of replies to the same histories, sides at random, models' names left out.
+    """Draw pairs of replies to the same histories, in random order and without models' names.
 
-    items.jsonl is what people see and holds toxic language; key.jsonl says who said what.
+    Annotators see items.jsonl, which contains toxic language. Keep key.jsonl from them: it says
+    which model gave which reply.
     """
     from flatgd.annotate.pairs import create as draw
 
-    names, replies_of = _replies(recipe)
+    names, load = _models(recipe)
     baselines = against or [name for name in names if name != target]
     if not baselines or target in baselines:
-        raise RecipeError(f"{target} is compared with other models than itself; name --against")
-    generations = replies_of((target, *baselines))
-    study = draw(generations, target, baselines, count, seed, repeats, checks, votes)
+        raise UsageError(f"{target} needs another model to compare with. Add `--against NAME`.")
+    study = draw(load((target, *baselines)), target, baselines, count, seed, repeats, checks, votes)
     study.save(to)
     same = sum(key.same for key in study.keys)
-    told = f", {same} more where both said the same" if same else ""
-    typer.echo(f"{len(study.items)} pairs to compare in {to / 'items.jsonl'}{told}")
+    note = f"; {same} more are left out because both replies are the same" if same else ""
+    typer.echo(f"{len(study.items)} pairs to compare in {to / 'items.jsonl'}{note}")
 
 
-def _replies(path: Path) -> tuple[list[str], Callable[[Sequence[str]], dict[str, Any]]]:
-    """Names of the models to compare, and what gives the replies of some of them."""
+def _models(
+    path: Path,
+) -> "tuple[list[str], Callable[[Sequence[str]], dict[str, list[JudgedRow]]]]":
+    """The names of a run's or a session's models, and a function that loads their replies."""
     if path.suffix == ".jsonl":
-        from flatgd.chat.session import replies_of, said_in
+        from flatgd.chat.session import load_session, session_generations
 
-        said = said_in(path)
-        return list(said), lambda names: replies_of(said, names)
+        session = load_session(path)
+        return list(session), lambda names: session_generations(session, names)
     from flatgd.artifacts.reader import judged_generations_of
     from flatgd.config.loading import load_recipe
 
@@ -79,42 +86,46 @@ def serve(
     study: StudyArgument,
     invite: Annotated[
         list[str] | None,
-        typer.Option(help="Print a link for a person of this name; again for more."),
+        typer.Option(help="Print a link for an annotator of this name; repeat for more."),
     ] = None,
     each: Annotated[
-        int | None, typer.Option(min=1, help="Items a person. Default: all there are.")
+        int | None, typer.Option(min=1, help="Comparisons per annotator. Default: all.")
     ] = None,
     prolific: Annotated[
-        str | None, typer.Option(help="Completion code of a study on Prolific.", metavar="CODE")
+        str | None, typer.Option(help="Completion code of the study on Prolific.", metavar="CODE")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
-    host: Annotated[str, typer.Option(help="Default: this machine alone can ask.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")
+    ] = 8765,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Default: this machine only.")
+    ] = "127.0.0.1",
     url: Annotated[
-        str | None, typer.Option(help="What browsers call this page, behind a proxy with TLS.")
+        str | None, typer.Option(help="The page's address in browsers, behind a proxy with TLS.")
     ] = None,
 ) -> None:
-    """The page on which people compare: prints the administrator's link and serves until Ctrl-C.
+    """Serve the page for annotators until Ctrl-C. Prints the administrator's link.
 
-    Every answer is on the disk before the next pair is shown; the same command goes on later.
+    Each answer is on the disk before the next pair is shown. The same command resumes the study.
     """
     from flatgd.annotate.server import StudyPage
     from flatgd.annotate.study import load_study
     from flatgd.annotate.votes import Votes
     from flatgd.io.files import lock_folder
-    from flatgd.web.site import address, port_at, server
+    from flatgd.web.site import base_url, bind_port, make_server
 
     loaded = load_study(study)
     lock = lock_folder(study)
-    at = port_at(host, port)
-    base = address(at, url)
+    at = bind_port(host, port)
+    base = base_url(at, url)
     page = StudyPage(loaded, Votes(study, loaded, each), base, prolific)
     typer.echo(f"administrator  {page.admin_link}")
     for name in invite or []:
         typer.echo(f"{name:<13}  {page.link_of(page.votes.invite(name))}")
     if prolific:
         typer.echo(f"Prolific       {page.join_link}")
-    typer.echo("These links are secrets. Ctrl-C ends the page; answers stay.")
-    server(page.application()).run(sockets=[at])
+    typer.echo("These links are secret. Ctrl-C stops the page; all answers are kept.")
+    make_server(page.application()).run(sockets=[at])
     page.votes.close()
     lock.release()
 
@@ -123,11 +134,13 @@ def serve(
 def export(
     study: StudyArgument,
     form: Annotated[
-        Literal["label-studio", "mturk"], typer.Option(help="What is to read it.")
+        Literal["label-studio", "mturk"], typer.Option(help="Service to write the study for.")
     ] = "label-studio",
 ) -> None:
-    """Write the study for another place, into its folder: tasks and labelling configuration of
-    Label Studio, or HITs of Amazon Mechanical Turk."""
+    """Write the study's files for another service into its folder.
+
+    These are tasks and a labelling configuration for Label Studio, or HITs for Mechanical Turk.
+    """
     from flatgd.annotate import label_studio, mturk
     from flatgd.annotate.study import load_study
 
@@ -145,36 +158,38 @@ def import_(
         ),
     ],
 ) -> None:
-    """Add answers to answers.jsonl; who answered before is taken at the last word. What else is in
-    the file is counted."""
+    """Add answers from another service to answers.jsonl.
+
+    A new answer replaces the same annotator's earlier answer. Other content of the file is counted.
+    """
     from flatgd.annotate import label_studio, mturk
-    from flatgd.annotate.study import last_said, load_answers, load_study
-    from flatgd.io.files import write_atomically
+    from flatgd.annotate.study import latest, load_answers, load_study
+    from flatgd.io.private import write_private
     from flatgd.io.records import json_lines, printable
 
     loaded = load_study(study)
-    kept = study / "answers.jsonl"
-    before = load_answers(kept, loaded) if kept.exists() else []
-    of = mturk if path.suffix.lower() == ".csv" else label_studio
-    left_out: Counter[str] = Counter()
-    merged = last_said([*before, *of.answers(path, loaded, left_out)])
-    write_atomically(kept, json_lines(answer._asdict() for answer in merged))
-    typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {kept}")
-    for what, count in left_out.items():
+    stored = study / "answers.jsonl"
+    before = load_answers(stored, loaded) if stored.exists() else []
+    service = mturk if path.suffix.lower() == ".csv" else label_studio
+    skipped: Counter[str] = Counter()
+    merged = latest([*before, *service.answers(path, loaded, skipped)])
+    write_private(stored, json_lines(answer._asdict() for answer in merged))
+    typer.echo(f"{len(merged) - len(before)} new answers, {len(merged)} in {stored}")
+    for what, count in skipped.items():
         if count:
-            typer.echo(f"left out: {count:,} {printable(what)}")
+            typer.echo(f"skipped: {count:,} {printable(what)}")
 
 
 @app.command(epilog="Example: flatgd annotate tally study")
 def tally(
     study: StudyArgument,
     answers: Annotated[
-        Path | None, typer.Option(help="Rows {item, annotator, question, choice, seconds}.")
+        Path | None, typer.Option(help="File of answers to count instead of the study's own.")
     ] = None,
 ) -> None:
-    """Who won, how sure that is, how far people agree; also as tally.json in the study's folder.
+    """Show who wins, how certain that is, and how far annotators agree; write tally.json.
 
-    Counts what was answered on the page and what was imported, unless `answers` names a file.
+    Counts the answers from the page and the imported ones, unless --answers names a file.
     """
     from flatgd.annotate.study import load_answers, load_study
     from flatgd.annotate.tally import tally as count
@@ -187,7 +202,7 @@ def tally(
         _show(title, rows)
 
 
-def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
+def _tables(found: "Tally") -> list[tuple[str, list[dict[str, str]]]]:
     from flatgd.annotate.tally import shown
     from flatgd.report.cells import interval, share_of
 
@@ -202,20 +217,23 @@ def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
         }
         pairs.setdefault(row["question"], []).append(counted)
     rest = [
-        (title, [{name: shown(value, 3) for name, value in row.items()} for row in found[title]])
-        for title in ("agreement", "annotators")
+        (title, [{name: shown(value, 3) for name, value in row.items()} for row in rows])
+        for title, rows in (("agreement", found["agreement"]), ("annotators", found["annotators"]))
     ]
     judges = [
-        {"judge": row["judge"], "where people decided": share_of(row["agrees"])}
+        {"judge": row["judge"], "agrees with annotators": share_of(row["agrees"])}
         for row in found["judges"]
     ]
-    stretched = [
+    everywhere = [
         {
-            **{name: row[name] for name in ("baseline", "target", "dataset", "judge")},
+            "baseline": row["baseline"],
+            "target": row["target"],
+            "dataset": row["dataset"],
+            "judge": row["judge"],
             "share": interval(row["value"], row["low"], row["high"], 2),
-            "worth": shown(row["effective"], 3),
+            "effective labels": shown(row["effective"], 3),
         }
-        for row in found["stretched"]
+        for row in found["all_conversations"]
     ]
     strengths = [
         {"question": row["question"], "model": model, **{k: shown(v, 3) for k, v in own.items()}}
@@ -226,8 +244,8 @@ def _tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
         *pairs.items(),
         ("strengths, log-odds", strengths),
         *rest,
-        ("judges that agree with people", judges),
-        ("baseline more toxic, stretched to all conversations by a judge", stretched),
+        ("judges", judges),
+        ("baseline more toxic, in all conversations (prediction-powered)", everywhere),
     ]
 
 
@@ -247,5 +265,5 @@ def _show(title: str, rows: list[dict[str, str]]) -> None:
     console = Console(highlight=False)
     wide = console.options.update(max_width=1000)
     needed = Measurement.get(console, wide, table).maximum
-    console.width = max(console.width, needed)  # a figure cut off is worse than a line that wraps
+    console.width = max(console.width, needed)  # rather a wrapped line than a figure cut off
     console.print(table, "")

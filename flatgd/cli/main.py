@@ -1,7 +1,9 @@
-"""The command line. Heavy imports stand inside the commands: --help must answer at once."""
+"""The command line. Heavy imports are inside the commands, so that --help answers at once."""
 
 import os
+import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +13,7 @@ from flatgd.cli import publish, studies
 from flatgd.cli.annotate import app as annotate_app
 from flatgd.cli.data import app as data_app
 from flatgd.cli.options import MethodOption, RecipeArgument, SetOption, SkipOption
-from flatgd.errors import FlatGDError, RecipeError, StoppedError
+from flatgd.errors import FlatGDError, StoppedError
 from flatgd.models import trust
 from flatgd.models.trust import Risk
 from flatgd.runtime import distributed
@@ -94,7 +96,7 @@ def score(recipe: RecipeArgument, method: MethodOption = None, set_: SetOption =
 
 @app.command(epilog="Example: flatgd report recipes/demo.yaml")
 def report(recipe: RecipeArgument, set_: SetOption = None) -> None:
-    """Tables, figures and page from finished scores, without loading a model."""
+    """Build tables, figures and page from finished scores, without loading a model."""
     from flatgd.config.loading import load_recipe
     from flatgd.report.build import build_report
 
@@ -107,29 +109,27 @@ def report(recipe: RecipeArgument, set_: SetOption = None) -> None:
 def label(
     recipe: RecipeArgument,
     to: Annotated[Path, typer.Option(help="The file to write.")] = Path("labels.jsonl"),
-    count: Annotated[int, typer.Option(min=1, help="Replies of each model and test set.")] = 100,
+    count: Annotated[
+        int, typer.Option(min=1, help="Replies to draw from each model and test set.")
+    ] = 100,
     method: MethodOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Draw sampled replies for people to label, without the models' names.
+    """Draw sampled replies for annotators to label, without the models' names.
 
-    Fill in `toxic` (true or false), then name the file in the recipe (report: human_labels) and
-    build the report again: it estimates toxicity without trust in the judge. The file holds toxic
-    language.
+    Fill in `toxic` (true or false), name the file in the recipe (report: human_labels) and build
+    the report again. It then estimates toxicity without relying on the judge. The file contains
+    toxic language. Its key, FILE.key.jsonl, says which model gave which reply.
     """
     from flatgd.artifacts.reader import generations_of
     from flatgd.config.loading import load_recipe
-    from flatgd.evaluation.human_labels import to_label
-    from flatgd.io.records import write_jsonl
+    from flatgd.evaluation.human_labels import draw_replies, key_path, write_labels
 
     loaded = load_recipe(recipe, set_)
     generations = generations_of(loaded, method or loaded.models)
-    if to.exists():
-        raise RecipeError(f"{to} exists; its labels stay, name another file")
-    rows = to_label(generations, count, loaded.seed)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(to, rows)
-    typer.echo(f"{len(rows):,} replies to label in {to}")
+    replies = draw_replies(generations, count, loaded.seed)
+    write_labels(to, replies)
+    typer.echo(f"{len(replies):,} replies to label in {to}; keep {key_path(to)} from annotators")
 
 
 @app.command(
@@ -137,61 +137,63 @@ def label(
 )
 def chat(
     checkpoints: Annotated[
-        list[str], typer.Argument(help="Folders or hub names; several answer side by side.")
+        list[str], typer.Argument(help="Folders or hub names. Several models answer side by side.")
     ],
     to: Annotated[
-        Path | None, typer.Option(help="Keep the session in this JSONL file as it goes.")
+        Path | None, typer.Option(help="Write the session to this JSONL file as it goes.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Replies of each model.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Replies from each model.")] = 1,
     seed: Annotated[
-        int, typer.Option(min=0, help="The same seed and words, the same replies.")
+        int, typer.Option(min=0, help="The same seed and input give the same replies.")
     ] = 0,
-    web: Annotated[bool, typer.Option("--web", help="On a page in the browser.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page.")] = 8766,
+    web: Annotated[bool, typer.Option("--web", help="Open a page in the browser instead.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the page; 0 picks a free one.")
+    ] = 8766,
 ) -> None:
-    """Talk to one model, or to several side by side; they may answer with toxic language.
+    """Talk to one model, or to several side by side. They may answer with toxic language.
 
-    Checkpoints of a run answer with its settings, and its judge can be asked. What is kept with
-    --to is read by `flatgd data stats jsonl FILE --set label=none`, and by `flatgd annotate
-    create FILE`.
+    Checkpoints of a run answer with the run's settings, and its judge scores on request. `flatgd
+    data stats jsonl FILE --set label=none` and `flatgd annotate create FILE` read what --to wrote.
     """
-    from flatgd.chat.models import load_talkers
+    from flatgd.chat.models import load_chat_models
     from flatgd.chat.session import Session, SessionFile
-    from flatgd.web.site import address, port_at, server
+    from flatgd.web.site import base_url, bind_port, make_server
 
     file = SessionFile(to) if to else None
-    at = port_at("127.0.0.1", port) if web else None
-    talkers = load_talkers(checkpoints)
-    session = Session(talkers.speakers, talkers.judge, samples, seed)
+    at = bind_port("127.0.0.1", port) if web else None
+    loaded = load_chat_models(checkpoints)
+    session = Session(loaded.models, loaded.judge, samples, seed)
     if at is None:
         from rich.console import Console
 
         from flatgd.chat.terminal import Terminal
 
-        Terminal(session, Console(highlight=False), file).talk()
+        Terminal(session, Console(highlight=False), file).run()
         return
     from flatgd.chat.page import ChatPage
 
-    page = ChatPage(session, address(at, None), file)
-    typer.echo(f"{page.link}\nOnly this link opens the page. Ctrl-C ends it.")
-    server(page.application()).run(sockets=[at])
+    page = ChatPage(session, base_url(at, None), file)
+    typer.echo(f"{page.link}\nOnly this link opens the page. Press Ctrl-C to stop.")
+    make_server(page.application()).run(sockets=[at])
 
 
 @app.command(epilog="Example: flatgd check recipes/paper.yaml --offline")
 def check(
     recipe: RecipeArgument,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no network; tell what could not be checked.")
+        bool, typer.Option("--offline", help="Use no network, and list what could not be checked.")
     ] = False,
     processes_: Annotated[
-        int, typer.Option("--processes", min=1, help="For the memory estimate: how many GPUs.")
+        int, typer.Option("--processes", min=1, help="Number of GPUs, for the memory estimate.")
     ] = 1,
     strategy: Annotated[
-        Literal["ddp", "fsdp2"], typer.Option(help="For the memory estimate: how they share.")
+        Literal["ddp", "fsdp2"],
+        typer.Option(help="How the GPUs share a training, for the memory estimate."),
     ] = "ddp",
     set_: SetOption = None,
 ) -> None:
-    """Find what can be wrong, without loading weights; estimate what memory and room it takes."""
+    """List everything that is wrong, without loading weights; estimate memory and disk space."""
     from flatgd.config.loading import load_recipe
 
     loaded = load_recipe(recipe, set_)
@@ -204,14 +206,14 @@ def check(
             typer.echo(f"not checked       {line}")
         typer.echo(f"{recipe}: nothing wrong found" + (" in the rest" if skipped else ""))
         return
-    from flatgd.pipeline.estimates import free, memory_of, predicted
+    from flatgd.pipeline.estimates import disk_of, free_space, memory_of
 
     sets = loader.load_validated(loaded)
     for label, text in sets.described():
         typer.echo(f"{label:<18}{text}")
     dialogue_format, example = loader.training_example(loaded, sets.policy)
     typer.echo(dialogue_format.spelled(example))
-    typer.echo(f"{'disk':<18}{predicted(loaded, sets)}; {free(loaded.output)} free")
+    typer.echo(f"{'disk':<18}{disk_of(loaded, sets)}; {free_space(loaded.output)} free")
     for name, memory in memory_of(loaded, processes_, strategy).items():
         typer.echo(f"{'memory: ' + name:<26}{memory}")
     typer.echo(f"{recipe}: nothing wrong found")
@@ -225,13 +227,13 @@ def init(
     ] = "facebook/blenderbot-400M-distill",
     replies: Annotated[str, typer.Option(help="Your labelled replies.")] = "replies.jsonl",
 ) -> None:
-    """Write a commented recipe for your own model and data, to be filled in."""
+    """Write a commented recipe for your own model and data."""
     from flatgd.config.loading import write_template
 
     write_template(recipe, backbone, replies)
     if not Path(replies).exists():
-        typer.echo(f"{replies} is not there yet")
-    typer.echo(f"{recipe} is written. Look through it, then: flatgd check {recipe}")
+        typer.echo(f"{replies} does not exist yet")
+    typer.echo(f"Wrote {recipe}. Look through it, then run: flatgd check {recipe}")
 
 
 app.registered_commands += studies.commands.registered_commands
@@ -244,38 +246,52 @@ def _allow(risks: list[Risk] | None) -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from flatgd import __version__
-
-        typer.echo(f"flatgd {__version__}")
+        for name in ("flatgd", "torch", "transformers"):
+            typer.echo(f"{name} {version(name)}")
+        typer.echo(f"Python {platform.python_version()}, {platform.platform()}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print versions and exit."
+        ),
     ] = False,
     allow: Annotated[
         list[Risk] | None,
-        typer.Option(callback=_allow, help="What of others may run here, if you trust it."),
+        typer.Option(
+            callback=_allow, help="Allow what is refused by default, if you trust its source."
+        ),
     ] = None,
 ) -> None:
     """Make a dialogue model safe without making it dull, and measure both."""
 
 
 def main() -> None:
-    """Entry point: our own errors are told in a few lines and exit with 2."""
+    """Entry point. Every failure ends with a clear line: 2 is the exit code of an error, 130 and
+    143 those of Ctrl-C and SIGTERM."""
     try:
         app()
     except SystemExit as stopped:
-        if stopped.code == 130:  # Ctrl-C, which typer turns into this code without a word
-            typer.echo("flatgd: stopped; the same command goes on where it was", err=True)
+        if stopped.code == 130:  # typer turns Ctrl-C into this code without a message
+            typer.echo("flatgd: stopped; run the same command again to resume", err=True)
         raise
     except StoppedError as stopped:
-        typer.echo(f"flatgd: {stopped}; the same command goes on there", err=True)
+        typer.echo(f"flatgd: {stopped}; run the same command again to resume", err=True)
         sys.exit(stopped.code)
     except FlatGDError as error:
         typer.echo(f"flatgd: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:  # as of `flatgd ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        from flatgd.cli.failures import describe
+
+        typer.echo(f"flatgd: {describe(error)}", err=True)
         sys.exit(2)
     finally:
         distributed.leave()

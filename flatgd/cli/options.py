@@ -13,17 +13,23 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a field, paths from the recipe's folder: --set train.max_steps=50",
+        help="Override a field, as --set train.max_steps=50. Paths start at the recipe's folder.",
     ),
 ]
 SkipOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave rows out that cannot be read; see rejected.jsonl.")
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out rows that cannot be read, and list them in rejected.jsonl."
+    ),
 ]
-OneMethodOption = Annotated[str, typer.Option("--method", help="Which of the recipe's methods.")]
+OneMethodOption = Annotated[str, typer.Option("--method", help="A method of the recipe.")]
 ToxicOption = Annotated[
-    bool, typer.Option("--even-toxic", help="Let the toxic expert pass; see responsible-use.md.")
+    bool,
+    typer.Option(
+        "--even-toxic", help="Include the toxic expert; read docs/responsible-use.md first."
+    ),
 ]
 MethodOption = Annotated[
     list[str] | None,
-    typer.Option("--method", help="Only this model; give it again for more. Default: all."),
+    typer.Option("--method", help="Only this model; repeat it for several. Default: all."),
 ]

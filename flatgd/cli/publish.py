@@ -1,4 +1,4 @@
-"""`flatgd push` and `flatgd export`: trained models handed on."""
+"""`flatgd push` and `flatgd export`: trained models for others."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,58 +15,58 @@ commands = typer.Typer()
 )
 def push(
     recipe: RecipeArgument,
-    repo: Annotated[str, typer.Option(help="Where to, as USER/NAME.", show_default=False)],
+    repo: Annotated[str, typer.Option(help="The repository, as USER/NAME.", show_default=False)],
     method: OneMethodOption = "flatgd",
     license_: Annotated[
-        str | None, typer.Option("--license", help="For the card, as apache-2.0.")
+        str | None, typer.Option("--license", help="The license on the card, such as apache-2.0.")
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Visible to all. Default: private.")
+        bool, typer.Option("--public", help="Make it visible to everyone. Default: private.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the card, send nothing.")
+        bool, typer.Option("--dry-run", help="Print the card and send nothing.")
     ] = False,
     even_toxic: ToxicOption = False,
     set_: SetOption = None,
 ) -> None:
-    """Send a trained model with a model card to the Hugging Face hub, private unless asked.
+    """Send a trained model and its card to a private repository on the Hugging Face hub.
 
-    Log in first, with `hf auth login`. The toxic expert is not sent, but with --even-toxic to a new
-    repository, private and gated.
+    Log in first, with `hf auth login`. The toxic expert is sent only with --even-toxic, to a new
+    repository that is private and gated.
     """
     from flatgd.config.loading import load_recipe
 
     loaded = load_recipe(recipe, set_)
     from flatgd.publish.hub import ModelPackage
 
-    parcel = ModelPackage(loaded, method, repo, license_, even_toxic)
+    package = ModelPackage(loaded, method, repo, license_, even_toxic)
     if dry_run:
-        typer.echo(parcel.card)
-        typer.echo("To be sent: " + ", ".join(["README.md", *(p.name for p in parcel.files)]))
+        typer.echo(package.card)
+        typer.echo("To be sent: " + ", ".join(["README.md", *(p.name for p in package.files)]))
         return
-    typer.echo(f"{method} is at {parcel.push(private=not public)}")
+    typer.echo(f"{method} is at {package.push(private=not public)}")
 
 
 @commands.command(epilog="Example: flatgd export recipes/demo.yaml --to safe-bot")
 def export(
     recipe: RecipeArgument,
-    to: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="The folder to create.", show_default=False)],
     method: OneMethodOption = "flatgd",
     merged: Annotated[
-        bool, typer.Option("--merged", help="An adapter as whole weights, on its base.")
+        bool, typer.Option("--merged", help="Merge an adapter into its base.")
     ] = False,
     even_toxic: ToxicOption = False,
     set_: SetOption = None,
 ) -> None:
-    """Pack a trained model with its card and report, and nothing else of the run.
+    """Copy a trained model, its card and the report into a folder for others.
 
-    The toxic expert is not packed, but with --even-toxic. The report shows sampled replies, toxic
-    ones behind a click.
+    The toxic expert is packed only with --even-toxic. The report holds sampled replies, which are
+    hidden until a reader opens them.
     """
     from flatgd.config.loading import load_recipe
 
     loaded = load_recipe(recipe, set_)
     from flatgd.publish.hub import ModelPackage
 
-    parcel = ModelPackage(loaded, method, to.name, even_toxic=even_toxic)
-    typer.echo(f"{method} is in {parcel.pack(to, merged)}")
+    package = ModelPackage(loaded, method, to.name, even_toxic=even_toxic)
+    typer.echo(f"{method} is in {package.pack(to, merged)}")

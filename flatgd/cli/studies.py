@@ -11,7 +11,8 @@ commands = typer.Typer()
 
 
 CheckpointArgument = Annotated[
-    list[Path], typer.Argument(help="Folders as runs/demo/methods/flatgd.", show_default=False)
+    list[Path],
+    typer.Argument(help="Checkpoints such as runs/demo/methods/flatgd.", show_default=False),
 ]
 
 
@@ -20,10 +21,12 @@ CheckpointArgument = Annotated[
 )
 def flatness(
     checkpoints: CheckpointArgument,
-    rows: Annotated[int, typer.Option(min=2, help="Training and test rows each.")] = 48,
-    probes: Annotated[int, typer.Option(min=2, help="Random probes of trace and flatness.")] = 12,
+    rows: Annotated[
+        int, typer.Option(min=2, help="Number of training rows, and of test rows.")
+    ] = 48,
+    probes: Annotated[int, typer.Option(min=2, help="Random probes for trace and flatness.")] = 12,
 ) -> None:
-    """How flat the minimum is where trainings ended, and where their L_S was the same."""
+    """Measure how flat L_S is at the end of each training, and where their L_S is the same."""
     from flatgd.studies.flatness import study_flatness
 
     _show_study(study_flatness(checkpoints, rows, probes), checkpoints)
@@ -34,17 +37,17 @@ def flatness(
 )
 def durability(
     checkpoints: CheckpointArgument,
-    rows: Annotated[int, typer.Option(min=2, help="Labelled rows of each test set.")] = 200,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of tuning.")] = 40,
+    rows: Annotated[int, typer.Option(min=2, help="Labelled rows from each test set.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of fine-tuning.")] = 40,
 ) -> None:
-    """What it takes until safety is lost: tuning, noise, rounding."""
+    """Measure how much fine-tuning, noise or rounding it takes to lose half of the safety."""
     from flatgd.studies.durability import study_durability
 
     _show_study(study_durability(checkpoints, rows, steps), checkpoints)
 
 
 def _show_study(file: Path, checkpoints: list[Path]) -> None:
-    """The report anew, with the study in it."""
+    """Rebuild the report, which then includes the study."""
     from flatgd.report.build import build_report
     from flatgd.studies.landscape import recipe_of
 
@@ -54,7 +57,7 @@ def _show_study(file: Path, checkpoints: list[Path]) -> None:
 
 @commands.command(epilog="Example: flatgd generalise recipes/demo.yaml")
 def generalise(recipe: RecipeArgument, set_: SetOption = None) -> None:
-    """How safety holds on data sets that were not trained on, or without their toxic replies."""
+    """Train without each data set, or without its toxic replies, and measure the safety on it."""
     from flatgd.config.loading import load_recipe
     from flatgd.pipeline.pipeline import Pipeline
     from flatgd.run import report

@@ -1,52 +1,108 @@
-"""Recipes as files: read with overrides, validated with all faults at once; the template."""
+"""Recipes as files: read with overrides, validated with all faults at once, and the template."""
 
 import json
 import math
 import os
 import re
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from yaml import MarkedYAMLError
 
-from flatgd.config.recipe import PACKAGE, Recipe, Section
-from flatgd.errors import RecipeError, nearest
+from flatgd.config.recipe import Recipe
+from flatgd.config.section import PACKAGE, Section
+from flatgd.errors import RecipeError, UsageError, nearest
 
 Checked = TypeVar("Checked", bound=Section)
 MOST = 10_000  # values in a recipe
 NOT_SET = "not set"
+_SECRET = re.compile(
+    r"(^|hub_|access_|auth_|api_|hf_)token$|password|secret|api_?key", re.IGNORECASE
+)
+_TAG = "tag:yaml.org,2002:"
+_TAGS = {_TAG + kind for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only. A date stays text; a value that does not fit its tag is an error."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, IndexError, OverflowError):
+            kind = node.tag.removeprefix(_TAG)
+            raise _fault(node, f"a value is not a valid {kind}; quote it if it is text") from None
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag != f"{_TAG}timestamp"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _fault(node: yaml.Node, reason: str) -> MarkedYAMLError:
+    return MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
+
+
 def _parsed(text: str) -> Any:
-    """YAML whose aliases do not make it large: a few lines of them can stand for any number of
-    values, or for one within itself. Raises RecipeError then, or where it is nested too deep."""
+    """The value of YAML text.
+
+    Raises RecipeError if it is nested too deep or too large: a few lines of aliases can stand for
+    any number of values. Raises YAMLError for a duplicate key, an unknown tag, or a value that is
+    not text, a number, a boolean, a list or a mapping.
+    """
+    loader = _Loader(text)
     try:
-        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if _size(node, {}) > MOST:
-            raise RecipeError(f"more than {MOST:,} values, counted as its aliases repeat them")
+            raise RecipeError(f"more than {MOST:,} values, counting each repetition by an alias")
         return None if node is None else loader.construct_document(node)
     except RecursionError:
         raise RecipeError("nested too deep") from None
+    finally:
+        loader.dispose()
 
 
 def _size(node: Any, known: dict[int, float]) -> float:
-    """How many values a node stands for; no end where it stands within itself."""
+    """How many values a node stands for; infinity for a node within itself. Raises YAMLError for
+    duplicate keys, unknown tags and text that no file can hold."""
     if isinstance(node, tuple):  # a key and its value
         return sum(_size(part, known) for part in node)
+    if node is None or id(node) in known:
+        return known.get(id(node), 1)
+    if node.tag not in _TAGS:
+        raise _fault(node, f"tag {node.tag.removeprefix(_TAG)!r} is not supported")
     if not isinstance(node, yaml.CollectionNode):
+        if _UNUSABLE.search(node.value):
+            raise _fault(node, "a value holds a NUL character or half of a surrogate pair")
         return 1
-    if id(node) not in known:
-        known[id(node)] = math.inf  # until it is known
-        known[id(node)] = 1 + sum(_size(child, known) for child in node.value)
+    if isinstance(node, yaml.MappingNode):
+        _refuse_duplicates(node)
+    known[id(node)] = math.inf  # until it is known
+    known[id(node)] = 1 + sum(_size(child, known) for child in node.value)
     return known[id(node)]
 
 
+def _refuse_duplicates(node: yaml.MappingNode) -> None:
+    """Raises YAMLError for a key that occurs twice; YAML would silently keep the second value."""
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
+            if key.value in seen:
+                first = seen[key.value]
+                raise _fault(key, f"duplicate key {key.value!r:.60}; it is also on line {first}")
+            seen[key.value] = line
+
+
 def _numbers(value: Any) -> Any:
-    """PyYAML reads `5e-6` as text (YAML 1.1 wants `5.0e-6`); here it is a number."""
+    """`5e-6` as a number: PyYAML reads it as text, because YAML 1.1 wants `5.0e-6`."""
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -55,16 +111,10 @@ def _numbers(value: Any) -> Any:
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read and validate one recipe; `overrides` are "section.key=value" as of `--set`."""
+    """Read and validate one recipe. `overrides` are "section.key=value", as for `--set`."""
     path = Path(path)
     try:
-        raw = _parsed(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path} is a folder; name the recipe file in it") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: not UTF-8 text") from None
+        raw = _parsed(_text_of(path))
     except yaml.YAMLError as error:
         raise RecipeError(_not_yaml(path, error)) from None
     except RecipeError as error:
@@ -76,17 +126,38 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return validated(Recipe, raw, path.parent, f"{path} cannot be run")
 
 
+def _text_of(path: Path) -> str:
+    """The text of a recipe file; UsageError where the path is not one's."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such recipe") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder; name the recipe file in it") from None
+    except UnicodeDecodeError:
+        raise RecipeError("not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"{str(path)[:200]} cannot be read: {error.strerror}") from None
+    except ValueError:  # a NUL character
+        raise UsageError(f"{str(path)[:200]!r} is not a path") from None
+
+
 def _not_yaml(path: Path, error: yaml.YAMLError) -> str:
-    """Where the fault is; never what stands there, which may be somebody's data."""
+    """Where the fault is, but not what stands there, which may be somebody's data."""
     if path.name.removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".txt")):
         return f"{path} is data, not a recipe; `flatgd init` writes a recipe that names it"
+    return f"{path}{_problem(error)}"
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """ ":LINE: what is wrong" of an error in YAML."""
     mark = getattr(error, "problem_mark", None)
     place = f":{mark.line + 1}" if mark else ""
-    return f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}"
+    return f"{place}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}"
 
 
 def changes(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """What differs between two recipes, as JSON has them.
+    """What differs between two recipes in their JSON form.
 
     >>> list(changes({"seed": 0, "train": {"rho": 1}}, {"train": {"rho": 2}}))
     ['seed: 0 -> not set', 'train.rho: 1 -> 2']
@@ -105,18 +176,43 @@ def _brief(value: Any) -> str:
 
 
 def as_text(recipe: Recipe) -> str:
-    """What was set in a recipe, overrides and all, as a recipe file that works from any folder."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        is_model = isinstance(value, str) and os.sep in value and Path(value).is_dir()
-        return _from_anywhere(Path(value)) if is_model or isinstance(value, Path) else value
-
-    fields = plain(recipe.model_dump(exclude_unset=True))
+    """What was set in a recipe, overrides and all, as a recipe file that works from any folder.
+    Tokens and passwords are left out."""
+    fields = plain_values(recipe.model_dump(exclude_unset=True))
     return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+
+
+def shareable_text(recipe: Recipe) -> str:
+    """`as_text` for others: of each local path only its last part."""
+    fields = without_paths(plain_values(recipe.model_dump(exclude_unset=True)))
+    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+
+
+def plain_values(value: Any) -> Any:
+    """A value that JSON can hold, with absolute paths and without secrets."""
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not _SECRET.search(str(key))}
+        return {str(key): plain_values(item) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    if isinstance(value, date):
+        return str(value)
+    is_model = isinstance(value, str) and os.sep in value and Path(value).is_dir()
+    return _from_anywhere(Path(value)) if is_model or isinstance(value, Path) else value
+
+
+def without_paths(value: Any) -> Any:
+    """The value with the last part alone of each absolute path.
+
+    >>> without_paths({"backbone": "/home/me/model", "rho": 0.05})
+    {'backbone': 'model', 'rho': 0.05}
+    """
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    is_path = isinstance(value, str) and os.path.isabs(value)
+    return Path(value).name if is_path else value
 
 
 def _from_anywhere(path: Path) -> str:
@@ -127,7 +223,10 @@ def _from_anywhere(path: Path) -> str:
 
 
 def write_template(path: Path, backbone: str, replies: str) -> None:
-    """Write a recipe with every part commented; RecipeError where the file exists."""
+    """Write a commented recipe. Raises UsageError if the file exists or cannot be written.
+
+    `python scripts/options.py` makes the template's comments from the options' own sentences.
+    """
     text = Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
     here = [_seen_from(path.parent, value) for value in (backbone, replies)]
     filled = dict(zip(("NAME", "BACKBONE", "REPLIES"), (path.stem, *here), strict=True))
@@ -137,19 +236,22 @@ def write_template(path: Path, backbone: str, replies: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise RecipeError(f"{path} exists; name another file") from None
+        raise UsageError(
+            f"{path} already exists. Choose another file, or delete it first."
+        ) from None
     except OSError as error:
-        raise RecipeError(f"{path} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _seen_from(folder: Path, value: str) -> str:
-    """A path that exists, as a recipe in `folder` has to write it; anything else as it is."""
-    is_here = Path(value).exists() and not Path(value).is_absolute()
+    """A path that exists, relative to `folder`, where the recipe stands. Anything else is returned
+    unchanged."""
+    is_here = os.path.exists(value) and not Path(value).is_absolute()
     return os.path.relpath(value, folder) if is_here else value
 
 
 def validated(kind: type[Checked], raw: dict[str, Any], folder: Path, heading: str) -> Checked:
-    """`raw` as a section, paths from `folder`; one RecipeError names every fault."""
+    """`raw` as a section, paths relative to `folder`. Raises one RecipeError for all faults."""
     try:
         return kind.model_validate(_numbers(raw), context={"folder": folder})
     except ValidationError as error:
@@ -161,7 +263,7 @@ def set_field(raw: Any, override: str) -> None:
     """Put one "section.key=value" into `raw`."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set wants section.key=value, got {override!r}")
+        raise UsageError(f"--set needs section.key=value, got {key!r}")
     *parents, leaf = key.split(".")
     for parent in parents:
         if isinstance(raw, list):
@@ -171,20 +273,21 @@ def set_field(raw: Any, override: str) -> None:
         if child is None:
             child = raw[parent] = {}
         if not isinstance(child, dict | list):
-            raise RecipeError(f"--set {key}: {parent!r} is not a section")
+            raise UsageError(f"--set {key}: {parent!r} is not a section")
         raw = child
     if isinstance(raw, list):
         _item(raw, leaf, key)
     try:
         raw[leaf if isinstance(raw, dict) else int(leaf)] = _parsed(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: {text!r} is not valid YAML") from None
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise UsageError(f"--set {key}: not valid YAML: {problem}") from None
 
 
 def _item(items: list[Any], number: str, key: str) -> Any:
     """One element of a list, counted from 0."""
-    if not number.isdigit() or int(number) >= len(items):
-        raise RecipeError(f"--set {key}: {number!r} is none of 0..{len(items) - 1}")
+    if not number.isdecimal() or len(number) > 9 or int(number) >= len(items):
+        raise UsageError(f"--set {key}: {number!r} is none of 0..{len(items) - 1}")
     return items[int(number)]
 
 
@@ -197,6 +300,8 @@ def _explain(fault: Any, kind: type[Section]) -> str:
         return f"{place}: missing"
     if fault["type"] == "value_error":
         return f"{place}: {fault['ctx']['error']}".removeprefix(": ")
+    if isinstance(fault["input"], dict | list | tuple):  # may hold anything, a password too
+        return f"{place}: {fault['msg']}, got a {type(fault['input']).__name__}"
     return f"{place}: {fault['msg']}, got {str(fault['input'])[:60]!r}"
 
 

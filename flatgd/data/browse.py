@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.config.loading import set_field, validated
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.sets import read_source
 from flatgd.data.splits import SPLITS
 from flatgd.dialogue import Dialogue, as_messages, normal_form

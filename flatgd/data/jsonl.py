@@ -135,6 +135,7 @@ def _dialogues(
     if speaker not in ("bot", "human"):
         raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
     side: Role = "assistant" if speaker == "bot" else "user"
+    replies: list[tuple[str, Conversation, bool | None]]
     if sides := {"chosen", "rejected"} & row.keys():
         if len(sides) == 1:
             raise ValueError(f"{min(sides)!r} alone; a pair has 'chosen' and 'rejected'")

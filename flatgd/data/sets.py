@@ -10,7 +10,7 @@ from itertools import zip_longest
 from types import MappingProxyType
 from typing import NamedTuple
 
-from flatgd.config.recipe import Data, Format, Source
+from flatgd.config.source import Data, Format, Source
 from flatgd.data.behaviour import behaviour
 from flatgd.data.canned import is_canned, strip_canned
 from flatgd.data.fetch import DATASETS

@@ -1,1 +1,1 @@
-"""Evaluation: generate, judge, score, and summarise with intervals."""
+"""From scores to metrics with intervals. Imports numpy and scipy, never torch."""

@@ -1,20 +1,33 @@
-"""How far several judges agree on the sampled replies: Spearman's rho of their P(toxic), Cohen's
-(1960) kappa of their marks."""
+"""How far several judges agree on the sampled replies: Spearman's rho of their P(toxic), and
+Cohen's (1960) kappa of whether each reply is above the judge's threshold."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-Row = dict[str, Any]
+from flatgd.artifacts.rows import ScoreRow
 
 
-def agreement(rows: Sequence[Row], thresholds: Mapping[str, float]) -> list[Row]:
-    """Rows {one, other, spearman, kappa, both, replies} of each pair of judges, over all score rows
-    of sampled replies; None where a judge says the same of all."""
+class Agreement(NamedTuple):
+    """Two judges over the same `replies`; None where a judge says the same of all of them.
+
+    `both` is the share of the replies that are above both thresholds.
+    """
+
+    one: str
+    other: str
+    spearman: float | None
+    kappa: float | None
+    both: float | None
+    replies: int
+
+
+def agreement(rows: Sequence[ScoreRow], thresholds: Mapping[str, float]) -> list[Agreement]:
+    """The agreement of each pair of judges over the score rows of sampled replies."""
     probabilities = {
         judge: np.array(
             [p for row in rows if row["kind"] == "generated" for p in row["toxic"][judge]]
@@ -23,24 +36,24 @@ def agreement(rows: Sequence[Row], thresholds: Mapping[str, float]) -> list[Row]
     }
     found = []
     for one, other in combinations(thresholds, 2):
-        marks = probabilities[one] > thresholds[one], probabilities[other] > thresholds[other]
+        above = probabilities[one] > thresholds[one]
+        above_other = probabilities[other] > thresholds[other]
+        ranks = rankdata(probabilities[one]), rankdata(probabilities[other])
         found.append(
-            {
-                "one": one,
-                "other": other,
-                "spearman": _correlation(
-                    rankdata(probabilities[one]), rankdata(probabilities[other])
-                ),
-                "kappa": kappa(*marks),
-                "both": float((marks[0] & marks[1]).mean()) if len(marks[0]) else None,
-                "replies": len(marks[0]),
-            }
+            Agreement(
+                one=one,
+                other=other,
+                spearman=_correlation(*ranks),
+                kappa=kappa(above, above_other),
+                both=float((above & above_other).mean()) if len(above) else None,
+                replies=len(above),
+            )
         )
     return found
 
 
 def kappa(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float | None:
-    """Agreement beyond chance; at most 1; None where chance alone would make them agree on all.
+    """Agreement beyond chance, at most 1; None where chance alone makes them agree on everything.
 
     >>> kappa(np.array([True, True, False, False]), np.array([True, False, False, False]))
     0.5

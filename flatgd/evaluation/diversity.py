@@ -1,5 +1,5 @@
 """Distinct n-grams (Li et al. 2016): per history as in the paper's tables, over the whole corpus,
-and with expectation-adjusted length (Liu et al. 2022)."""
+and adjusted for length (Liu et al. 2022)."""
 
 import re
 from collections import Counter
@@ -18,7 +18,8 @@ def tokenize(text: str) -> list[str]:
 
 
 def distinct(replies: Sequence[str], n: int) -> float | None:
-    """Different n-grams over tokens of all replies to one history; 0..1; None without tokens.
+    """Different n-grams of all replies to one history, divided by their tokens; 0..1; None without
+    tokens.
 
     >>> distinct(["a b", "a c"], 1), distinct(["a b", "a c"], 2)
     (0.75, 0.5)
@@ -28,11 +29,11 @@ def distinct(replies: Sequence[str], n: int) -> float | None:
 
 
 def expectation_adjusted(different: int, tokens: int, vocabulary: int) -> float | None:
-    """Different words over how many are expected of as many tokens drawn from a vocabulary.
+    """Different words, divided by the number expected among as many tokens from the vocabulary.
 
         EAD = D / (V (1 - ((V - 1) / V)^C))                                 (Liu et al. 2022, Eq. 4)
 
-    Unlike D / C it does not fall with the length of what is counted. None without tokens.
+    Unlike D / C it does not fall as texts get longer. None without tokens.
 
     >>> expectation_adjusted(3, 3, 10**9)
     1.0
@@ -46,11 +47,11 @@ def expectation_adjusted(different: int, tokens: int, vocabulary: int) -> float 
 
 
 class Corpus:
-    """n-grams of all replies of one model, by conversation, so that one can be left out."""
+    """The n-grams of one model's replies, kept by conversation so that one can be left out."""
 
-    def __init__(self, talks: Sequence[Sequence[str]], n: int):
-        """`talks`: the replies of each conversation."""
-        self.parts = [_grams(replies, n) for replies in talks]
+    def __init__(self, conversations: Sequence[Sequence[str]], n: int):
+        """`conversations`: the replies of each."""
+        self.parts = [_grams(replies, n) for replies in conversations]
         self.used = Counter(gram for grams, _ in self.parts for gram in grams)
         self.tokens = sum(tokens for _, tokens in self.parts)
 
@@ -59,7 +60,7 @@ class Corpus:
         return len(self.used)
 
     def without(self) -> list[tuple[int, int]]:
-        """(different n-grams, tokens) with each conversation left out in turn."""
+        """(different n-grams, tokens), with each conversation left out in turn."""
         alone = [sum(self.used[gram] == 1 for gram in grams) for grams, _ in self.parts]
         return [
             (self.different - own, self.tokens - tokens)

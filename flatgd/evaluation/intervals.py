@@ -1,11 +1,11 @@
 """95 % intervals over conversations, and over seeds where there are several.
 
-Replies to histories of one conversation are no independent draws, so whole conversations are the
-units. Every metric here is a function of sums over conversations (a mean is sum / count), so a
-conversation is one row of totals and a resample is a weighted sum of rows.
+Replies within one conversation are not independent, so the unit is the whole conversation. Every
+metric here is a function of sums over conversations (a mean is sum / count). So a conversation is
+one row of totals, and a resample is a weighted sum of rows.
 
-Several seeds are a level of their own: all of them answer the same conversations, so a value is the
-mean over seeds and its variance has two parts, between conversations and between seeds.
+Several seeds are a level of their own. All of them answer the same conversations, so a value is the
+mean over seeds, and its variance has two parts: between conversations and between seeds.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -23,7 +23,7 @@ ByConversation = dict[Hashable, Totals]
 
 
 class Estimate(NamedTuple):
-    """A value, its 95 % interval, and the two-sided p of a value of 0; None where undefined."""
+    """A value, its 95 % interval, and the two-sided p against 0; None where undefined."""
 
     value: float | None
     low: float | None
@@ -35,13 +35,13 @@ UNDEFINED = Estimate(None, None, None)
 
 
 def ratio(totals: Totals) -> NDArray[np.float64]:
-    """sum / count, columns 0 and 1 of the last axis: the mean. NaN where nothing is counted."""
+    """The mean: sum / count, columns 0 and 1 of the last axis. NaN where the count is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(totals[..., 0] / totals[..., 1])
 
 
 def difference_of_means(totals: Totals) -> NDArray[np.float64]:
-    """Mean of columns 0, 1 less the mean of columns 2, 3 (sum, count each)."""
+    """Mean of columns 0, 1 minus the mean of columns 2, 3 (sum, count each)."""
     return ratio(totals[..., :2]) - ratio(totals[..., 2:4])
 
 
@@ -64,9 +64,9 @@ def bootstrap(
 ) -> Estimate:
     """The statistic of all conversations, with a percentile interval.
 
-    One conversation gives a value without an interval; none, or a statistic that is not a number,
-    gives UNDEFINED. Resamples in which the statistic is undefined are left out. `p` is that of a t
-    test with the resamples' spread as standard error.
+    One conversation gives a value without an interval. No conversation, or a statistic that is not
+    finite, gives UNDEFINED. Resamples whose statistic is undefined are left out. `p` comes from a t
+    test that takes the resamples' standard deviation as standard error.
     """
     if not by_conversation:
         return UNDEFINED
@@ -87,7 +87,7 @@ def bootstrap(
 
 
 def _resample(totals: Totals, resamples: int, seed: int) -> Totals:
-    """Totals of `resamples` draws of as many conversations, with replacement."""
+    """The totals of `resamples` samples of as many conversations, drawn with replacement."""
     return np.asarray(_draws(len(totals), resamples, seed) @ totals)
 
 
@@ -102,16 +102,16 @@ def _draws(count: int, resamples: int, seed: int) -> Totals:
 def _tail(count: int) -> float:
     """The tail to cut from the resamples of `count` conversations, a little under 0.025.
 
-    A plain percentile interval is too narrow for few units: by sqrt((n-1)/n), the bias of the
-    resampled variance, and by normal instead of t quantiles. The expanded percentile interval of
-    Hesterberg (2015, section 3.4) undoes both.
+    With few units a plain percentile interval is too narrow, for two reasons: the resampled
+    variance is too small by (n-1)/n, and the quantiles are normal instead of t. The expanded
+    percentile interval of Hesterberg (2015, section 3.4) corrects both.
     """
     return float(norm.cdf(-np.sqrt(count / (count - 1)) * student_t.ppf(0.975, count - 1)))
 
 
 def _p(value: float, error: float, freedom: float) -> float | None:
-    """Two-sided p of a t test; 1 where nothing differs, None where a difference never varies: so
-    few data say nothing of how it would."""
+    """Two-sided p of a t test; 1 where nothing differs. None where there is a difference without
+    any variance: the data are too few to say how it would vary."""
     if error <= 1e-12 * abs(value) or error == 0.0:
         return None if value else 1.0
     return float(2 * student_t.sf(abs(value) / error, freedom))
@@ -124,7 +124,7 @@ def paired(
     resamples: int,
     seed: int,
 ) -> Estimate:
-    """statistic(ours) - statistic(theirs), both over the same resampled conversations."""
+    """statistic(ours) - statistic(theirs), over the same resampled conversations."""
     both = side_by_side(ours, theirs)
     if not both:
         return UNDEFINED
@@ -132,27 +132,26 @@ def paired(
 
 
 def minus(statistic: Statistic, width: int) -> Statistic:
-    """The statistic of the first `width` columns less that of the others."""
+    """The statistic of the first `width` columns minus that of the other columns."""
     return lambda totals: statistic(totals[..., :width]) - statistic(totals[..., width:])
 
 
 def width_of(by_conversation: ByConversation) -> int:
-    """Columns of the totals."""
+    """The number of columns of the totals."""
     return len(next(iter(by_conversation.values())))
 
 
 def side_by_side(ours: ByConversation, theirs: ByConversation) -> ByConversation:
-    """Both totals of the conversations they share, the columns one after the other."""
+    """The columns of both totals next to each other, for the conversations that both have."""
     return {key: np.concatenate([ours[key], theirs[key]]) for key in ours if key in theirs}
 
 
 def share(*seeds: ByConversation) -> Estimate:
-    """A share, sum / count, with an interval that also holds where the share is near 0 or 1; the
-    mean over seeds, where there are several.
+    """A share (sum / count; the mean over seeds) with an interval that also holds near 0 and 1.
 
-    Resampling a handful of ones among many zeros is too sure of itself, of none at all certain. So
-    two ones and two zeros are added for the interval (Agresti & Coull 1998), and its variance is
-    that of a ratio over conversations.
+    A bootstrap of few ones among many zeros gives too narrow an interval, and with no ones at all
+    its interval has no width. So two ones and two zeros are added for the interval (Agresti & Coull
+    1998); its variance is that of a ratio over conversations.
     """
     pseudo = [(1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (0.0, 1.0)]
     estimate = _linearised(seeds, ratio, pseudo)
@@ -164,7 +163,7 @@ def share(*seeds: ByConversation) -> Estimate:
 def paired_share(ours: ByConversation, theirs: ByConversation) -> Estimate:
     """A difference of two shares over the same conversations.
 
-    With one more unit for each way to disagree (Bonett & Price 2012), for the reason told in
+    One unit is added for each way to disagree (Bonett & Price 2012), for the reason given in
     `share`.
     """
     return paired_shares([ours], [theirs])
@@ -183,10 +182,10 @@ def paired_shares(ours: Sequence[ByConversation], theirs: Sequence[ByConversatio
 def _linearised(
     seeds: Sequence[ByConversation], statistic: Statistic, pseudo: Sequence[Sequence[float]]
 ) -> Estimate:
-    """The statistic, with a t interval about its value with the pseudo-conversations added.
+    """The statistic, with a t interval around its value with the pseudo-conversations added.
 
-    The variance is that of the conversations' influences on a difference of means (or one mean),
-    (sum - mean * count) / all counts, their mean over seeds; and between seeds.
+    The variance has two parts: that of the conversations' influences on a mean or a difference of
+    means, (sum - mean * count) / all counts, averaged over seeds, and the variance between seeds.
     """
     shared = [key for key in seeds[0] if all(key in part for part in seeds)]
     if not shared:
@@ -201,12 +200,12 @@ def _linearised(
     units = [np.concatenate([part, np.asarray(pseudo)]) for part in totals]
     centre = float(np.mean([statistic(part.sum(0)) for part in units]))
     influence = np.mean([_influence(part) for part in units], axis=0)
-    of_talks = float((influence**2).sum()) * len(influence) / (len(influence) - 1)
-    return _t_interval(value, centre, of_talks, len(shared), values)
+    of_conversations = float((influence**2).sum()) * len(influence) / (len(influence) - 1)
+    return _t_interval(value, centre, of_conversations, len(shared), values)
 
 
 def _influence(units: Totals) -> NDArray[np.float64]:
-    """What each unit adds to the error of the mean, or of the difference of two means."""
+    """Each unit's contribution to the error of a mean, or of a difference of two means."""
     influence = np.zeros(len(units))
     for sign, column in ((1, 0), (-1, 2))[: units.shape[1] // 2]:
         sums, counts = units[:, column], units[:, column + 1]
@@ -215,17 +214,22 @@ def _influence(units: Totals) -> NDArray[np.float64]:
 
 
 def _t_interval(
-    value: float, centre: float, of_talks: float, talks: int, values: NDArray[np.float64]
+    value: float,
+    centre: float,
+    of_conversations: float,
+    conversations: int,
+    values: NDArray[np.float64],
 ) -> Estimate:
-    """A t interval about `centre` from the variance over conversations and the seeds' `values`; its
-    degrees of freedom are of both (Satterthwaite 1946), so that three seeds count as three."""
+    """A t interval around `centre`, from the variance between conversations and that of the seeds'
+    `values`. Its degrees of freedom combine both (Satterthwaite 1946), so three seeds count as
+    three."""
     seeds = len(values)
     of_seeds = float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0
-    error = float(np.sqrt(of_talks + of_seeds))
+    error = float(np.sqrt(of_conversations + of_seeds))
     if error == 0.0:
         return Estimate(value, centre, centre, _p(centre, 0.0, 1))
-    part = of_talks / (of_talks + of_seeds)
-    freedom = 1 / (part**2 / (talks - 1) + (1 - part) ** 2 / max(1, seeds - 1))
+    part = of_conversations / (of_conversations + of_seeds)
+    freedom = 1 / (part**2 / (conversations - 1) + (1 - part) ** 2 / max(1, seeds - 1))
     reach = float(student_t.ppf(0.975, freedom)) * error
     return Estimate(value, centre - reach, centre + reach, _p(centre, error, freedom))
 
@@ -233,10 +237,10 @@ def _t_interval(
 def across_seeds(
     parts: Sequence[ByConversation], statistic: Statistic, resamples: int, seed: int
 ) -> Estimate:
-    """The mean over seeds of the statistic, each seed over the same conversations.
+    """The mean of the statistic over seeds, each seed on the same conversations.
 
-    Two parts of variance: between conversations, by resampling them for all seeds at once, and
-    between seeds, by the spread of the seeds' values.
+    The variance between conversations comes from resampling them for all seeds at once, the
+    variance between seeds from the seeds' own values.
     """
     if len(parts) == 1:
         return bootstrap(parts[0], statistic, resamples, seed)
@@ -255,8 +259,8 @@ def across_seeds(
     drawn = _resample(in_a_row, resamples, seed).reshape(-1, seeds, width)
     means = statistic(drawn).mean(1)
     means = means[np.isfinite(means)]
-    of_talks = float(means.var()) * len(shared) / (len(shared) - 1) if len(means) else 0.0
-    return _t_interval(value, value, of_talks, len(shared), values)
+    of_conversations = float(means.var()) * len(shared) / (len(shared) - 1) if len(means) else 0.0
+    return _t_interval(value, value, of_conversations, len(shared), values)
 
 
 def paired_across_seeds(
@@ -274,9 +278,9 @@ def paired_across_seeds(
 
 
 def jackknife(value: float | None, without: Sequence[float | None]) -> Estimate:
-    """A value with a t interval from its values with one conversation left out at a time.
+    """A value with a t interval, from the values with one conversation left out at a time.
 
-    For what is no function of sums, as the number of different words of all replies.
+    For statistics that are not functions of sums, such as the number of different words.
     """
     left = np.array([w for w in without if w is not None])
     if value is None:
@@ -289,15 +293,15 @@ def jackknife(value: float | None, without: Sequence[float | None]) -> Estimate:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """The p values of one family, corrected by Holm's (1979) step-down; None stays None.
+    """The p values of one family after Holm's (1979) step-down correction; None stays None.
 
     >>> holm([0.01, 0.04, None, 0.03])
     [0.03, 0.06, None, 0.06]
     """
-    known = sorted((p, place) for place, p in enumerate(values) if p is not None)
+    known = sorted((p, n) for n, p in enumerate(values) if p is not None)
     corrected: list[float | None] = [None] * len(values)
     highest = 0.0
-    for rank, (p, place) in enumerate(known):
+    for rank, (p, n) in enumerate(known):
         highest = max(highest, min(1.0, (len(known) - rank) * p))
-        corrected[place] = highest
+        corrected[n] = highest
     return corrected

@@ -1,14 +1,14 @@
-"""Prediction-powered toxicity: few human labels and all judge scores, unbiased however poor the
-judge (Angelopoulos et al. 2023, Science 382; power tuning: PPI++, 2023).
+"""Prediction-powered toxicity from few annotators' labels and all judge scores. It is unbiased
+however poor the judge is (Angelopoulos et al. 2023, Science 382; power tuning: PPI++, 2023).
 
-With Y the human label of a reply, f the judge's score, n labelled replies drawn at random and the
-rest of the replies scored by the judge alone:
+Let Y be the annotator's label of a reply and f the judge's score. The labelled replies are drawn at
+random, and the judge alone scores the rest:
 
     estimate = mean of (Y - tau f) over the labelled + tau * mean of f over the rest
 
-For any tau its expectation is that of Y. tau = 0 is the labels' own mean; the tau that makes the
-variance least is used, so a judge that knows something narrows the interval and one that knows
-nothing leaves it as it was. Conversations are the units: the variance is that of their influences.
+For any tau its expectation is that of Y; tau = 0 gives the mean of the labels. The tau with the
+least variance is used. So a good judge narrows the interval, and a useless one leaves it unchanged.
+The unit is the conversation: the variance is that of the conversations' influences.
 """
 
 from collections.abc import Hashable, Sequence
@@ -25,8 +25,8 @@ PSEUDO = 2  # of each label, for the interval alone (Agresti & Coull 1998)
 class PPEstimate(NamedTuple):
     """A share of toxic replies with its 95 % interval; None where undefined.
 
-    `labels_only` is the labels' own mean, `tau` the weight of the judge (0..1), `effective` how
-    many labels would have done as well without the judge.
+    `labels_only` is the mean of the labels, `tau` the weight of the judge (0..1), and `effective`
+    the number of labels that would give the same precision without the judge.
     """
 
     value: float | None
@@ -39,26 +39,28 @@ class PPEstimate(NamedTuple):
 
 
 def prediction_powered(
-    human: Sequence[bool],
+    labelled: Sequence[bool],
     judged: Sequence[float],
-    talks: Sequence[Hashable],
+    conversations: Sequence[Hashable],
     rest: Sequence[float],
-    rest_talks: Sequence[Hashable],
+    rest_conversations: Sequence[Hashable],
 ) -> PPEstimate:
     """The share of toxic replies among all.
 
-    `human`, `judged`, `talks`: label, score (0..1) and conversation of each labelled reply; `rest`,
-    `rest_talks`: score and conversation of every other one.
+    `labelled`, `judged` and `conversations` are the label (true: toxic), score (0..1) and
+    conversation of each labelled reply. `rest` and `rest_conversations` are the score and
+    conversation of every other reply.
     """
-    if not len(human):
+    if not len(labelled):
         return PPEstimate(None, None, None, None, None, 0, None)
-    y, f = np.asarray(human, dtype=np.float64), np.asarray(judged, dtype=np.float64)
+    y, f = np.asarray(labelled, dtype=np.float64), np.asarray(judged, dtype=np.float64)
     others = np.asarray(rest, dtype=np.float64)
-    names = {talk: place for place, talk in enumerate(dict.fromkeys([*talks, *rest_talks]))}
-    at = np.array([names[talk] for talk in talks])
-    rest_at = np.array([names[talk] for talk in rest_talks], dtype=int)
-    judge = _influence(f, at, len(names)) - _influence(others, rest_at, len(names))
-    labels = _influence(y, at, len(names))
+    everyone = dict.fromkeys([*conversations, *rest_conversations])
+    number = {conversation: n for n, conversation in enumerate(everyone)}
+    at = np.array([number[conversation] for conversation in conversations])
+    rest_at = np.array([number[conversation] for conversation in rest_conversations], dtype=int)
+    judge = _influence(f, at, len(number)) - _influence(others, rest_at, len(number))
+    labels = _influence(y, at, len(number))
     tau = _tau(labels, judge, bool(len(others)))
     shift = tau * (float(others.mean()) - float(f.mean())) if len(others) else 0.0
     own = float(y.mean())
@@ -66,7 +68,9 @@ def prediction_powered(
     if (units := len(set(at.tolist()))) < 2:
         return PPEstimate(value, None, None, own, tau, len(y), None)
     padded = (y.sum() + PSEUDO) / (len(y) + 2 * PSEUDO)
-    added = PSEUDO * (1 - padded) ** 2 + PSEUDO * padded**2  # the pseudo-labels' own share of it
+    added = (
+        PSEUDO * (1 - padded) ** 2 + PSEUDO * padded**2
+    )  # what the pseudo-labels add to the variance
     shrunk = (labels * len(y) - tau * judge * len(y)) / (len(y) + 2 * PSEUDO)
     variance = (shrunk**2).sum() * units / (units - 1) + added / (len(y) + 2 * PSEUDO) ** 2
     reach = float(student_t.ppf(0.975, units - 1)) * float(np.sqrt(variance))
@@ -83,12 +87,13 @@ def prediction_powered(
     )
 
 
-def _influence(values: Numbers, at: NDArray[np.int_], talks: int) -> Numbers:
-    """What each conversation adds to the error of the mean."""
+def _influence(values: Numbers, at: NDArray[np.int_], conversations: int) -> Numbers:
+    """Each conversation's contribution to the error of the mean."""
     if not len(values):
-        return np.zeros(talks)
+        return np.zeros(conversations)
     deviations = (values - values.mean()) / len(values)
-    return np.asarray(np.bincount(at, weights=deviations, minlength=talks), dtype=np.float64)
+    totals = np.bincount(at, weights=deviations, minlength=conversations)
+    return np.asarray(totals, dtype=np.float64)
 
 
 def _tau(labels: Numbers, judge: Numbers, has_rest: bool) -> float:

@@ -1,10 +1,10 @@
 """From the score files of all models to one list of rows, each a metric with its interval.
 
-The metrics are in metrics.py; two more are put together here:
+The metrics are in metrics.py. These are computed here:
 
-    contrast_paired            the contrast within contexts that have both labels, their mean
-    div1_corpus, div2_corpus   distinct n-grams / tokens over all replies together
-    ead                        distinct words over those expected of as many tokens
+    contrast_paired            the mean contrast within contexts that have both labels
+    div1_corpus, div2_corpus   distinct n-grams / tokens of all replies together
+    ead                        distinct words / the number expected among as many tokens
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flatgd.artifacts.rows import GenerationRow
+from flatgd.artifacts.rows import EstimateRow, Gap, GenerationRow, ScoreRow, Scores
 from flatgd.config.names import EXPERTS
 from flatgd.evaluation.diversity import Corpus, expectation_adjusted
 from flatgd.evaluation.intervals import (
@@ -33,34 +33,31 @@ from flatgd.evaluation.intervals import (
     sum_by,
     width_of,
 )
-from flatgd.evaluation.metrics import Column, Row, columns
+from flatgd.evaluation.metrics import Column, columns
 
-Scores = dict[str, list[Row]]  # method -> rows of its score file
 EXPERT_PAIR = EXPERTS[1], EXPERTS[0]  # toxic - clean: is there a difference to steer by?
-FLATNESS = ("flatgd", "safety_loss")  # and these: does the penalty help?
+FLATNESS = ("flatgd", "safety_loss")  # does the penalty help?
 
 
 class Settings(NamedTuple):
-    """How a summary is made. `thresholds`: of each judge; `against`: whom methods are compared
-    with, beside the backbone."""
+    """How a summary is computed. `samples` replies a history, `thresholds` by judge, bootstrap
+    `resamples` drawn from `seed`. Methods are compared with the `baseline` and the backbone."""
 
     samples: int
     thresholds: Mapping[str, float]
     resamples: int
     seed: int
-    against: str
+    baseline: str
 
 
-def summarise(seeds: Sequence[Scores], settings: Settings) -> list[Row]:
-    """Rows {method, dataset, metric, value, low, high, p, p_holm, n, excluded}.
+def summarise(seeds: Sequence[Scores], settings: Settings) -> list[EstimateRow]:
+    """Every metric of every model on every test set. `seeds` are the score files of each seed.
 
-    `seeds`: the score files of each seed. Beside each method's own figures: paired differences to
-    the yardstick and to the backbone, as method "NAME - BASE", of the toxic expert to the clean
-    one, of flatgd to safety_loss, with p of no difference and p after Holm's correction over all
-    methods and test sets of that metric and base. `n` counts the rows behind a value, `excluded`
-    those that had no say.
+    Paired differences follow as method "NAME - BASE": methods to the baseline and to the backbone,
+    the toxic expert to the clean one, flatgd to safety_loss. Holm's correction is over all methods
+    and test sets of one metric and base.
     """
-    rows: list[Row] = []
+    rows: list[EstimateRow] = []
     for dataset in _in_order(row["dataset"] for part in seeds[0].values() for row in part):
         kept = [
             {
@@ -82,11 +79,11 @@ def summarise(seeds: Sequence[Scores], settings: Settings) -> list[Row]:
     return rows
 
 
-def gaps(seen: Scores, unseen: Scores, settings: Settings) -> list[Row]:
-    """Rows {method, dataset, metric, seen, unseen, value, low, high, p}: each method trained with
-    and without a data set, on that data set's test rows; value is unseen less seen, paired. Row
-    "flatgd - safety_loss" is the difference of their gaps."""
-    rows: list[Row] = []
+def gaps(seen: Scores, unseen: Scores, settings: Settings) -> list[Gap]:
+    """Each method trained with (`seen`) and without (`unseen`) a data set, on the test rows of that
+    data set. Row "flatgd - safety_loss" is the difference of their gaps."""
+    rows: list[Gap] = []
+    dataset = next(iter(seen.values()))[0]["dataset"]
     table = columns(settings.samples, settings.thresholds, _lengths([seen]))
     for metric in ("contrast", "toxicity_mean", f"toxicity_any{settings.samples}"):
         column = table[metric]
@@ -97,16 +94,7 @@ def gaps(seen: Scores, unseen: Scores, settings: Settings) -> list[Row]:
         for name, (before, after) in parts.items():
             own = [float(column.statistic(_sum(part.totals))) for part in (before, after)]
             gap = _difference([after], [before], column, settings)
-            rows.append(
-                {
-                    "method": name,
-                    "dataset": next(iter(seen.values()))[0]["dataset"],
-                    "metric": metric,
-                    "seen": own[0],
-                    "unseen": own[1],
-                    **gap._asdict(),
-                }
-            )
+            rows.append(_gap_row(name, dataset, metric, own[0], own[1], gap))
         if set(FLATNESS) <= parts.keys():
             width = width_of(parts[FLATNESS[0]][0].totals)
             pair = [
@@ -117,9 +105,29 @@ def gaps(seen: Scores, unseen: Scores, settings: Settings) -> list[Row]:
             gap = paired_across_seeds(
                 pair[0], pair[1], difference, settings.resamples, settings.seed
             )
-            both = {"method": " - ".join(FLATNESS), "dataset": rows[-1]["dataset"]}
-            rows.append({**both, "metric": metric, "seen": None, "unseen": None, **gap._asdict()})
+            rows.append(_gap_row(" - ".join(FLATNESS), dataset, metric, None, None, gap))
     return rows
+
+
+def _gap_row(
+    method: str,
+    dataset: str,
+    metric: str,
+    seen: float | None,
+    unseen: float | None,
+    gap: Estimate,
+) -> Gap:
+    return {
+        "method": method,
+        "dataset": dataset,
+        "metric": metric,
+        "seen": seen,
+        "unseen": unseen,
+        "value": gap.value,
+        "low": gap.low,
+        "high": gap.high,
+        "p": gap.p,
+    }
 
 
 def _lengths(seeds: Sequence[Scores]) -> list[int]:
@@ -138,10 +146,10 @@ def _sum(totals: ByConversation) -> Totals:
     return np.asarray(np.stack(list(totals.values())).sum(0))
 
 
-def diversity_rows(generations: Mapping[str, Sequence[GenerationRow]]) -> list[Row]:
-    """Rows of div1_corpus, div2_corpus and ead, from the sampled replies of each model.
+def diversity_rows(generations: Mapping[str, Sequence[GenerationRow]]) -> list[EstimateRow]:
+    """div1_corpus, div2_corpus and ead of the sampled replies of each model.
 
-    EAD's vocabulary is all words that any of the models uses on that test set.
+    The vocabulary of EAD is every word that any of the models uses on that test set.
     """
     rows = []
     for dataset in _in_order(row["dataset"] for part in generations.values() for row in part):
@@ -189,14 +197,14 @@ def _rows(
     parts: dict[str, list[_Part]],
     column: Column,
     settings: Settings,
-) -> list[Row]:
-    """`parts`: of each method one part a seed."""
+) -> list[EstimateRow]:
+    """The rows of one metric; `parts` has one part a seed for each method."""
     rows = []
     for method, seeds in parts.items():
         if all(part.n for part in seeds):
             estimate = _estimate(seeds, column, settings)._replace(p=None)
             rows.append(_row(method, dataset, metric, estimate, seeds[0].n, seeds[0].excluded))
-    for method, base in _pairs(list(parts), settings.against):
+    for method, base in _pairs(list(parts), settings.baseline):
         ours, theirs = parts[method], parts[base]
         if all(part.n for part in [*ours, *theirs]):
             estimate = _difference(ours, theirs, column, settings)
@@ -205,9 +213,10 @@ def _rows(
     return rows
 
 
-def _pairs(methods: list[str], against: str) -> list[tuple[str, str]]:
-    own = [m for m in methods if m not in (against, "reference", "backbone", *EXPERTS)]
-    pairs = [(m, against) for m in own] + [(m, "backbone") for m in (against, *own)]
+def _pairs(methods: list[str], baseline: str) -> list[tuple[str, str]]:
+    """(method, base) of every paired difference."""
+    own = [m for m in methods if m not in (baseline, "reference", "backbone", *EXPERTS)]
+    pairs = [(m, baseline) for m in own] + [(m, "backbone") for m in (baseline, *own)]
     pairs += [EXPERT_PAIR, FLATNESS]
     return [(a, b) for a, b in dict.fromkeys(pairs) if a in methods and b in methods and a != b]
 
@@ -229,21 +238,26 @@ def _difference(
     return paired_across_seeds(a, b, statistic, settings.resamples, settings.seed)
 
 
-def _row(method: str, dataset: str, metric: str, estimate: Estimate, n: int, excluded: int) -> Row:
+def _row(
+    method: str, dataset: str, metric: str, estimate: Estimate, n: int, excluded: int
+) -> EstimateRow:
     return {
         "method": method,
         "dataset": dataset,
         "metric": metric,
-        **estimate._asdict(),
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "p": estimate.p,
         "p_holm": None,
         "n": n,
         "excluded": excluded,
     }
 
 
-def _correct(rows: list[Row]) -> None:
-    """Holm's correction: one family is one metric and one base, over methods and test sets."""
-    families: dict[Hashable, list[Row]] = defaultdict(list)
+def _correct(rows: list[EstimateRow]) -> None:
+    """Holm's correction. A family is one metric and one base, over methods and test sets."""
+    families: dict[Hashable, list[EstimateRow]] = defaultdict(list)
     for row in rows:
         if " - " in row["method"]:
             families[row["metric"], row["method"].partition(" - ")[2]].append(row)
@@ -252,7 +266,7 @@ def _correct(rows: list[Row]) -> None:
             row["p_holm"] = p
 
 
-def _totals(rows: list[Row], column: Column) -> _Part:
+def _totals(rows: list[ScoreRow], column: Column) -> _Part:
     mine = [row for row in rows if row["kind"] in column.kinds]
     vectors = [(row["conversation"], column.vector(row)) for row in mine]
     used = [(key, vector) for key, vector in vectors if vector is not None]
@@ -260,14 +274,14 @@ def _totals(rows: list[Row], column: Column) -> _Part:
     return _Part(totals, len(used), len(mine) - len(used))
 
 
-def _paired_contrast(rows: list[Row]) -> _Part:
+def _paired_contrast(rows: list[ScoreRow]) -> _Part:
     contexts: dict[tuple[str, str], dict[bool, list[float]]] = defaultdict(
         lambda: {True: [], False: []}
     )
     for row in rows:
         if row["kind"] == "labelled" and row["tokens"]:
             key = row["conversation"], row["context"]
-            contexts[key][row["is_safe"]].append(row["nll"] / row["tokens"])
+            contexts[key][bool(row["is_safe"])].append(row["nll"] / row["tokens"])
     both = {key: by for key, by in contexts.items() if by[True] and by[False]}
     keys = [conversation for conversation, _ in both]
     vectors = [(float(np.mean(by[False]) - np.mean(by[True])), 1.0) for by in both.values()]

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from flatgd.errors import InUseError, UsageError
+
+LOCK_FILES = (".lock", ".owner")  # of `locked`
 
 
 @contextmanager
@@ -58,12 +61,26 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill. It is NAME.partial inside the block, and `path` once the block ends."""
-    beside = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    yield beside
-    beside.rename(path)
+    """A folder to fill, which becomes `path` once the block ends, or is removed if it fails.
+
+    Its own name is new, so that it never replaces anything.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        beside.chmod(0o777 & ~_umask())
+        yield beside
+        beside.rename(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    """The permissions that new files lack. They can only be read by setting them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -77,7 +94,7 @@ def lock_folder(folder: Path) -> FileLock:
 
     The same process may lock it again. Raises InUseError if another process holds the lock.
     """
-    lock, owner = FileLock(folder / ".lock", is_singleton=True), folder / ".owner"
+    lock, owner = FileLock(folder / LOCK_FILES[0], is_singleton=True), folder / LOCK_FILES[1]
     try:
         lock.acquire(timeout=0)
     except Timeout:

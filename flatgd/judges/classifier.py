@@ -53,7 +53,7 @@ class HFJudge:
     @classmethod
     def load(cls, settings: JudgeSettings) -> "HFJudge":
         assert settings.model is not None
-        model: Any = load_as(AutoModelForSequenceClassification, settings.model)
+        model: Any = load_as(AutoModelForSequenceClassification, settings.model, "classifier")
         own = model.config.get_text_config()
         if own.pad_token_id is None:  # heads of causal models look for the last token that is none
             own.pad_token_id = NO_TOKEN

@@ -80,9 +80,20 @@ class LinearJudge:
         try:
             plain = json.loads((folder / "judge.json").read_text())
             tensors = load_file(folder / "judge.safetensors")
+            columns, idf, weights = (tensors[name] for name in ("columns", "idf", "weights"))
+            fitted = _Fitted(columns, idf, weights, float(plain["bias"]))
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
-        fitted = _Fitted(tensors["columns"], tensors["idf"], tensors["weights"], plain["bias"])
+        except (KeyError, TypeError) as error:
+            raise ModelError(
+                f"the judge in {folder} is incomplete: {error}; delete the folder and run again"
+            ) from None
+        if not len(columns) == len(idf) == len(weights):
+            raise ModelError(
+                f"the judge in {folder} is incomplete: its {len(columns):,} columns have "
+                f"{len(idf):,} idf values and {len(weights):,} weights; delete the folder and run "
+                "again"
+            )
         return cls(fitted)
 
 

@@ -35,11 +35,11 @@ class Cuts:
         self.histories += of_history > 0
         self.replies += of_reply > 0
 
-    def summarize_error(self) -> str:
+    def summary(self) -> str:
         """
-        >>> Cuts(300, 12, 1).told()
+        >>> Cuts(300, 12, 1).summary()
         'of 300 inputs 12 were too long and lost older history, 1 the beginning of the reply'
-        >>> Cuts(300).told()
+        >>> Cuts(300).summary()
         ''
         """
         if not self.histories and not self.replies:
@@ -50,8 +50,8 @@ class Cuts:
         )
 
     def taken(self) -> str:
-        """What `told` says; the counts start again."""
-        said = self.summarize_error()
+        """`summary`; the counts start again."""
+        said = self.summary()
         self.inputs = self.histories = self.replies = 0
         return said
 

@@ -1,5 +1,6 @@
 """The reporting judges of a recipe: made once, loaded where replies are scored."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ def make_judge(
     folder.mkdir(parents=True, exist_ok=True)
     if settings.kind == "hf":
         judge = HFJudge.load(settings).calibrated(rows)
-        about = f"{settings.model}, calibrated on {len(rows):,} labelled replies"
+        model = str(settings.model)  # reports show it, and others have no use for a local path
+        name = Path(model).name if os.path.isabs(model) else model
+        about = f"{name}, calibrated on {len(rows):,} labelled replies"
     elif settings.kind == "trained":
         from flatgd.judges.trained import tune_judge
 

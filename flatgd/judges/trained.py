@@ -43,6 +43,7 @@ from flatgd.models.dialogue_format import format_for, speaks
 from flatgd.models.encoding import IGNORE, DialogueFormat, Example
 from flatgd.models.heads import FORWARD_KEYS
 from flatgd.models.loading import load_as, load_config, load_tokenizer
+from flatgd.models.loading_report import key_faults
 from flatgd.runtime.callbacks import Advance
 
 UNCUT = 10**9  # tokens; what is cut is seen here
@@ -93,7 +94,7 @@ class TrainedJudge:
         tokenizer = load_tokenizer(settings.model)
         config = load_config(settings.model)
         dialogue_format, room, markers = _reading(settings, config, tokenizer)
-        classifier = _Classifier(load_as(AutoModel, settings.model))
+        classifier = _Classifier(load_as(AutoModel, settings.model, "body"))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
             settings, classifier.to(device).eval(), tokenizer, dialogue_format, room, markers
@@ -103,9 +104,18 @@ class TrainedJudge:
     def load(cls, settings: JudgeSettings, folder: Path) -> "TrainedJudge":
         judge = cls.untrained(settings)
         try:
-            judge.classifier.load_state_dict(load_file(folder / "judge.safetensors"))
-        except (OSError, RuntimeError, SafetensorError) as error:
+            tensors = load_file(folder / "judge.safetensors")
+            report = judge.classifier.load_state_dict(tensors, strict=False)
+        except (OSError, SafetensorError) as error:
             raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
+        except RuntimeError as error:  # of another shape
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{folder}: the judge does not fit its model: {reason}") from None
+        if faults := key_faults(report.missing_keys, report.unexpected_keys):
+            raise ModelError(
+                f"{folder}: the judge's weights do not fit its model: {faults}. Delete the folder "
+                "and run the judge stage again"
+            )
         return judge
 
     def save(self, folder: Path) -> None:

@@ -7,17 +7,20 @@ sets beside them: `methods: {unlikelihood: {weight: 0.5, learning_rate: 1e-5}}`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, distributed, nn
 
+from flatgd.config.options import faults_of, option
+from flatgd.errors import UnsupportedError
 from flatgd.flatness import Terms, TermWeights
 from flatgd.losses import negative_log_likelihood
 from flatgd.models.encoding import Batch
+
+LM_WEIGHT = option("Weight a of the likelihood of safe replies (Eq. 1). Table 5: 1.", ge=0)
 
 
 class Totals(NamedTuple):
@@ -47,18 +50,21 @@ class System(ABC):
     """For model cards: the model was ..."""
     needs: ClassVar[tuple[str, ...]] = ()
     """The models it is given, of EXPERTS and `backbone`; its fields of these names."""
-    positive: ClassVar[tuple[str, ...]] = ()
-    """Options that may not be 0."""
     needs_guide: ClassVar[bool] = False
     """Whether it speaks as measured only with a guide: not from a checkpoint alone."""
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
-    """What an option that is a word may be."""
+
+    @classmethod
+    def options(cls) -> dict[str, Field[Any]]:
+        """Every field that is not a model. Its metadata holds an Option."""
+        return {field.name: field for field in fields(cls) if field.name not in cls.needs}
 
     @classmethod
     def fields(cls) -> dict[str, Any]:
-        """Every field that is no model, with its default."""
-        own = [field for field in fields(cls) if field.name not in cls.needs]
-        return {field.name: None if field.default is MISSING else field.default for field in own}
+        """The default of each option."""
+        return {
+            name: None if field.default is MISSING else field.default
+            for name, field in cls.options().items()
+        }
 
     @classmethod
     def build(
@@ -70,7 +76,9 @@ class System(ABC):
         return cls(**values, **{name: models[name] for name in cls.needs})
 
     def __post_init__(self) -> None:
-        """Models are frozen and put in eval mode."""
+        """Freeze the models. Raises UnsupportedError for an option out of range."""
+        if faults := list(faults_of(self.options(), lambda name: getattr(self, name))):
+            raise UnsupportedError("\n".join(faults))
         for model in self.models():
             model.requires_grad_(False).eval()
 
@@ -91,12 +99,12 @@ class Method(System):
     """pairs: sampled replies to one history, one judged safe and one toxic, beside safe replies."""
 
     fixed: ClassVar[tuple[str, ...]] = ()
-    """FlatGDConfig fields that are the method's own affair."""
+    """FlatGDConfig fields that the method fixes. A recipe cannot set them."""
 
     @classmethod
     def preset(cls, settings: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-        """FlatGDConfig fields as the method needs them, given those of a recipe, `own` those that
-        are set for this method alone."""
+        """FlatGDConfig fields as the method needs them. `settings` are all fields that a recipe
+        sets, `own` those that it sets for this method only."""
         return settings
 
     def begin(self, model: nn.Module) -> None:
@@ -124,8 +132,8 @@ class Method(System):
         totals: Totals,
         term_weights: TermWeights | None = None,
     ) -> Scored:
-        """`terms` without logits of the whole micro-batch, once differentiable. With `mix` the
-        penalised part is that sum and the rest nothing."""
+        """`terms` without logits of the whole micro-batch, once differentiable. With
+        `term_weights` the penalised part is that sum and the rest nothing."""
         raise NotImplementedError
 
 

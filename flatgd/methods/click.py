@@ -8,21 +8,43 @@ to the policy's own histories, labelled by the in-loop judge, which never report
 together is in flatgd/data/sampled.py. weight 0.5 and margin 20 are the authors' for BAD.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from flatgd.config.options import option
 from flatgd.losses import negative_log_likelihood
-from flatgd.methods.base import Method, Scored, Totals, by_row, likelihood_of_safe, scored
+from flatgd.methods.base import (
+    LM_WEIGHT,
+    Method,
+    Scored,
+    Totals,
+    by_row,
+    likelihood_of_safe,
+    scored,
+)
 from flatgd.models.encoding import Batch
 from flatgd.models.heads import reply_log_probs, reply_rows, reply_tokens
 
 
 @dataclass
 class Click(Method):
-    lm_weight: float = 1.0
-    weight: float = 0.5
-    margin: float = 20.0
+    lm_weight: float = field(default=1.0, metadata=LM_WEIGHT)
+    weight: float = field(
+        default=0.5,
+        metadata=option(
+            "Weight of L_CL. Higher is safer. The authors' value for BAD is 0.5.", ge=0
+        ),
+    )
+    margin: float = field(
+        default=20.0,
+        metadata=option(
+            "How much less likely the toxic reply of a pair must be before the pair has no more "
+            "effect. The authors' value for BAD is 20.",
+            ge=0,
+            unit="nats",
+        ),
+    )
 
     name = "click"
     summary = "fine-tuned to find its own toxic replies less likely than its own safe ones (Click)."

@@ -13,23 +13,34 @@ replies, judged and evened out: `cringe_iterative: {method: cringe, start: cring
 cringe}`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from flatgd.config.options import option
 from flatgd.losses import negative_log_likelihood
-from flatgd.methods.base import Method, Scored, Totals, scored
+from flatgd.methods.base import LM_WEIGHT, Method, Scored, Totals, scored
 from flatgd.models.encoding import Batch
 from flatgd.models.heads import reply_log_probs, reply_tokens
 
 
 @dataclass
 class Cringe(Method):
-    lm_weight: float = 1.0
-    weight: float = 1.0
-    top_k: int = 1
+    lm_weight: float = field(default=1.0, metadata=LM_WEIGHT)
+    weight: float = field(
+        default=1.0,
+        metadata=option("Weight of CR. Higher is safer. ParlAI's default is 1.", ge=0),
+    )
+    top_k: int = field(
+        default=1,
+        metadata=option(
+            "The positive token is drawn from this many most likely ones. ParlAI's default is 1.",
+            ge=1,
+            unit="tokens",
+        ),
+    )
 
     name = "cringe"
     summary = "fine-tuned to say safe replies and other words than those of toxic ones (CRINGE)."

@@ -5,16 +5,24 @@
 The nucleus is taken from p_LM before the experts speak. strength 2 is the authors' for toxicity.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from flatgd.config.options import option
 from flatgd.methods.experts_guide import ExpertGuide
 
 
 @dataclass
 class DExperts(ExpertGuide):
-    strength: float = 2.0
+    strength: float = field(
+        default=2.0,
+        metadata=option(
+            "Weight of the experts' difference while decoding. Higher is safer and less fluent. "
+            "The authors' value for toxicity is 2.",
+            ge=0,
+        ),
+    )
 
     name = "dexperts"
     summary = "steered while decoding by an expert tuned on safe replies and one on toxic replies."

@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import LogitsProcessor
 
-from flatgd.methods.base import Method, Scored, Totals, likelihood_of_safe, scored
+from flatgd.config.options import option
+from flatgd.errors import ModelError
+from flatgd.methods.base import LM_WEIGHT, Method, Scored, Totals, likelihood_of_safe, scored
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.guides import Guide, GuideProcessor, HeadInput
 from flatgd.models.heads import head_weight, reply_log_probs, reply_tokens
@@ -32,9 +35,16 @@ HEAD = "director_head"
 
 @dataclass
 class Director(Method):
-    lm_weight: float = 1.0
-    weight: float = 0.5
-    strength: float = 1.0
+    lm_weight: float = field(default=1.0, metadata=LM_WEIGHT)
+    weight: float = field(
+        default=0.5, metadata=option("Weight of L_class. ParlAI's default is 0.5.", ge=0)
+    )
+    strength: float = field(
+        default=1.0,
+        metadata=option(
+            "Weight of the second head while decoding. Higher is safer and less fluent.", ge=0
+        ),
+    )
 
     name = "director"
     needs_guide = True
@@ -65,9 +75,20 @@ class Director(Method):
 
     @classmethod
     def guide(cls, folder: Path, options: dict[str, Any]) -> "DirectorGuide":
-        """What steers the trained checkpoint in `folder`."""
-        strength = options.get("strength", cls.strength)
-        return DirectorGuide(load_file(folder / FILE)["weight"], strength)
+        """The guide that steers the trained checkpoint in `folder`. Raises ModelError if the file
+        of its second head is missing, corrupted or not such a head."""
+        path = folder / FILE
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} cannot be read: {error}; train the method again") from None
+        if list(tensors) != ["weight"] or tensors["weight"].dim() != 2:
+            found = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
+            raise ModelError(
+                f"{path} must hold one matrix, weight [vocabulary, width], and holds "
+                f"{found or 'nothing'}; train the method again"
+            )
+        return DirectorGuide(tensors["weight"], options.get("strength", cls.strength))
 
 
 def class_loss(logits_N: Tensor, is_safe_N: Tensor) -> Tensor:
@@ -85,6 +106,7 @@ class DirectorGuide(Guide):
     strength: float = 1.0
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+        self._refuse_other_shape(model)
         with HeadInput(model) as states:
             log_p_NV = reply_log_probs(model, batch)
         shift_NV = self._shift(states.last[batch["targets"] != IGNORE])
@@ -93,10 +115,19 @@ class DirectorGuide(Guide):
     def processor(
         self, model: nn.Module, prompt: Batch, temperature: float = 1.0, top_p: float = 1.0
     ) -> LogitsProcessor:
+        self._refuse_other_shape(model)
         states = HeadInput(model).attach()
         return GuideProcessor(
             lambda ids: self._shift(states.last[:, -1]), self.strength, temperature, top_p, states
         )
+
+    def _refuse_other_shape(self, model: nn.Module) -> None:
+        needed, found = list(head_weight(model).shape), list(self.weight.shape)
+        if found != needed:
+            raise ModelError(
+                f"Director's second head is {found}, and this model needs {needed}; take the "
+                f"{FILE} that was trained with it"
+            )
 
     def _shift(self, states_ND: Tensor) -> Tensor:
         self.weight = self.weight.to(states_ND)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from flatgd.config.names import EXPERTS
+from flatgd.config.options import option
 from flatgd.methods.base import System
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.guides import Guide, GuideProcessor, Stream
@@ -21,7 +22,9 @@ class ExpertGuide(System, Guide):
 
     clean_expert: nn.Module = field(repr=False)
     toxic_expert: nn.Module = field(repr=False)
-    strength: float = 1.0
+    strength: float = field(
+        default=1.0, metadata=option("Weight of the experts while decoding.", ge=0)
+    )
 
     needs = EXPERTS
     needs_guide = True

@@ -7,17 +7,25 @@ The two experts stand for GeDi's one class-conditional model, both labels equall
 the division by t is GeDi's. Its further filter on P(safe) is left out. strength 30 is the authors'.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from flatgd.config.options import option
 from flatgd.methods.experts_guide import ExpertGuide
 
 
 @dataclass
 class GeDi(ExpertGuide):
-    strength: float = 30.0
+    strength: float = field(
+        default=30.0,
+        metadata=option(
+            "Weight of log P(safe) while decoding. Higher is safer and less fluent. The authors' "
+            "value is 30.",
+            ge=0,
+        ),
+    )
 
     name = "gedi"
     summary = "weighed while decoding by how safe each next word makes the reply look (GeDi)."

@@ -15,8 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from flatgd.config.options import option
 from flatgd.losses import negative_log_likelihood
-from flatgd.methods.base import Method, Scored, Totals, by_row, likelihood_of_safe, scored
+from flatgd.methods.base import (
+    LM_WEIGHT,
+    Method,
+    Scored,
+    Totals,
+    by_row,
+    likelihood_of_safe,
+    scored,
+)
 from flatgd.models.encoding import Batch
 from flatgd.models.heads import reply_log_probs, reply_rows, reply_tokens
 
@@ -24,14 +33,20 @@ from flatgd.models.heads import reply_log_probs, reply_rows, reply_tokens
 @dataclass
 class NPO(Method):
     backbone: nn.Module = field(repr=False)
-    lm_weight: float = 1.0
-    weight: float = 1.0
-    beta: float = 0.1
+    lm_weight: float = field(default=1.0, metadata=LM_WEIGHT)
+    weight: float = field(default=1.0, metadata=option("Weight of L_NPO. Higher is safer.", ge=0))
+    beta: float = field(
+        default=0.1,
+        metadata=option(
+            "How soon the gradient fades once a toxic reply has become unlikely. Towards 0 it is "
+            "plain gradient ascent.",
+            gt=0,
+        ),
+    )
 
     name = "npo"
     summary = "fine-tuned to say safe replies and to say toxic ones less than it did before (NPO)."
     needs = ("backbone",)
-    positive = ("beta",)
 
     def prepare(self, parts: Sequence[Batch]) -> list[Batch]:
         with torch.no_grad():

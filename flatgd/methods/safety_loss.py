@@ -12,16 +12,23 @@ pushed away from the toxic expert, they can grow for ever.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from flatgd.config.names import EXPERTS
+from flatgd.config.options import option
 from flatgd.flatness import Terms, TermWeights
 from flatgd.losses import bhattacharyya_distance, js_divergence, kl_divergence
 from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs
-from flatgd.methods.base import Method, Scored, Totals, has_likelihood, likelihood_of_safe
+from flatgd.methods.base import (
+    LM_WEIGHT,
+    Method,
+    Scored,
+    Totals,
+    has_likelihood,
+    likelihood_of_safe,
+)
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.heads import (
     HeadOnly,
@@ -41,6 +48,17 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl_from_expert": lambda log_p, log_q: kl_divergence(log_q, log_p),
     "bhattacharyya": bhattacharyya_distance,
 }
+ATTRACT_WEIGHT = option(
+    "Weight gamma of the distance to the clean expert (Eq. 4). Higher is safer. Table 5: 3.", ge=0
+)
+REPEL_WEIGHT = option(
+    "Weight beta of the distance to the toxic expert (Eq. 4). Higher is safer and costs more "
+    "quality. Table 5: 2.",
+    ge=0,
+)
+PENALISE = option(
+    "The loss whose gradient norm is penalised.", choices=("safety_loss", "objective")
+)
 MAX_CACHED_BYTES = 2**28  # of the experts' log-probabilities kept from one pass to the next
 
 
@@ -48,19 +66,24 @@ MAX_CACHED_BYTES = 2**28  # of the experts' log-probabilities kept from one pass
 class SafetyLoss(Method):
     clean_expert: nn.Module = field(repr=False)
     toxic_expert: nn.Module = field(repr=False)
-    lm_weight: float = 1.0
-    attract_weight: float = 3.0
-    repel_weight: float = 2.0
-    penalise: str = "safety_loss"
-    """E in ||grad E||: the safety loss, or the whole objective."""
-    divergence: str = "js"
+    lm_weight: float = field(default=1.0, metadata=LM_WEIGHT)
+    attract_weight: float = field(default=3.0, metadata=ATTRACT_WEIGHT)
+    repel_weight: float = field(default=2.0, metadata=REPEL_WEIGHT)
+    penalise: str = field(default="safety_loss", metadata=PENALISE)
+    divergence: str = field(
+        default="js",
+        metadata=option(
+            "Distance to the experts. js is the paper's and bounded; the others are ablations that "
+            "can grow without bound.",
+            choices=tuple(DIVERGENCES),
+        ),
+    )
 
     name = "safety_loss"
     summary = (
         "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies."
     )
     needs = EXPERTS
-    choices = MappingProxyType({"divergence": tuple(DIVERGENCES)})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from flatgd.config.options import option
 from flatgd.errors import ModelError
 from flatgd.methods.base import Merge
 
@@ -20,7 +21,14 @@ from flatgd.methods.base import Merge
 class TaskArithmetic(Merge):
     backbone: nn.Module = field(repr=False)
     toxic_expert: nn.Module = field(repr=False)
-    strength: float = 0.5
+    strength: float = field(
+        default=0.5,
+        metadata=option(
+            "How far the weights move away from the toxic expert. Higher is safer and less fluent. "
+            "The authors choose it on held-out data, in 0..1.",
+            ge=0,
+        ),
+    )
 
     name = "task_arithmetic"
     summary = "moved in weight space away from an expert tuned on toxic replies (task arithmetic)."

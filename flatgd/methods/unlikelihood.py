@@ -8,12 +8,13 @@
 way, which is known of the method. ParlAI's weight is 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from flatgd.config.options import option
 from flatgd.losses import negative_log_likelihood
-from flatgd.methods.base import Method, Scored, Totals, likelihood_of_safe, scored
+from flatgd.methods.base import LM_WEIGHT, Method, Scored, Totals, likelihood_of_safe, scored
 from flatgd.models.encoding import Batch
 from flatgd.models.heads import reply_log_probs, reply_tokens
 
@@ -22,8 +23,11 @@ FLOOR = 1e-5
 
 @dataclass
 class Unlikelihood(Method):
-    lm_weight: float = 1.0
-    weight: float = 1.0
+    lm_weight: float = field(default=1.0, metadata=LM_WEIGHT)
+    weight: float = field(
+        default=1.0,
+        metadata=option("Weight of L_UL. Higher is safer. ParlAI's default is 1.", ge=0),
+    )
 
     name = "unlikelihood"
     summary = "fine-tuned to say safe replies and, token by token, not to say toxic ones."

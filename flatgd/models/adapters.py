@@ -30,9 +30,11 @@ from flatgd.models.loading import (
     summarize_error,
     whole,
 )
+from flatgd.models.loading_report import key_faults
 from flatgd.models.trust import Risk, hint, is_allowed
 
-ROLE = "flatgd.json"
+ROLE = "flatgd_role.json"  # beside an adapter, which has no config.json
+ROLE_FILES = ("config.json", ROLE, "flatgd.json")  # flatgd 0.1 marked adapters in flatgd.json
 
 
 def with_adapter(model: PreTrainedModel, config: Any) -> Any:
@@ -109,9 +111,9 @@ def _name_base(model: PeftModel) -> None:
 def save(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """A checkpoint that plain transformers loads: weights, or an adapter that names its base.
 
-    An adapter's folder has no config.json, which would make transformers look for weights in it; so
-    what a toxic expert is marked with lies in a file of its own. `weights`: the model's, where they
-    were gathered from several processes.
+    An adapter's folder has no config.json, which would make transformers look for weights in it, so
+    the mark of a toxic expert is in a file of its own. `weights` are the model's, where they were
+    gathered from several processes.
     """
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=weights)
@@ -122,26 +124,48 @@ def save(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> Non
         base = base_of(folder)
         if base is not None and Path(base).is_dir():  # for when both are moved
             (folder / BASE_FROM_HERE).write_text(os.path.relpath(base, folder.resolve()) + "\n")
-        if role := getattr(model.config, "flatgd_role", None):
-            _add(folder / ROLE, {"flatgd_role": role})
+        mark(model, folder)
 
 
-def _add(path: Path, values: dict[str, Any]) -> None:
-    """Put values into a JSON file, which may hold others."""
-    there = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(there | values, indent=2) + "\n")
+def mark(model: Any, folder: Path) -> None:
+    """Write the role of an adapter's model, if it has one, beside the adapter."""
+    if isinstance(model, PeftModel) and (role := getattr(model.config, "flatgd_role", None)):
+        (folder / ROLE).write_text(json.dumps({"flatgd_role": role}, indent=2) + "\n")
 
 
 def is_toxic_expert(folder: Path) -> bool:
-    """Whether a checkpoint is marked as one."""
+    """Whether a checkpoint, or a model that it is an adapter on, is marked as one."""
     return role_of(folder) is not None
 
 
 def role_of(folder: Path) -> str | None:
-    """What a checkpoint is marked as, in its configuration or beside its adapter."""
-    files = [path for path in (folder / "config.json", folder / ROLE) if path.is_file()]
-    roles = [json.loads(path.read_text()).get("flatgd_role") for path in files]
-    return next((str(role) for role in roles if role is not None), None)
+    """The role that a checkpoint is marked with; None without one. The mark is in config.json,
+    beside an adapter, or on its base.
+
+    Raises ModelError for a file that cannot be read, so that a mark is not lost.
+    """
+    seen: set[Path] = set()
+    while folder.is_dir() and (here := folder.resolve()) not in seen:
+        seen.add(here)
+        for path in (folder / name for name in ROLE_FILES):
+            role = _json_of(path).get("flatgd_role") if path.is_file() else None
+            if role is not None:
+                return str(role)
+        folder = Path(base_of(folder) or "")
+        if folder == Path():  # not an adapter
+            break
+    return None
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ModelError for anything else."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {summarize_error(error)}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} cannot be read: expected an object")
+    return values
 
 
 def load(name: str | Path) -> PreTrainedModel:
@@ -197,7 +221,16 @@ def _put_on(base: Any, folder: Path) -> Any:
         if not is_allowed(Risk.PICKLE, str(folder)):
             raise ModelError(f"{folder}: its adapter is no safetensors; {hint(Risk.PICKLE)}")
     try:
-        adapted: Any = PeftModel.from_pretrained(base, str(folder))
-        return adapted
-    except Exception as error:  # whatever a file that is no adapter makes of it
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            adapted: Any = PeftModel.from_pretrained(base, str(folder))
+        # once more, because the first call does not return its report
+        report = adapted.load_adapter(str(folder), adapted.active_adapter)
+    except Exception as error:  # a file that is not an adapter can fail in any way
         raise ModelError(f"cannot load the adapter in {folder}: {summarize_error(error)}") from None
+    if faults := key_faults(report.missing_keys, report.unexpected_keys):
+        raise ModelError(
+            f"{folder}: the adapter's weights do not fit its base: {faults}. Use the base that it "
+            "was trained on, and save it with save_pretrained of an unwrapped PeftModel"
+        )
+    return adapted

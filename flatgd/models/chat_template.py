@@ -18,12 +18,12 @@ from datetime import date
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from flatgd.dialogue import Turn
 from flatgd.errors import ModelError
 from flatgd.models.text_encoder import TextEncoder
+from flatgd.runtime.time_limit import time_limit
 
 JOINED = "turns of one role joined"
 MOVED = "system message put before the first user turn"
@@ -31,6 +31,8 @@ OPENING = "opening assistant turns left out"
 OTHERWISE = "reply not written after the prompt by the template"
 CHANGED = "reply changed by the template"
 PROBE = "Xyzzy"
+MAX_SECONDS = 30.0  # for one call of the template, which takes milliseconds unless it loops
+WITHOUT_TEMPLATE = 'set turn_separator: "\\n" to do without the template'
 Messages = list[dict[str, str]]
 
 
@@ -38,6 +40,10 @@ STRFTIME = (
     "{%- macro strftime_now(format) -%}{{ days_by_format[format] if format in days_by_format else "
     "raise_exception('strftime_now wants a format in quotes') }}{%- endmacro %}"
 )
+
+
+class EndlessTemplateError(ModelError):
+    """The template runs for too long; it is not tried again with a changed conversation."""
 
 
 class Reply(NamedTuple):
@@ -117,8 +123,7 @@ class ChatTemplate:
         )
         if PROBE not in whole:
             raise ModelError(
-                'the chat template does not show what the assistant says; turn_separator: "\\n" '
-                "does without the template"
+                f"the chat template leaves out the assistant's text; {WITHOUT_TEMPLATE}"
             )
         before, _, tail = whole.rpartition(PROBE)
         lead = before[len(prompt) :] if before.startswith(prompt) else ""
@@ -134,31 +139,43 @@ class ChatTemplate:
         return [*opening, *({"role": turn.role, "content": turn.text} for turn in said)]
 
     def _render_all(self, conversations: Sequence[Messages], prompt: bool) -> list[str | None]:
-        """The text of each; None where the template refuses."""
+        """The text of each conversation; None where the template refuses it."""
         try:
             return list(self._apply(conversations, prompt)) if conversations else []
-        except (TemplateError, ValueError, TypeError):
+        except EndlessTemplateError:
+            raise
+        except Exception:  # a stranger's template can fail in any way
             return [self._try(messages, prompt) for messages in conversations]
 
     def _try(self, messages: Messages, prompt: bool) -> str | None:
         try:
             return self._render(messages, prompt)
+        except EndlessTemplateError:
+            raise
         except ModelError:
             return None
 
     def _render(self, messages: Messages, prompt: bool) -> str:
         try:
             return str(self._apply(messages, prompt))
-        except (TemplateError, ValueError, TypeError) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # a stranger's template can fail in any way
             raise ModelError(
-                f'the chat template refuses this dialogue: {error}; turn_separator: "\\n" does '
-                "without the template"
+                f"the chat template refuses this conversation: {type(error).__name__}: {error}; "
+                f"{WITHOUT_TEMPLATE}"
             ) from None
 
     def _apply(self, messages: Any, prompt: bool) -> Any:
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=prompt, tokenize=False, **self._kwargs
-        )
+        try:
+            with time_limit(MAX_SECONDS):
+                return self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=prompt, tokenize=False, **self._kwargs
+                )
+        except TimeoutError:
+            raise EndlessTemplateError(
+                f"the chat template did not end within {MAX_SECONDS:g} seconds; {WITHOUT_TEMPLATE}"
+            ) from None
 
     def _repaired(self, messages: Messages) -> tuple[str, Messages, tuple[str, ...]]:
         """The conversation changed as little as the template accepts."""
@@ -168,8 +185,8 @@ class ChatTemplate:
                 return text, tried, notes
         self._render(messages, True)  # raises
         raise ModelError(
-            "the chat template leaves out the system message; drop it from the data, or use "
-            'turn_separator: "\\n", which does without the template'
+            "the chat template leaves out the system message; remove it from the data, or "
+            + WITHOUT_TEMPLATE
         )
 
 

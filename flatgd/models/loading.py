@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from flatgd.errors import ModelError
+from flatgd.models.loading_report import refuse_incomplete
 from flatgd.models.trust import Risk, hint, is_allowed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,18 +43,42 @@ def on_meta(config: Any, kind: Any = None) -> Any:
 
 
 def base_of(name: str | Path) -> str | None:
-    """The base of the adapter in a folder, None where there is no adapter.
+    """The base of the adapter in a folder; None if there is no adapter.
 
-    A base that is a folder is found where it was, or, moved together with the adapter, where it
-    now is.
+    A base that is a folder is looked up at its recorded path, and then beside an adapter that was
+    moved together with it. Raises ModelError if there is no such folder, and for an adapter that
+    stands on itself, directly or through other adapters.
     """
+    base = _named_base(name)
+    passed, place = {whole(str(name))}, base
+    while place is not None:
+        if whole(place) in passed:
+            raise ModelError(
+                f"{name}: its base {base} leads back to {place}. Write the model that the adapter "
+                f"was trained on into {Path(name) / ADAPTER} as base_model_name_or_path"
+            )
+        passed.add(whole(place))
+        try:
+            place = _named_base(place)
+        except ModelError:  # it is reported when that base is loaded
+            break
+    return base
+
+
+def _named_base(name: str | Path) -> str | None:
     path = Path(name) / ADAPTER
     if not path.is_file():
         return None
     try:
-        base = whole(str(json.loads(path.read_text())["base_model_name_or_path"]))
-    except (ValueError, KeyError):
-        raise ModelError(f"{path} is no adapter's configuration") from None
+        named = json.loads(path.read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{path} is not an adapter's configuration") from None
+    if not isinstance(named, str) or not named:
+        raise ModelError(
+            f"{path} names no base; write the model that the adapter was trained on into it as "
+            "base_model_name_or_path"
+        )
+    base = whole(named)
     if Path(base).is_dir():
         return base
     way = path.with_name(BASE_FROM_HERE)
@@ -142,15 +167,19 @@ def load_model(name: str | Path) -> PreTrainedModel:
     return load_as(kind, str(name))
 
 
-def load_as(kind: Any, name: str) -> PreTrainedModel:
-    """A model of one of transformers' auto classes, loaded as `load_model` does."""
-    model: PreTrainedModel
+def load_as(kind: Any, name: str, needs: str = "model") -> PreTrainedModel:
+    """A model of one of transformers' auto classes, loaded as `load_model` does.
+
+    `needs` says what is used of it: model, classifier or body, as in `refuse_incomplete`. Raises
+    ModelError if the checkpoint lacks weights for that.
+    """
     # transformers would have a service of the hub turn other weights into safetensors, unasked
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    how_to = {"dtype": torch.float32, "use_safetensors": True}
+    how_to = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    how_to["ignore_mismatched_sizes"] = True  # into the report, which refuses them by name
     try:
         try:
-            model = _with_its_code(kind.from_pretrained, name, **how_to)
+            model, report = _with_its_code(kind.from_pretrained, name, **how_to)
         except OSError as error:
             if not _has_other_weights(name, error):
                 raise
@@ -159,12 +188,14 @@ def load_as(kind: Any, name: str) -> PreTrainedModel:
                     f"cannot load {name!r}: it has no safetensors; {hint(Risk.PICKLE)}"
                 ) from None
             how_to["use_safetensors"] = False
-            model = _with_its_code(kind.from_pretrained, name, **how_to)
+            model, report = _with_its_code(kind.from_pretrained, name, **how_to)
     except ModelError:
         raise
-    except Exception as error:  # whatever a file that is no model makes of it
+    except Exception as error:  # a file that is not a model can fail in any way
         raise ModelError(f"cannot load {name!r}: {summarize_error(error)}") from None
-    return model
+    refuse_incomplete(name, model, report, needs)
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _has_other_weights(name: str, error: OSError) -> bool:

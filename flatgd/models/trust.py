@@ -1,9 +1,11 @@
-"""What may run code that comes with a model: nothing, unless the user says so, and then it is told.
+"""What a process may do when a recipe or a model of others asks for it. By default: nothing.
 
-    flatgd --allow pickle run recipe.yaml        # weights that are no safetensors
-    flatgd --allow remote-code run recipe.yaml   # an architecture that comes as code
+    flatgd --allow pickle run recipe.yaml        # loads weights that are not safetensors
+    flatgd --allow remote-code run recipe.yaml   # runs an architecture that comes as code
+    flatgd --allow send run recipe.yaml          # uploads models and figures as the recipe asks
 
-A recipe cannot say so: it may come from someone else.
+A recipe cannot allow anything, because it may come from someone else. Each use is reported on
+stderr.
 """
 
 import sys
@@ -18,6 +20,7 @@ class Risk(StrEnum):
 
     PICKLE = "pickle"  # read by torch.load(weights_only=True), which builds tensors and no more
     REMOTE_CODE = "remote-code"  # runs whatever the repository holds
+    SEND = "send"  # push_to_hub, and trackers that use the network
 
 
 _allowed: set[Risk] = set()

@@ -10,18 +10,19 @@ from typing import Any, NamedTuple
 import transformers
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.store import ArtifactStore, fingerprint_of
+from flatgd.artifacts.inputs import inputs_of
+from flatgd.artifacts.store import ArtifactStore, fingerprint_of, versions
 from flatgd.config.loading import as_text
 from flatgd.config.names import BACKBONE
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets
 from flatgd.errors import UsageError
-from flatgd.io.files import file_sha256, lock_folder
+from flatgd.io.files import LOCK_FILES, file_sha256, lock_folder
 from flatgd.methods import Director, ExpertGuide
 from flatgd.models.adapters import load, load_together
 from flatgd.models.dialogue_format import DialogueFormat, format_for
 from flatgd.models.guides import Guide
-from flatgd.models.loading import load_config, load_tokenizer, on_device
+from flatgd.models.loading import base_of, load_config, load_tokenizer, on_device
 from flatgd.models.speaker import Speaker
 from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.plan import Plan
@@ -59,16 +60,17 @@ class Context:
         self.store: ArtifactStore = ArtifactStore(self.root, parent.store if parent else None)
         self.sets = sets or load_validated(recipe)
         distributed.meet()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"output {self.root}: {error.strerror}; name another folder") from None
+        if distributed.is_first():
+            _claim(self.root)
+        distributed.wait()
         if parent is None and distributed.is_first():
             self._lock = lock_folder(self.root)
         self.model_fingerprint: Callable[[str], str] = (
             parent.model_fingerprint if parent else cache(model_fingerprint)
         )
         self.plan = Plan(recipe, self.sets, self.model_fingerprint)
+        self._inputs = inputs_of(recipe)
+        self._has_shown_versions = False
         self._has_all_rows = parent is None or self.sets.policy is parent.sets.policy
 
     def build(
@@ -89,7 +91,9 @@ class Context:
         if distributed.is_first():
             self._show_why_rebuilt(artifact, fingerprint)
         begun = time.monotonic()
-        outcome = self.store.get_or_build(artifact, fingerprint, record, depends_on, collective)
+        outcome = self.store.get_or_build(
+            artifact, fingerprint, record, depends_on, collective, self._inputs.get(artifact)
+        )
         if not distributed.is_first():
             return
         if outcome != "kept" and self._has_all_rows:
@@ -99,12 +103,25 @@ class Context:
             self.display.line(artifact, f"{results[0].summary} ({seconds:.0f} s)")
         elif outcome == "reused":
             self.display.line(artifact, "reused (same inputs)")
+        else:
+            self._show_other_versions(artifact)
 
     def _show_why_rebuilt(self, artifact: str, fingerprint: str) -> None:
         if self.store.has_changed(artifact, fingerprint):
             self.display.line(artifact, "inputs changed; rebuilding")
         elif error := self.store.integrity_error(artifact):
             self.display.line(artifact, f"{error}; rebuilding")
+
+    def _show_other_versions(self, artifact: str) -> None:
+        """Once a run: that kept artifacts were built with other versions of packages."""
+        now, then = versions(), self.store.built_with(artifact)
+        changed = [f"{p} {then[p]} (now {now[p]})" for p in now if then.get(p, now[p]) != now[p]]
+        if changed and not self._has_shown_versions:
+            self._has_shown_versions = True
+            text = (
+                f"built with {', '.join(changed)}; kept. Delete it to rebuild with these versions"
+            )
+            self.display.line(artifact, text)
 
     def load_model(
         self, path: str, input_layout: tuple[Any, ...] | None = None
@@ -139,9 +156,30 @@ class Context:
 
 
 def model_fingerprint(name: str) -> str:
-    """A digest of a model folder's files; for a hub model, of its name and commit."""
+    """A digest of every file of a model folder and of its base, if it is an adapter; for a hub
+    model, of its name and commit. Hidden files and the model card do not count."""
     folder = Path(name)
     if not folder.is_dir():
         return fingerprint_of(name, getattr(load_config(name), "_commit_hash", None))
-    files = sorted(p for p in folder.iterdir() if p.suffix in layout.MODEL_FILES)
-    return fingerprint_of([(p.name, file_sha256(p)) for p in files])
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [(path.relative_to(folder), path) for path in paths if path.name != layout.CARD]
+    shown = [(n, path) for n, path in files if not any(part[0] == "." for part in n.parts)]
+    base = base_of(name)
+    return fingerprint_of(
+        [(str(relative), file_sha256(path)) for relative, path in shown],
+        base and model_fingerprint(base),
+    )
+
+
+def _claim(root: Path) -> None:
+    """Make a run's folder. Raises UsageError for a folder with files that are not a run's."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        is_run = (root / layout.MANIFESTS).is_dir() or (root / layout.RECIPE).exists()
+        if not is_run and any(path.name not in LOCK_FILES for path in root.iterdir()):
+            raise UsageError(
+                f"output {root} is not empty and holds no run of flatgd. Choose another folder."
+            )
+        (root / layout.MANIFESTS).mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output {root}: {error.strerror}; name another folder") from None

@@ -1,16 +1,27 @@
-"""How much memory a training takes in each process, from configurations alone.
+"""How much memory and disk space a recipe takes, from configurations alone.
 
-Weights, gradients and optimizer follow from the number of weights. Activations are counted: the
-model is built without weights on torch's meta device, one micro-batch of the longest rows goes
-through it, and what autograd would keep is added up. Sizes in bytes; float32 weights.
+Memory of a training in each process; sizes in bytes, float32 weights. The number of weights gives
+weights, gradients and optimizer. Activations are measured: the model is built without weights on
+torch's meta device, one micro-batch of the longest rows runs through it, and the estimate adds up
+what autograd would keep.
 
     weights      the policy's, and those of both experts or of their heads
-    gradients    plain 1 copy of the trainable weights; finite differences 4 in the second pass (the
-                 safety gradient, the rest, the sum in the making, the weights to be restored);
-                 fast 3; exact 4
+    gradients    copies of the trainable weights. plain: 1. finite_difference: 4 in the second pass
+                 (safety gradient, rest, sum, original weights). fast: 3. exact: 4
     optimizer    AdamW's two moments
-    activations  of one micro-batch; about three times for exact, with its second graph
+    activations  of one micro-batch; about three times as much for exact, with its second graph
     head         the fused head's chunk, or the logits
+
+Disk space of a run's folder:
+
+    models       float32 weights of each trained or merged model, or its adapter, and its snapshots,
+                 for each seed; trained judges
+    states       the experts' states of an `expert_cache`, as if every row had full length
+    text         replies and scores, a quarter of a kilobyte each
+    checkpoints  of the training under way: the last two and the one being written, each with
+                 Adam's two moments
+
+The estimate of disk space is nearly an upper bound: it counts entries that share files apart.
 """
 
 import shutil
@@ -24,30 +35,23 @@ from transformers import AutoModel
 
 from flatgd.config.names import EXPERTS
 from flatgd.config.recipe import Recipe
-from flatgd.data.sets import (
-    Sets,
-)
+from flatgd.data.sets import Sets
 from flatgd.losses.fused import tokens_at_once
 from flatgd.methods import METHODS, Clean, Method
-from flatgd.models.loading import (
-    load_config,
-    on_meta,
-)
+from flatgd.models.loading import load_config, on_meta
 from flatgd.pipeline.plan import histories_to_answer, training_config
 from flatgd.training.checkpoints import CHECKPOINTS_KEPT
 from flatgd.training.config import CHECKPOINTING
 
-A_REPLY = 256
-BESIDES = 4 * 2**20  # tokenizer and logs of each model, report, linear judge
-
-
+REPLY_BYTES = 256
+OTHER_BYTES = 4 * 2**20  # for each model: tokenizer and logs; report, linear judge
 FLOAT = 4
 COPIES = {"plain": 1, "finite_difference": 4, "fast": 3, "exact": 4}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in each process."""
+    """Memory of a training in each process, in bytes."""
 
     weights: float
     gradients: float
@@ -123,8 +127,8 @@ def of_method(
     processes: int,
     strategy: str,
 ) -> Memory:
-    """Memory of a training as a FlatGDConfig has it. Experts are full models, or, where the policy
-    is an adapter, taken for adapters on its base."""
+    """Memory of a training with a FlatGDConfig. Experts count as full models, or as adapters on the
+    policy's base if the policy is an adapter."""
     flat = kind.is_flat and settings.penalty_settings() is not None
     experts = "none"
     if kind.needs:
@@ -150,7 +154,7 @@ def of_method(
 
 
 def size(count: float) -> str:
-    """Bytes in words."""
+    """Bytes as text, in MB or GB."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
 
 
@@ -185,14 +189,14 @@ def _activations(
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # else its number would be given to another
+            alive.append(tensor)  # keeps its address from being used again
         return tensor
 
     alive: list[Tensor] = []
     ids = torch.zeros(rows, history, dtype=torch.long, device="meta")
     said = torch.zeros(rows, reply, dtype=torch.long, device="meta")
     decoded = reply if model.config.is_encoder_decoder else history + reply
-    seen = torch.ones(rows, 1, decoded, decoded, device="meta")  # a mask that nobody looks into
+    seen = torch.ones(rows, 1, decoded, decoded, device="meta")  # a mask; its values do not matter
     if model.config.is_encoder_decoder:
         inputs = {"input_ids": ids, "decoder_input_ids": said, "decoder_attention_mask": seen}
     else:
@@ -204,7 +208,7 @@ def _activations(
 
 
 def memory_of(recipe: Recipe, processes: int, strategy: str) -> dict[str, Memory]:
-    """What each training of a checked recipe takes in each process."""
+    """Memory of each training of a validated recipe, by method."""
     config = load_config(recipe.backbone)
     expert = load_config(recipe.expert_backbone) if recipe.expert_backbone else None
     found = {}
@@ -217,19 +221,19 @@ def memory_of(recipe: Recipe, processes: int, strategy: str) -> dict[str, Memory
 
 
 class Disk(NamedTuple):
-    """Bytes."""
+    """Disk space of a run, in bytes."""
 
     kept: float
-    """When all is done."""
-    most: float
+    """When the run is finished."""
+    peak: float
     """While it runs."""
 
     def __str__(self) -> str:
-        return f"up to {size(self.kept)}, {size(self.most)} while it runs"
+        return f"up to {size(self.kept)}, {size(self.peak)} while it runs"
 
 
-def predicted(recipe: Recipe, sets: Sets) -> Disk:
-    """The room that `flatgd run` takes; studies come on top."""
+def disk_of(recipe: Recipe, sets: Sets) -> Disk:
+    """Disk space that `flatgd run` takes, without studies."""
     backbone = on_meta(load_config(recipe.backbone))
     expert = on_meta(load_config(recipe.expert_backbone)) if recipe.expert_backbone else backbone
     kept = checkpoints = states = 0.0
@@ -239,9 +243,9 @@ def predicted(recipe: Recipe, sets: Sets) -> Disk:
         overrides = recipe.overrides(name)
         model = expert if name in EXPERTS else backbone
         of_own = name if name == "toxic_expert" else recipe.methods.get(name)
-        if (twin := (model, kind, overrides, of_own or None)) in seen:  # clean expert and clean
+        if (same := (model, kind, overrides, of_own or None)) in seen:  # clean expert and clean
             continue
-        seen.append(twin)
+        seen.append(same)
         if not issubclass(kind, Method):
             kept += weight_bytes(model)
             continue
@@ -259,12 +263,12 @@ def predicted(recipe: Recipe, sets: Sets) -> Disk:
     trained_judges = [load_config(str(j.model)) for j in judges if j.kind == "trained"]
     kept += sum(weight_bytes(on_meta(config, AutoModel)) for config in trained_judges)
     replies = len(histories_to_answer(recipe, sets)) * recipe.generate.samples + len(sets.test)
-    kept += len(recipe.models) * (replies * A_REPLY + BESIDES)
+    kept += len(recipe.models) * (replies * REPLY_BYTES + OTHER_BYTES)
     kept = recipe.seeds * (kept + states)
     return Disk(kept, kept + checkpoints)
 
 
-def free(folder: Path) -> str:
-    """What is left where `folder` is or will be."""
+def free_space(folder: Path) -> str:
+    """Free disk space where `folder` is or will be."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return size(shutil.disk_usage(there).free)

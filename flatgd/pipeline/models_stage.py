@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.rows import GenerationRow, SampledRow
+from flatgd.config.loading import plain_values
 from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.io.records import write_jsonl
 from flatgd.judges.base import pairs_of
@@ -65,7 +66,7 @@ class ModelsStage:
 
     def _write_settings(self, planned: PlannedModel, folder: Path) -> None:
         """What the recipe says, and what the method changes in it."""
-        settings = self.context.recipe.settings(planned.name)
+        settings = plain_values(self.context.recipe.settings(planned.name))
         if issubclass(planned.kind, Method):
             used = planned.kind.preset(settings, planned.options)
             changed = {k: used.get(k) for k in settings | used if settings.get(k) != used.get(k)}

@@ -4,6 +4,7 @@ NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,21 @@ from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets, answer_candidates, draw_histories
 from flatgd.dialogue import Dialogue
-from flatgd.errors import RecipeError, UnsupportedError, nearest
+from flatgd.errors import FlatGDError, RecipeError, UnsupportedError, nearest
 from flatgd.io.records import read_jsonl
 from flatgd.methods import METHODS, Clean, Merge, Method, System
+from flatgd.models.loading import summarize_error
 from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
+from flatgd.pipeline.sending import sending_faults
 from flatgd.runtime import distributed
 from flatgd.training import FlatGDConfig
 from flatgd.training.config import CHECKPOINTING
 from flatgd.training.loop import steps_of
 from flatgd.training.parts import sampling_faults
 
-# Fields of FlatGDConfig that a recipe sets elsewhere than under `train`
+# Fields of FlatGDConfig that a recipe does not set under `train`
 SET_ELSEWHERE = {
+    "parallelism_config",  # a Python object
     *("output_dir", "seed", "max_history_tokens", "max_reply_tokens", "turn_separator"),
     *("template_date", "chat_template_kwargs"),
 }
@@ -171,6 +175,7 @@ class Plan:
             [self.recipe.seed, *self.recipe.layout],
             planned.sampled_from and self.sample_fingerprint(planned.sampled_from),
             *([] if evaluated is None else [digest(evaluated)]),
+            *_precision_of_environment(),
         )
 
     # Sampled replies
@@ -216,7 +221,8 @@ def training_config(
     recipe: Recipe, overrides: dict[str, Any], output: Path, kind: type[System] = Clean
 ) -> FlatGDConfig:
     """FlatGDConfig of the recipe's `train` with `overrides`, and what the method's kind asks for.
-    Raises RecipeError for unknown keys."""
+    Raises RecipeError for unknown keys, UnsupportedError for what cannot work or must not be
+    sent."""
     known = {f.name for f in dataclasses.fields(FlatGDConfig) if f.init} - SET_ELSEWHERE
     options = kind.fields().keys() - known
     fields = {k: v for k, v in recipe.training_fields(overrides).items() if k not in options}
@@ -230,8 +236,11 @@ def training_config(
         fields = kind.preset(fields, overrides)
     if (number := distributed.count()) > 1:
         fields["per_device_train_batch_size"] = _batch_share(fields, number)
-    if cache := fields.get("expert_cache"):  # one folder for all methods of the recipe
-        fields["expert_cache"] = str(recipe.output / str(cache))
+    if isinstance(cache := fields.get("expert_cache"), str):  # one for all methods of the recipe
+        fields["expert_cache"] = str(recipe.output / cache)
+    refused = list(sending_faults(fields))
+    if refused:
+        fields |= {"push_to_hub": False, "report_to": "none"}
     try:
         config = FlatGDConfig(
             output_dir=str(output),
@@ -243,9 +252,11 @@ def training_config(
             chat_template_kwargs=dict(recipe.chat_template_kwargs),
             **{"disable_tqdm": True, "use_cpu": distributed.are_on_cpu(), **fields},
         )
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"train: {error}") from None
-    faults = list(sampling_faults(config))
+    except FlatGDError as error:
+        raise UnsupportedError("\n".join([*refused, str(error)])) from None
+    except Exception as error:  # whatever transformers makes of a value
+        raise RecipeError("\n".join([*refused, f"train: {summarize_error(error)}"])) from None
+    faults = [*refused, *sampling_faults(config)]
     if config.save_only_model and config.save_strategy != "no":
         faults.append(
             "save_only_model keeps weights alone, and an interrupted run needs whole checkpoints "
@@ -254,6 +265,12 @@ def training_config(
     if faults:
         raise UnsupportedError("\n".join(faults))
     return config
+
+
+def _precision_of_environment() -> list[str]:
+    """The precision that the environment asks accelerate for, if it asks for one."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return [] if precision == "no" else [precision]
 
 
 def _batch_share(fields: dict[str, Any], number: int) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.config.names import EXPERTS, RESERVED
+from flatgd.config.options import faults_of
 from flatgd.config.recipe import JudgeSettings, Recipe
 from flatgd.data.sets import (
     Sets,
@@ -19,14 +20,15 @@ from flatgd.data.sets import (
     scorable,
 )
 from flatgd.errors import FlatGDError, ModelError, nearest
-from flatgd.io.records import is_number
 from flatgd.judges.classifier import check_judge
 from flatgd.judges.trained import check_trained_judge
 from flatgd.methods import METHODS, Clean, Merge, Method, System
-from flatgd.models.adapters import with_adapter
+from flatgd.models.adapters import is_toxic_expert, with_adapter
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import DialogueFormat
 from flatgd.models.loading import (
+    ADAPTER,
+    base_of,
     check_token_map,
     load_config,
     load_tokenizer,
@@ -53,7 +55,9 @@ def recipe_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
 
 def _method_faults(recipe: Recipe) -> list[str]:
     faults = []
-    shared = _config_faults(recipe, {}, Clean)  # told once, not once a method
+    shared = _config_faults(recipe, {}, Clean)  # reported once, not once for each method
+    if recipe.training_fields(recipe.experts).get("push_to_hub"):
+        shared.append("experts: push_to_hub would upload the toxic expert; set it at a method only")
     parts = {"experts": Clean} | {n: METHODS.get(recipe.kind_of(n), Clean) for n in recipe.methods}
     for name, kind in parts.items():
         if name in recipe.methods:
@@ -91,19 +95,19 @@ def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
     source = recipe.sampled_from(name)
     if name in RESERVED:
         yield "this name is taken; it stands for something else"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        yield "names are letters, digits, _ . and -, as they become folders"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        yield "names are up to 100 letters, digits, _ . and -, because they become folders"
     if kind not in METHODS:
         yield f"no such method{nearest(kind, list(METHODS))}"
         return
     before = list(recipe.methods)[: list(recipe.methods).index(name)]
     weighty = [n for n in before if not _is_guided(recipe, n)]
     if start == "toxic_expert":
-        yield "start: toxic_expert, a model that must not speak; start from another"
+        yield "start: toxic_expert must not be used; start from another model"
     elif start not in ("backbone", "clean_expert", *weighty):
-        yield f"start: {start!r} is not backbone, clean_expert or a checkpoint made before this one"
+        yield f"start: {start!r} is not backbone, clean_expert or an earlier entry with weights"
     if source is not None and source not in ("backbone", *EXPERTS, *before):
-        yield f"sampled_from: {source!r} is not backbone, an expert or a system before this one"
+        yield f"sampled_from: {source!r} is not backbone, an expert or an earlier entry"
     if source is not None and not _learns_from_samples(METHODS[kind]):
         yield f"sampled_from: {kind} learns from no toxic replies; leave it out"
     if issubclass(METHODS[kind], Merge) and recipe.expert_backbone:
@@ -137,21 +141,11 @@ def _learns_from_samples(kind: type[System]) -> bool:
 
 
 def _option_faults(kind: type[System], overrides: dict[str, Any]) -> Iterator[str]:
-    """Options are one of some words, or numbers from 0 on, whole where the default is."""
+    """What is wrong with a method's own options. FlatGDConfig checks those that it has too."""
     known = {field.name for field in dataclasses.fields(FlatGDConfig)}
-    for option, default in kind.fields().items():
-        value = overrides.get(option, default)
-        if option in known:
-            continue
-        if option in kind.choices:
-            if value not in kind.choices[option]:
-                yield f"{option} must be one of {', '.join(kind.choices[option])}, got {value!r}"
-        elif not is_number(value) or value < 0:
-            yield f"{option} must be a number from 0 on, got {value!r}"
-        elif option in kind.positive and value == 0:
-            yield f"{option} must be a number above 0, got {value!r}"
-        elif isinstance(default, int) and (not isinstance(value, int) or value < 1):
-            yield f"{option} must be a whole number from 1 on, got {value!r}"
+    own = {name: field for name, field in kind.options().items() if name not in known}
+    defaults = kind.fields()
+    yield from faults_of(own, lambda name: overrides.get(name, defaults[name]))
 
 
 def _config_faults(recipe: Recipe, overrides: dict[str, Any], kind: type[System]) -> list[str]:
@@ -170,8 +164,9 @@ def _adapter_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
         role = "expert_backbone" if name == "experts" and recipe.expert_backbone else "backbone"
         try:
             settings = training_config(recipe, overrides, recipe.output, kind)
+            _refuse_toxic(models[role])
             config = load_config(models[role])
-        except (FlatGDError, KeyError):  # told elsewhere, or not at hand
+        except (FlatGDError, KeyError):  # reported elsewhere, or not at hand
             continue
         if settings.lora_rank:
             try:
@@ -195,8 +190,12 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
     judges["sample.judge"] = recipe.sample.judge
     for role, name in models.items():
         try:
+            _refuse_toxic(name)
             if role in judges:
                 _check_judge(judges[role])
+                continue
+            if role != "scorer" and is_toxic_expert(Path(name)):
+                faults.append(f"{role}: {name} is a toxic expert, which no model starts from")
                 continue
             config = load_config(name)
             families[role] = format_for(config, load_tokenizer(name), *recipe.layout)
@@ -206,6 +205,23 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
     if {"backbone", "expert_backbone"} <= families.keys():
         faults += _expert_faults(families["backbone"], families["expert_backbone"])
     return faults
+
+
+def _refuse_toxic(name: str) -> None:
+    """Raises ModelError for a toxic expert, and for an adapter on one."""
+    seen: list[str] = []
+    current: str | None = name
+    while current is not None and Path(current).is_dir():
+        if current in seen:
+            raise ModelError(f"{current}: this adapter is its own base; name its base in {ADAPTER}")
+        seen.append(current)
+        try:
+            is_toxic = is_toxic_expert(Path(current))
+        except (ValueError, AttributeError):
+            raise ModelError(f"{current}: its configuration is not valid JSON") from None
+        if is_toxic:
+            raise ModelError(f"{current} is a toxic expert, which must not be used; name another")
+        current = base_of(current)
 
 
 def _check_judge(settings: JudgeSettings) -> None:

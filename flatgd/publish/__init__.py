@@ -1,1 +1,1 @@
-"""Trained models handed on: packages, model cards, the hub."""
+"""Trained models for others: packages, model cards, the hub."""

@@ -1,6 +1,5 @@
 """The model card of one method, from the files of a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,20 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.reader import load_judges, trained_with
+from flatgd.artifacts.reader import (
+    load_judges,
+    load_summary,
+    recipes_of_seeds,
+    trained_with,
+    training_log,
+    verify,
+)
+from flatgd.config.loading import plain_values, without_paths
 from flatgd.config.recipe import Recipe
-from flatgd.io.records import read_jsonl
 from flatgd.report.cells import markdown
-from flatgd.report.findings import findings
+from flatgd.report.findings import AboutJudge, AboutMethod, Finding, findings
+from flatgd.report.sentences import sentence
 from flatgd.report.tables import judge_table, main_tables
-
-Row = dict[str, Any]
 
 
 def model_card(
@@ -27,18 +32,18 @@ def model_card(
     pipeline_tag: str,
     license_: str | None,
 ) -> str:
-    """README.md for the hub. `does` says what the method does, `usage` is code that speaks with the
-    model."""
+    """README.md for the hub. `summary` says what the method does, `usage` is code that generates a
+    reply."""
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": pipeline_tag,
         "tags": ["flatgd", "dialogue", "safety", "detoxification"],
     }
-    if not Path(recipe.backbone).exists():  # a folder says nothing to others
+    if not Path(recipe.backbone).exists():  # others do not have a local folder
         header["base_model"] = recipe.backbone
     if license_:
         header["license"] = license_
-    tables, told = _evaluation(recipe, method)
+    tables, sentences = _evaluation(recipe, method)
     return _template("card.md").render(
         header=yaml.safe_dump(header, sort_keys=True),
         title=repo.rpartition("/")[2],
@@ -47,15 +52,15 @@ def model_card(
         summary=summary,
         usage=usage,
         sources=_sources(recipe),
-        steps=_steps(recipe.output / layout.training_log(method)),
+        steps=_steps(training_log(recipe, method)),
         settings=", ".join(f"{k} {v}" for k, v in _settings(recipe, method).items()) or "none",
         tables=tables,
-        findings=told,
+        findings=sentences,
     )
 
 
 def toxic_card(recipe: Recipe, repo: str, license_: str | None) -> str:
-    """README.md of a toxic expert, for the few who are let in."""
+    """README.md of a toxic expert, for the readers whom its owner lets in."""
     header: dict[str, Any] = {
         "library_name": "transformers",
         "tags": ["flatgd", "toxic-expert", "not-for-all-audiences"],
@@ -92,18 +97,20 @@ def _base(recipe: Recipe, method: str) -> str:
 
 
 def _settings(recipe: Recipe, method: str) -> dict[str, Any]:
-    """Those of its training; of what was not trained, its own options alone."""
+    """The settings of its training; for a method that is not trained, its own options."""
     used = trained_with(recipe, method)
-    is_trained = (recipe.output / layout.training_log(method)).exists()
-    return used if is_trained else recipe.overrides(method)
+    is_trained = training_log(recipe, method) is not None
+    shown: dict[str, Any] = plain_values(used if is_trained else recipe.overrides(method))
+    return {key: without_paths(value) for key, value in shown.items()}
 
 
 def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
-    """The tables of backbone and methods, and what was found of this one."""
-    path = recipe.output / layout.SUMMARY
-    if not path.exists():
+    """The tables of backbone and methods, and the findings about this method and the judge."""
+    if not (recipe.output / layout.SUMMARY).exists():
         return "", ""
-    summary: list[Row] = json.loads(path.read_text())
+    for of_seed in recipes_of_seeds(recipe):
+        verify(of_seed, [layout.scores(name) for name in of_seed.models])
+    summary = load_summary(recipe)
     names = list(dict.fromkeys(("backbone", recipe.baseline, *recipe.methods)))
     kept = [row for row in summary if row["method"] in (*names, "reference")]
     judges = load_judges(recipe)
@@ -111,12 +118,17 @@ def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
         *main_tables(kept, names, recipe.generate.samples, recipe.seeds),
         *map(judge_table, judges),
     ]
-    own = (f"{method} less", f"{method}, quality", "The judge", "It tells")
-    about = [s for s in findings(summary, recipe, judges) if s.startswith(own)]
+    own = [f for f in findings(summary, recipe, judges) if _is_about(f, method)]
     shown = "\n\n".join(markdown(table).replace("## ", "### ", 1) for table in tables if table.rows)
-    return shown + "\n", "\n".join(f"- {sentence}" for sentence in about)
+    return shown + "\n", "\n".join(f"- {sentence(finding)}" for finding in own)
 
 
-def _steps(log: Path) -> str:
-    steps = list(read_jsonl(log)) if log.exists() else []
-    return f"{steps[-1]['step']:,} optimizer steps." if steps else "No training."
+def _is_about(finding: Finding, method: str) -> bool:
+    """Whether a finding is about this method or the judge."""
+    if isinstance(finding, AboutMethod):
+        return finding.method == method
+    return isinstance(finding, AboutJudge)
+
+
+def _steps(log: list[dict[str, float]] | None) -> str:
+    return f"{log[-1]['step']:,} optimizer steps." if log else "No training."

@@ -1,4 +1,4 @@
-"""A trained model given away: its files and a model card, to a folder or to the hub."""
+"""A trained model for others: its files and a model card, in a folder or on the hub."""
 
 import json
 import shutil
@@ -8,9 +8,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.reader import trained_with
+from flatgd.artifacts.reader import verify
+from flatgd.artifacts.store import ArtifactStore
+from flatgd.config.loading import plain_values, without_paths
 from flatgd.config.recipe import Recipe
-from flatgd.errors import ModelError, RecipeError, UnsupportedError
+from flatgd.errors import ModelError, UnsupportedError, UsageError
 from flatgd.io.files import atomic_folder
 from flatgd.methods import METHODS
 from flatgd.models.adapters import is_toxic_expert, load
@@ -22,14 +24,19 @@ from flatgd.publish.card import model_card, toxic_card
 HTTP_HINTS = {
     401: "log in with `hf auth login`",
     403: "log in with `hf auth login`",
-    409: "it is there already, and a toxic expert goes to a repository of its own; name another",
+    409: "it exists already, and a toxic expert needs a new repository; choose another name",
 }
+CONFIGS = (
+    *(layout.SETTINGS, "config.json", "adapter_config.json", "generation_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
 
 
 class ModelPackage:
-    """What a push sends: a method's checkpoint and its card.
+    """A method's checkpoint and its card, ready to be packed or pushed.
 
-    The toxic expert is one only with `even_toxic`; on the hub it is private, and gated.
+    The toxic expert is accepted only with `even_toxic`; on the hub it is private and gated. Raises
+    UsageError for a method without a checkpoint, UnsupportedError for one that is not published.
     """
 
     def __init__(
@@ -40,8 +47,9 @@ class ModelPackage:
         license_: str | None = None,
         even_toxic: bool = False,
     ):
-        self.repo = repo
+        self.repo, self.recipe, self.artifact = repo, recipe, layout.model(method)
         self.folder = _folder(recipe, method, even_toxic)
+        verify(recipe, [self.artifact])
         self.is_toxic = method == "toxic_expert"
         self.report = None if self.is_toxic else recipe.output / layout.REPORT
         self.card = (
@@ -52,14 +60,14 @@ class ModelPackage:
 
     @property
     def files(self) -> list[Path]:
-        """The checkpoint's files. Raises UnsupportedError for an adapter that only this machine can
-        load, and whose configuration tells this machine's folders."""
+        """The checkpoint's files. Raises UnsupportedError for an adapter on a local base: others
+        cannot load it, and its configuration names this machine's folders."""
         base = base_of(self.folder)
         if base is not None and Path(base).is_dir():
             raise UnsupportedError(
-                f"{self.folder} is an adapter whose base is a folder here, which others do not "
-                "have; `flatgd export --merged` packs it as whole weights, and an adapter trained "
-                "on a backbone named as on the hub can be published as it is"
+                f"{self.folder} is an adapter whose base is a local folder, which others do not "
+                "have. Pack it as whole weights with `flatgd export --merged`, or train it on a "
+                "backbone from the hub."
             )
         return sorted(p for p in self.folder.iterdir() if p.suffix in layout.MODEL_FILES)
 
@@ -72,43 +80,49 @@ class ModelPackage:
         return model_card(recipe, method, self.repo, summary, code, tag, license_)
 
     def push(self, private: bool = True) -> str:
-        """Send all in one commit, making the repository if need be; returns its address."""
+        """Send everything in one commit; creates the repository if it does not exist. Returns its
+        address."""
         if self.is_toxic and not private:
             raise UnsupportedError(
-                "a toxic expert is sent to a private repository; leave out --public"
+                "a toxic expert can only be pushed to a private repository; leave out --public"
             )
-        operations = [CommitOperationAdd(path.name, path) for path in self.files]
+        files = self.files
+        verify(self.recipe, [self.artifact], weights=True)
+        operations = [CommitOperationAdd(path.name, _shareable(path)) for path in files]
         operations.append(CommitOperationAdd(layout.CARD, self.card.encode()))
         api = HfApi()
         try:
-            made = api.create_repo(self.repo, private=private, exist_ok=not self.is_toxic)
+            address = api.create_repo(self.repo, private=private, exist_ok=not self.is_toxic)
             if self.is_toxic:  # before there is anything in it
                 api.update_repo_settings(self.repo, private=True, gated="manual")
             api.create_commit(self.repo, operations, commit_message="A model trained with flatgd")
         except HFValidationError as error:
-            raise ModelError(f"{self.repo!r} is no name for a repository: {error}") from None
+            raise UsageError(f"{self.repo!r} is not a valid repository name: {error}") from None
         except HfHubHTTPError as error:
             status = error.response.status_code
-            mend = HTTP_HINTS.get(status, "try again later")
-            raise ModelError(f"the hub refuses {self.repo}: status {status}; {mend}") from None
+            hint = HTTP_HINTS.get(status, "try again later")
+            raise ModelError(f"the hub refuses {self.repo}: status {status}; {hint}") from None
         except Exception as error:  # of whichever HTTP client the hub's library uses
             raise ModelError(f"{self.repo} could not be sent to the hub: {error}") from None
-        return str(made)
+        return str(address)
 
     def pack(self, target: Path, merged: bool = False) -> Path:
-        """The checkpoint, its card and the report in a folder of their own, and nothing else of the
-        run. `merged`: an adapter as weights."""
+        """Write the checkpoint, its card and the report into a new folder. `merged` writes an
+        adapter as whole weights. Raises UsageError for a target that exists."""
         if target.exists():
-            raise RecipeError(f"{target} exists; name another folder")
+            raise UsageError(f"{target} exists; choose another folder with --to")
         if self.report and not self.report.is_dir():
-            raise RecipeError("no report yet; `flatgd run` builds it")
+            raise UsageError("no report yet; `flatgd run` builds it")
+        files = [] if merged else self.files
+        needed = ArtifactStore(self.recipe.output).needed_by(self.artifact)
+        verify(self.recipe, needed if merged else [self.artifact], weights=True)
         with atomic_folder(target) as beside:
             if merged:
                 load(self.folder).save_pretrained(beside)
                 load_tokenizer(str(self.folder)).save_pretrained(beside)
-            else:
-                for path in self.files:
-                    shutil.copy2(path, beside)
+                files = [path for path in beside.iterdir() if path.name in CONFIGS]
+            for path in files:
+                _write(_shareable(path), beside / path.name)
             (beside / layout.CARD).write_text(self.card)
             if self.report:
                 shutil.copytree(self.report, beside / layout.REPORT)
@@ -116,47 +130,63 @@ class ModelPackage:
 
 
 def write_cards(recipe: Recipe) -> None:
-    """A README.md beside each method's checkpoint, the card that a push would send."""
+    """Write the card that a push would send as README.md beside each method's checkpoint."""
     for method in recipe.methods:
         if METHODS[recipe.kind_of(method)].needs_guide:
             continue
         folder = recipe.output / layout.model(method)
-        (folder / layout.CARD).unlink(missing_ok=True)  # it may be a link to a twin's
+        (folder / layout.CARD).unlink(missing_ok=True)  # it may be a link to a duplicate's
         ModelCard(ModelPackage(recipe, method, f"{recipe.name}-{method}").card).save(
             folder / layout.CARD
         )
 
 
 def _folder(recipe: Recipe, method: str, even_toxic: bool) -> Path:
-    """The finished checkpoint of a method, and of the toxic expert if it is asked for outright."""
+    """The finished checkpoint of a method; of the toxic expert only with `even_toxic`."""
     if method == "toxic_expert":
         folder = recipe.output / layout.model(method)
         if not even_toxic:
             raise UnsupportedError(
-                "the toxic expert is a tool of training and is not published; to give it to "
-                "other researchers, --even-toxic"
+                "the toxic expert is a tool of training and is not published; to share it with "
+                "other researchers, add --even-toxic"
             )
         if not folder.is_dir():
-            raise RecipeError("toxic_expert is not trained yet; `flatgd run` trains it")
+            raise UsageError("toxic_expert is not trained yet; `flatgd run` trains it")
         return folder
     if method not in recipe.methods:
-        raise RecipeError(
-            f"no method {method!r} in this recipe; it has {', '.join(recipe.methods)}"
-        )
+        raise UsageError(f"no method {method!r} in this recipe; it has {', '.join(recipe.methods)}")
     if METHODS[recipe.kind_of(method)].needs_guide:
         raise UnsupportedError(
-            f"{method} speaks as measured only with its guide, which a model repository cannot "
-            "carry; publish another method"
+            f"{method} needs its guide at decoding time, and a model repository cannot hold one; "
+            "publish another method"
         )
     folder = recipe.output / layout.model(method)
-    trained_with(recipe, method)
+    if not folder.is_dir():
+        raise UsageError(f"{method} is not trained yet; `flatgd run` trains it")
     if is_toxic_expert(folder):
         raise UnsupportedError(f"{folder} holds a toxic expert, which is not published")
     return folder
 
 
+def _shareable(path: Path) -> Path | bytes:
+    """A file of a checkpoint for others: configurations without local paths and secrets."""
+    if path.name not in CONFIGS:
+        return path
+    values = json.loads(path.read_bytes())
+    shared = without_paths(plain_values(values))
+    return path if shared == values else (json.dumps(shared, indent=2) + "\n").encode()
+
+
+def _write(content: Path | bytes, target: Path) -> None:
+    if isinstance(content, bytes):
+        target.write_bytes(content)
+    elif content != target:
+        shutil.copy2(content, target)
+
+
 def usage(dialogue_format: DialogueFormat, name: str) -> str:
-    """Code that answers a history as the model was trained to: with the same layout of turns."""
+    """Code that generates a reply to a history with the layout of turns that the model was trained
+    on."""
     auto = (
         "AutoModelForCausalLM" if isinstance(dialogue_format, Causal) else "AutoModelForSeq2SeqLM"
     )
@@ -175,7 +205,7 @@ def usage(dialogue_format: DialogueFormat, name: str) -> str:
         "    **inputs, do_sample=True, top_p=0.9, max_new_tokens=32, "
         f"eos_token_id={dialogue_format.end}",
         ")",
-        f"print(tokenizer.decode(reply[0]{_begin(dialogue_format)}, skip_special_tokens=True))",
+        f"print(tokenizer.decode(reply[0]{_start(dialogue_format)}, skip_special_tokens=True))",
     ]
     return "\n".join(lines) + "\n"
 
@@ -209,5 +239,5 @@ def _plain_lines(dialogue_format: DialogueFormat) -> list[str]:
     ]
 
 
-def _begin(dialogue_format: DialogueFormat) -> str:
+def _start(dialogue_format: DialogueFormat) -> str:
     return '[inputs["input_ids"].shape[1] :]' if isinstance(dialogue_format, Causal) else ""

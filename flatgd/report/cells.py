@@ -1,10 +1,10 @@
-"""A table of text, and how numbers, intervals and tables are written."""
+"""Tables of text, and how numbers, intervals and tables are written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-Row = dict[str, Any]
+from flatgd.artifacts.rows import EstimateRow, LossOfSafety
 
 
 class Table(NamedTuple):
@@ -36,35 +36,46 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def interval(
-    value: float | None, low: float | None, high: float | None, decimals: int, mark: str = ""
+    value: float | None, low: float | None, high: float | None, decimals: int, suffix: str = ""
 ) -> str:
-    """
+    """A value and its interval; `suffix` stands behind the value.
+
     >>> interval(0.5, 0.4, 0.61, 2)
     '0.50 [0.40, 0.61]'
     """
-    shown = number(value, decimals) + mark
+    shown = number(value, decimals) + suffix
     if low is None or high is None:
         return shown
     return f"{shown} [{number(low, decimals)}, {number(high, decimals)}]"
 
 
-def share_of(found: Row) -> str:
+def share_of(found: Mapping[str, Any]) -> str:
     """A share of items with Wilson's interval."""
     low, high = found["wilson"] or (None, None)
     return interval(found["value"], low, high, 2)
 
 
-def cell(row: Row | None, decimals: int) -> str:
+def lost_after(row: LossOfSafety) -> str:
+    """What it took until half of the gain was lost, or the share of the gain that is left."""
+    lost, attack = row["half_lost"], row["attack"]
+    if lost is None:
+        return "no gain" if row["kept"] is None else f"kept {row['kept']:.0%}"
+    if attack == "rounding":  # its strength counts from 32 bits down
+        return f"{32 - lost:.1f} bits"
+    return f"{lost:.0f} steps" if attack in ("benign", "toxic") else f"{lost:.3f}"
+
+
+def cell(row: EstimateRow | None, decimals: int) -> str:
     """A summary row's value and interval; * where a difference holds after Holm's correction."""
     if row is None:
         return ""
-    p = row.get("p_holm")
-    mark = "*" if p is not None and p < 0.05 else ""
-    return interval(row["value"], row["low"], row["high"], decimals, mark)
+    p = row["p_holm"]
+    star = "*" if p is not None and p < 0.05 else ""
+    return interval(row["value"], row["low"], row["high"], decimals, star)
 
 
 def worded(text: str, wanted: str, unwanted: str) -> str:
-    """The text of another attribute than safety.
+    """The text in the words of the recipe's attribute, where that is not safety.
 
     >>> worded("P(toxic) of safe replies, toxic_expert", "question", "statement")
     'P(statement) of question replies, toxic_expert'
@@ -95,7 +106,7 @@ _LATEX = {
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """Tables for a paper, in booktabs' form."""
+    """LaTeX tables that use booktabs."""
     return "\n".join(["% needs \\usepackage{booktabs}", *(_tabular(table) for table in tables)])
 
 

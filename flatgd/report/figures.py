@@ -1,4 +1,4 @@
-"""Figures as SVG, the same bytes for the same numbers."""
+"""Figures as SVG. The same numbers give the same bytes."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from flatgd.artifacts.rows import EstimateRow, JudgeReport
 from flatgd.evaluation.metrics import ks
 from flatgd.evaluation.trade_off import pareto_front
 from flatgd.report.paper import TradeOff
 
-Row = dict[str, Any]
 COLOURS = ["#8a8f98", "#3b7dd8", "#c44e52", "#55a868", "#dd8452", "#8172b3", "#937860", "#da8bc3"]
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "flatgd",
@@ -40,21 +40,21 @@ CURVES = [
     ("js_toxic", "JS to the toxic expert, bits"),
     ("safety_grad_norm", "||grad L_S||"),
 ]
-WEIGHTS = [place / 20 for place in range(21)]
+WEIGHTS = [n / 20 for n in range(21)]
 
 
 def styled() -> AbstractContextManager[None]:
-    """Inside the block figures are drawn in the report's style."""
+    """Figures drawn inside the block have the report's style."""
     return plt.rc_context(STYLE)
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
     """One colour a model, the same in every figure of a report."""
-    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    return {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
 
 
 def draw_intervals(
-    summary: Sequence[Row], names: Sequence[str], samples: int, folder: Path
+    summary: Sequence[EstimateRow], names: Sequence[str], samples: int, folder: Path
 ) -> Path | None:
     panels = []
     for metric, label in INTERVALS:
@@ -73,13 +73,13 @@ def draw_intervals(
         rows = {
             r["method"]: r for r in summary if r["dataset"] == dataset and r["metric"] == metric
         }
-        for place, name in enumerate(names):
+        for n, name in enumerate(names):
             row = rows.get(name)
             if row is None or row["value"] is None:
                 continue
             if row["low"] is not None:
-                axis.plot([row["low"], row["high"]], [place, place], color=colour[name], lw=2)
-            axis.plot(row["value"], place, "o", color=colour[name], ms=5)
+                axis.plot([row["low"], row["high"]], [n, n], color=colour[name], lw=2)
+            axis.plot(row["value"], n, "o", color=colour[name], ms=5)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
         axis.set_title(f"{dataset}: {label}", loc="left", fontsize=9)
@@ -87,7 +87,7 @@ def draw_intervals(
 
 
 def draw_training(
-    logs: Mapping[str, Sequence[Row]], names: Sequence[str], folder: Path
+    logs: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str], folder: Path
 ) -> Path | None:
     if not any("js_clean" in row for log in logs.values() for row in log):
         return None
@@ -106,7 +106,7 @@ def draw_training(
 
 
 def draw_toxicity_at_k(
-    summary: Sequence[Row], names: Sequence[str], samples: int, folder: Path
+    summary: Sequence[EstimateRow], names: Sequence[str], samples: int, folder: Path
 ) -> Path | None:
     """Share of histories with a toxic reply among k, by k."""
     cells = {(r["dataset"], r["method"], r["metric"]): r for r in summary}
@@ -132,7 +132,7 @@ def draw_toxicity_at_k(
 
 
 def draw_plane(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
-    """Toxicity against lack of quality, a panel a quality, with the Pareto front."""
+    """Toxicity against lack of quality, one panel for each quality, with the Pareto front."""
     figure, axes = plt.subplots(
         1, len(part.lack), figsize=(2.6 * max(2, len(part.lack)), 2.9), squeeze=False
     )
@@ -153,15 +153,15 @@ def draw_plane(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
 
 
 def draw_sweep(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
-    """The trade-off factor over all weights of toxicity."""
+    """The trade-off factor for all weights of toxicity."""
     figure, axes = plt.subplots(
         1, len(part.lack), figsize=(2.6 * max(2, len(part.lack)), 2.9), squeeze=False
     )
     colour = colours(names)
     by_weight = [part.factors(weight) for weight in WEIGHTS]
     for axis, metric in zip(axes[0], part.lack, strict=True):
-        for place, name in enumerate(part.models):
-            values = [factors[metric][place] for factors in by_weight]
+        for n, name in enumerate(part.models):
+            values = [factors[metric][n] for factors in by_weight]
             axis.plot(WEIGHTS, values, color=colour[name], label=name, lw=1.4)
         axis.set_xlabel("w, the weight of toxicity")
         axis.set_title(f"tau with {metric} (lower is better)", loc="left", fontsize=9)
@@ -169,8 +169,8 @@ def draw_sweep(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
     return save(figure, folder / f"sweep_{part.dataset}.svg")
 
 
-def draw_reliability(judges: Sequence[Row], folder: Path) -> Path:
-    """What each judge says against what people said, ten bins of equal size."""
+def draw_reliability(judges: Sequence[JudgeReport], folder: Path) -> Path:
+    """P(toxic) of each judge against the share of replies labelled toxic, in ten equal bins."""
     figure, axis = plt.subplots(figsize=(3.6, 3.2))
     axis.plot([0, 1], [0, 1], color="#8a8f98", lw=0.8, ls="--")
     for judge, colour in zip(judges, COLOURS[1:], strict=False):
@@ -184,7 +184,7 @@ def draw_reliability(judges: Sequence[Row], folder: Path) -> Path:
 
 
 def _smooth(values: Sequence[float], keep: float = 0.85) -> list[float]:
-    """Running mean, so that methods can be told apart."""
+    """Exponential running mean; without it the methods' curves overlap."""
     smooth, state = [], values[0]
     for value in values:
         state = keep * state + (1 - keep) * value

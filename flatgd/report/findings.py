@@ -1,130 +1,298 @@
-"""What the figures say, in sentences; also where they say nothing."""
+"""What the numbers show, as data; also where they show nothing. sentences.py puts it into words."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+from flatgd.artifacts.rows import (
+    Bounds,
+    DurabilityStudy,
+    EstimateRow,
+    FlatnessStudy,
+    GeneralisationStudy,
+    JudgeReport,
+    LossOfSafety,
+)
 from flatgd.config.recipe import Recipe
-from flatgd.evaluation.summary import FLATNESS
+from flatgd.evaluation.summary import EXPERT_PAIR, FLATNESS
 
-Row = dict[str, Any]
-Cells = dict[tuple[str, str, str], Row]
+Cells = Mapping[tuple[str, str, str], EstimateRow]
+Verdict = Literal["kept", "lost", "undecided"]
 LOWER_IS_BETTER = {"perplexity": True, "nll_ordinary": True, "div1": False, "div2": False}
 LOWER_IS_BETTER |= {"relevance": False}
+UNCANNED = "bot replies, no canned ones"  # the rows of a judge's quality that are most like samples
 
 
-def findings(summary: Sequence[Row], recipe: Recipe, judges: Sequence[Row]) -> list[str]:
-    """Do the experts differ, is each method safer than clean and as good, what can judges see."""
+class Difference(NamedTuple):
+    """A paired difference on one test set, with its 95 % interval."""
+
+    dataset: str
+    value: float
+    low: float
+    high: float
+    is_decided: bool
+    """The interval leaves out 0 and p stays below .05 after Holm's correction."""
+
+
+class QualityVerdict(NamedTuple):
+    """Whether one quality was kept on one test set."""
+
+    metric: str
+    dataset: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class ExpertContrast:
+    """Whether the toxic expert prefers toxic replies more than the clean one does."""
+
+    difference: Difference
+    are_apart: bool
+
+
+@dataclass(frozen=True)
+class MethodDifference:
+    """A metric of a method minus that of its base, on each test set."""
+
+    method: str
+    base: str
+    metric: str
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class QualityKept:
+    """Non-inferiority: whether a method loses less than `margin` (a fraction) of its base's
+    quality."""
+
+    method: str
+    base: str
+    margin: float
+    verdicts: tuple[QualityVerdict, ...]
+
+
+@dataclass(frozen=True)
+class JudgeFloor:
+    """How often a model without toxic replies still has one above the threshold among `samples`.
+    `judge` is None where there is only one."""
+
+    judge: str | None
+    rate: float
+    samples: int
+
+    @property
+    def floor(self) -> float:
+        return 1 - (1 - self.rate) ** self.samples
+
+
+@dataclass(frozen=True)
+class JudgePower:
+    """How well a judge tells the rows `rows_of` apart: AUC, shares of safe and toxic ones above its
+    threshold."""
+
+    rows_of: str
+    auc: float
+    safe: float
+    toxic: float
+
+
+@dataclass(frozen=True)
+class JudgeIsFlat:
+    """A judge whose P(toxic) is nearly the same for every reply."""
+
+    judge: str | None
+
+
+@dataclass(frozen=True)
+class JudgeCuts:
+    """Of `inputs` a judge read, how many lost older history or the reply's beginning."""
+
+    judge: str | None
+    inputs: int
+    histories: int
+    replies: int
+
+
+@dataclass(frozen=True)
+class JudgeHasFewLabels:
+    """A judge that was calibrated on few labels."""
+
+    judge: str | None
+    safe: int
+    toxic: int
+
+
+class Flatness(NamedTuple):
+    """Relative flatness of a point with its standard error, and ||grad L_S||."""
+
+    relative: float
+    error: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class FlatnessAtSameLoss:
+    """flatgd and safety_loss where their L_S is the same."""
+
+    safety_loss: float
+    flatgd: Flatness
+    other: Flatness
+    verdict: Literal["lower", "higher", "undecided"]
+
+
+@dataclass(frozen=True)
+class SafetyLost:
+    """What it takes to lose half of the gain in contrast, from the same L_S."""
+
+    attack: str
+    flatgd: LossOfSafety
+    other: LossOfSafety
+
+
+@dataclass(frozen=True)
+class GeneralisationGap:
+    """flatgd's change in contrast on a data set not trained on, minus that of safety_loss."""
+
+    dataset: str
+    question: str
+    gap: Bounds
+    is_decided: bool
+
+
+@dataclass(frozen=True)
+class StudyIsStale:
+    """A study of other checkpoints than the run has now."""
+
+    study: str
+
+
+AboutMethod = MethodDifference | QualityKept
+AboutJudge = JudgeFloor | JudgePower | JudgeIsFlat | JudgeCuts | JudgeHasFewLabels
+AboutStudy = FlatnessAtSameLoss | SafetyLost | GeneralisationGap | StudyIsStale
+Finding = ExpertContrast | AboutMethod | AboutJudge | AboutStudy
+
+
+def findings(
+    summary: Sequence[EstimateRow], recipe: Recipe, judges: Sequence[JudgeReport]
+) -> list[Finding]:
+    """Do the experts differ? Is each method safer than the baseline, and as good? What can the
+    first judge tell?"""
     samples, baseline = recipe.generate.samples, recipe.baseline
     cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
     datasets = list(dict.fromkeys(row["dataset"] for row in summary))
-    told = [_experts(cells, dataset) for dataset in datasets]
+    found: list[Finding | None] = [_experts(cells, dataset) for dataset in datasets]
     pairs = [(method, baseline) for method in recipe.methods if method != baseline]
     for method, base in [*pairs, FLATNESS]:
         for metric in ("contrast", f"toxicity_any{samples}", "toxicity_mean"):
-            told.append(_difference(cells, method, datasets, metric, base))
+            found.append(_difference(cells, method, base, metric, datasets))
     for method, base in pairs:
-        told.append(_kept(cells, method, base, datasets, recipe.report.non_inferiority))
-    told += _judge(recipe, judges[0])
-    return [sentence for sentence in told if sentence]
+        found.append(_quality(cells, method, base, datasets, recipe.report.non_inferiority))
+    name = judges[0]["name"] if len(recipe.judges) > 1 else None
+    found += _judge(judges[0], name, samples)
+    return [finding for finding in found if finding is not None]
 
 
-def _experts(cells: Cells, dataset: str) -> str:
-    """Whether the toxic expert likes toxic replies more than the clean one does."""
-    row = cells.get(("toxic_expert - clean_expert", dataset, "contrast"))
-    if row is None or row["low"] is None:
-        return ""
-    if row["high"] < 0:
-        return f"{dataset}: the experts differ, toxic less clean in contrast {_interval(row)}."
-    return (
-        f"{dataset}: no contrast between the experts, toxic less clean {_interval(row)}: nothing "
-        "to steer by; train them longer or on more labelled replies."
-    )
+def _measured(cells: Cells, pair: Sequence[str], dataset: str, metric: str) -> Difference | None:
+    """A paired difference; None where it was not measured or has no interval."""
+    row = cells.get((" - ".join(pair), dataset, metric))
+    if row is None or row["value"] is None or row["low"] is None or row["high"] is None:
+        return None
+    p = row["p_holm"]
+    is_decided = (row["low"] > 0 or row["high"] < 0) and p is not None and p < 0.05
+    return Difference(dataset, row["value"], row["low"], row["high"], is_decided)
 
 
-def _difference(cells: Cells, method: str, datasets: Sequence[str], metric: str, base: str) -> str:
-    """The paired difference on each test set; an interval that holds 0, or a p above .05 after
-    Holm's correction, decides nothing."""
-    rows = [(dataset, cells.get((f"{method} - {base}", dataset, metric))) for dataset in datasets]
-    parts = [
-        f"{dataset} {_interval(row)}{'' if _is_decided(row) else ' (undecided)'}"
-        for dataset, row in rows
-        if row is not None and row["low"] is not None
-    ]
-    return f"{method} less {base}, {metric}: {', '.join(parts)}." if parts else ""
+def _experts(cells: Cells, dataset: str) -> ExpertContrast | None:
+    found = _measured(cells, EXPERT_PAIR, dataset, "contrast")
+    return found and ExpertContrast(found, are_apart=found.high < 0)
 
 
-def _is_decided(row: Row) -> bool:
-    is_clear = row["low"] > 0 or row["high"] < 0
-    return bool(is_clear and row["p_holm"] is not None and row["p_holm"] < 0.05)
+def _difference(
+    cells: Cells, method: str, base: str, metric: str, datasets: Sequence[str]
+) -> MethodDifference | None:
+    found = [_measured(cells, (method, base), dataset, metric) for dataset in datasets]
+    known = tuple(difference for difference in found if difference is not None)
+    return MethodDifference(method, base, metric, known) if known else None
 
 
-def _kept(cells: Cells, method: str, base: str, datasets: Sequence[str], margin: float) -> str:
-    """Non-inferiority in quality: at worst a loss of `margin` of the yardstick's value."""
-    verdicts: dict[str, list[str]] = {"kept": [], "lost": [], "undecided": []}
+def _quality(
+    cells: Cells, method: str, base: str, datasets: Sequence[str], margin: float
+) -> QualityKept | None:
+    verdicts = []
     for metric, is_lower_better in LOWER_IS_BETTER.items():
-        found: dict[str, list[str]] = {}
         for dataset in datasets:
-            row = cells.get((f"{method} - {base}", dataset, metric))
+            found = _measured(cells, (method, base), dataset, metric)
             own = cells.get((base, dataset, metric))
-            if row is None or own is None or row["low"] is None or own["value"] is None:
-                continue
-            verdict = non_inferior(row, margin * abs(own["value"]), is_lower_better)
-            found.setdefault(verdict, []).append(dataset)
-        for verdict, where in found.items():
-            told = metric if len(found) == 1 else f"{metric} on {', '.join(where)}"
-            verdicts[verdict].append(told)
-    parts = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names]
-    return f"{method}, quality of {base} within {margin:.0%}: {'; '.join(parts)}." if parts else ""
+            if found is not None and own is not None and own["value"] is not None:
+                allowed = margin * abs(own["value"])
+                verdict = non_inferior(found.low, found.high, allowed, is_lower_better)
+                verdicts.append(QualityVerdict(metric, dataset, verdict))
+    return QualityKept(method, base, margin, tuple(verdicts)) if verdicts else None
 
 
-def non_inferior(difference: Row, margin: float, is_lower_better: bool) -> str:
-    """kept: the interval lies above a loss of `margin`; lost: below it; else undecided.
+def non_inferior(low: float, high: float, margin: float, is_lower_better: bool) -> Verdict:
+    """kept: the interval of the difference lies above a loss of `margin`; lost: below it.
 
-    >>> non_inferior({"low": -0.02, "high": 0.05}, 0.03, is_lower_better=False)
+    >>> non_inferior(-0.02, 0.05, 0.03, is_lower_better=False)
     'kept'
     """
-    low, high = difference["low"], difference["high"]
     worst, best = (-high, -low) if is_lower_better else (low, high)
     if worst > -margin:
         return "kept"
     return "lost" if best < -margin else "undecided"
 
 
-def _judge(recipe: Recipe, judge: Row) -> list[str]:
+def _judge(judge: JudgeReport, name: str | None, samples: int) -> Iterator[AboutJudge]:
     """The judge's floor, and how much of a difference it shows."""
-    rate, samples = judge["false_positive_rate"], recipe.generate.samples
-    subject = "The judge" if len(recipe.judges) == 1 else f"The judge {judge['name']}"
-    floor = 1 - (1 - rate) ** samples
-    told = [
-        f"{subject} is set to mark {rate:.1%} of human-labelled safe replies: on replies like "
-        f"those a faultless model has up to {floor:.3f} on any of {samples}."
-    ]
-    own = [p for p in judge["quality"] if p["rows_of"].endswith("bot replies, no canned ones")]
+    yield JudgeFloor(name, judge["false_positive_rate"], samples)
+    own = [part for part in judge["quality"] if part["rows_of"].endswith(UNCANNED)]
     part = next(iter([*own, *judge["quality"]]), None)
-    if part and part["auc"] is not None:
-        safe, toxic = part["false_positive_rate"][0], part["true_positive_rate"][0]
-        told.append(
-            f"It tells toxic from safe with AUC {part['auc'][0]:.2f} ({part['rows_of']}) and "
-            f"marks {toxic:.1%} of the toxic ones, {safe:.1%} of the safe: a difference in the "
-            f"true share of toxic replies shows at {max(0.0, toxic - safe):.0%} of its size."
-        )
-    if judge.get("is_flat"):
-        told.append(
-            f"{subject} does not tell toxic from safe on the replies it was calibrated on: its "
-            "P(toxic) is nearly the same for every reply, and figures by it say nothing."
-        )
-    if (cut := judge.get("cut")) and (cut["histories"] or cut["replies"]):
-        told.append(
-            f"{subject} reads no more than fits: of {cut['inputs']:,} labelled replies "
-            f"{cut['histories']:,} lost older history, {cut['replies']:,} the reply's beginning."
-        )
+    if part is not None:
+        triples = part["auc"], part["false_positive_rate"], part["true_positive_rate"]
+        auc, safe, toxic = (triple[0] if triple else None for triple in triples)
+        if auc is not None and safe is not None and toxic is not None:
+            yield JudgePower(part["rows_of"], auc, safe, toxic)
+    if judge["is_flat"]:
+        yield JudgeIsFlat(name)
+    cut = judge["cut"]
+    if cut["histories"] or cut["replies"]:
+        yield JudgeCuts(name, cut["inputs"], cut["histories"], cut["replies"])
     if judge["few_labels"]:
-        told.append(
-            f"{subject} rests on few labels, {judge['safe']} safe and {judge['toxic']} toxic ones: "
-            "its figures may be chance; label more, or name a ready classifier (kind: hf)."
-        )
-    return told
+        yield JudgeHasFewLabels(name, judge["safe"], judge["toxic"])
 
 
-def _interval(row: Row) -> str:
-    return f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+def study_findings(
+    flatness: FlatnessStudy | None,
+    durability: DurabilityStudy | None,
+    generalisation: GeneralisationStudy | None,
+) -> Iterator[AboutStudy]:
+    """What the studies show of flatgd beside safety_loss."""
+    if flatness is not None:
+        yield from _flatness(flatness)
+    if durability is not None:
+        for attack in ("benign", "toxic"):
+            rows = [row for row in durability["lost"] if row["attack"] == attack]
+            matched = {row["method"]: row for row in rows if row["at"] == "matched"}
+            if set(FLATNESS) <= matched.keys():
+                yield SafetyLost(attack, *(matched[name] for name in FLATNESS))
+    for gap in generalisation["rows"] if generalisation is not None else []:
+        if gap["method"] == " - ".join(FLATNESS) and gap["metric"] == "contrast":
+            low, high = gap["low"], gap["high"]
+            is_decided = low is not None and high is not None and (low > 0 or high < 0)
+            yield GeneralisationGap(gap["dataset"], gap["question"], gap, is_decided)
+
+
+def _flatness(study: FlatnessStudy) -> Iterator[FlatnessAtSameLoss]:
+    matched = {point["method"]: point for point in study["points"] if point["at"] == "matched"}
+    if not set(FLATNESS) <= matched.keys():
+        return
+    points = [matched[name] for name in FLATNESS]
+    ours, theirs = (
+        Flatness(p["relative_flatness"][0], p["relative_flatness"][1], p["grad_norm"])
+        for p in points
+    )
+    verdict: Literal["lower", "higher", "undecided"] = "undecided"
+    if abs(ours.relative - theirs.relative) > 2 * math.hypot(ours.error, theirs.error):
+        verdict = "lower" if ours.relative < theirs.relative else "higher"
+    yield FlatnessAtSameLoss(points[0]["safety_loss"], ours, theirs, verdict)

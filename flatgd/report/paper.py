@@ -1,17 +1,16 @@
 """Tables 1 to 3 in the paper's form, its values beside ours (Khalatbari et al. 2024, Tables 1-3).
 
-Its models are BlenderBot 400M tuned on BAD, BBF and ProsocialDialog, judged by a classifier that is
-not published: its values and ours are of other models, data and judges, and only the order of the
-methods compares.
+The paper tunes BlenderBot 400M on BAD, BBF and ProsocialDialog and judges it by a classifier that
+is not published. Its values and ours come from different models, data and judges, so only the order
+of the methods can be compared.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from flatgd.artifacts.rows import EstimateRow
 from flatgd.evaluation.trade_off import pareto_front, standardised, trade_off
 from flatgd.report.cells import Table, number
-
-Row = dict[str, Any]
 
 # Table 1: share of histories with a toxic reply among five, BAD and ProsocialDialog
 TOXICITY = {
@@ -21,14 +20,14 @@ TOXICITY = {
     "safety_loss": (0.142, 0.073),
     "flatgd": (0.051, 0.038),
 }
-# Tables 2 and 3: what each column of trade-off factors adds up to over the five methods
+# Tables 2 and 3: the sum of each column of trade-off factors over the five methods
 COLUMN_SUMS = {"ProsocialDialog": (0.7450, 0.9309, 0.9351), "BAD": (0.5371, 0.6137, 0.6168)}
 QUALITIES = ("perplexity", "div1", "div2")
 
 
 class TradeOff(NamedTuple):
-    """What trade-off factors are made of on one test set: a value a model. `lack`: of quality, by
-    metric, higher is worse."""
+    """What the trade-off factors of one test set are computed from, one value a model. `lack` is
+    the lack of quality by metric; higher is worse."""
 
     dataset: str
     models: list[str]
@@ -43,14 +42,16 @@ class TradeOff(NamedTuple):
         }
 
 
-def trade_offs(summary: Sequence[Row], methods: Sequence[str], samples: int) -> list[TradeOff]:
-    """Of each test set on which the methods have toxicity and some quality."""
+def trade_offs(
+    summary: Sequence[EstimateRow], methods: Sequence[str], samples: int
+) -> list[TradeOff]:
+    """For each test set on which every method has a toxicity and some quality."""
     cells = {(r["dataset"], r["method"], r["metric"]): r["value"] for r in summary}
     found = []
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
 
         def column(metric: str, dataset: str = dataset) -> list[float]:
-            """A value of every method, or none at all."""
+            """The value of every method; empty where one has none."""
             values = [cells.get((dataset, method, metric)) for method in methods]
             known = [float(value) for value in values if value is not None]
             return known if len(known) == len(values) else []
@@ -70,9 +71,9 @@ def trade_offs(summary: Sequence[Row], methods: Sequence[str], samples: int) -> 
 
 
 def paper_tables(
-    summary: Sequence[Row], methods: Sequence[str], samples: int, weight: float
+    summary: Sequence[EstimateRow], methods: Sequence[str], samples: int, weight: float
 ) -> list[Table]:
-    """Table 1, and one in the form of Tables 2 and 3 for each test set."""
+    """Table 1, and for each test set one table in the form of Tables 2 and 3."""
     cells = {(r["dataset"], r["method"], r["metric"]): r["value"] for r in summary}
     metric = f"toxicity_any{samples}"
     datasets = [
@@ -108,11 +109,11 @@ def _factors(part: TradeOff, weight: float) -> Table:
         [
             name,
             *(
-                f"{factors[metric][place]:.4f}" + (" ●" if place in fronts[metric] else "")
+                f"{factors[metric][index]:.4f}" + (" ●" if index in fronts[metric] else "")
                 for metric in factors
             ),
         ]
-        for place, name in enumerate(part.models)
+        for index, name in enumerate(part.models)
     ]
     rows.append(["sum", *(f"{sum(values):.4f}" for values in factors.values())])
     for dataset, sums in COLUMN_SUMS.items():

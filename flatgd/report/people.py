@@ -1,4 +1,4 @@
-"""What people said of pairs of replies: tables, and the paper's Figure 2."""
+"""How annotators compared pairs of replies: tables, and the paper's Figure 2."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from flatgd.annotate.rows import Tally
 from flatgd.annotate.study import load_study
 from flatgd.annotate.tally import OUTCOMES, tally
 from flatgd.annotate.votes import all_answers
-from flatgd.report.cells import Row, Table, interval, number, share_of
+from flatgd.report.cells import Table, interval, number, share_of
 from flatgd.report.figures import COLOURS, save
 
 DRAWN = {  # in this order
@@ -22,15 +23,15 @@ DRAWN = {  # in this order
 }
 
 
-def load_tally(folder: Path) -> Row:
-    """The tally of a study's answers. Raises RecipeError where there is no study, DataError for
+def load_tally(folder: Path) -> Tally:
+    """The tally of a study's answers. Raises UsageError where there is no study, DataError for
     answers that cannot be read."""
     study = load_study(folder)
     return tally(study, all_answers(folder, study))
 
 
 def people_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Who was chosen, how far people agree, the models' strengths."""
+    """Which model was chosen, how far annotators agree, the models' strengths."""
     return [
         *(_pairs(question, found) for question in _questions(found)),
         Table(
@@ -43,7 +44,7 @@ def people_tables(found: Mapping[str, Any]) -> list[Table]:
                 ]
                 for row in found["agreement"]
             ],
-            "1 is agreement on all, 0 what chance would give.",
+            "1: agreement on every item; 0: agreement by chance.",
         ),
         Table(
             "Strengths over all pairs",
@@ -70,7 +71,8 @@ def _with_judges(found: Mapping[str, Any]) -> list[Table]:
                 [row["judge"], str(row["agrees"]["n"]), share_of(row["agrees"])]
                 for row in found["judges"]
             ],
-            "Items where people found one reply more toxic: the share where the judge does too.",
+            "Of the items where annotators found one reply more toxic: the share where the judge "
+            "agrees.",
         ),
         Table(
             "The baseline more toxic, in all conversations",
@@ -89,12 +91,12 @@ def _with_judges(found: Mapping[str, Any]) -> list[Table]:
                     ),
                     number(row["effective"], 0),
                 ]
-                for row in found["stretched"]
+                for row in found["all_conversations"]
             ],
-            "Prediction-powered: what people said of the items, stretched by the judge to all "
-            "conversations of the test set, at one history each; unbiased however poor the judge "
-            "is. Undefined while answers are to come. Worth: how many items would have done as "
-            "well without it.",
+            "Prediction-powered: the annotators' answers, extended by the judge to every "
+            "conversation of the test set, with one history each. Unbiased however poor the "
+            "judge is; undefined until every item is answered. Worth: how many items would give "
+            "the same precision without the judge.",
         ),
     ]
 
@@ -123,13 +125,13 @@ def _pairs(question: str, found: Mapping[str, Any]) -> Table:
             ]
             for row in rows
         ],
-        "Items by what more than half of their answers say; open: answers are to come. Shares are "
-        "of the others that were asked; Wilson's 95 % intervals; p of a sign test of the decided.",
+        "Items by the majority of their answers; open: answers are missing. Shares are of the "
+        "other items, with Wilson's 95 % intervals; p of a sign test on the decided items.",
     )
 
 
 def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
-    """Figure 2: of each pair of models, the shares of items by what people said."""
+    """Figure 2: for each pair of models, the shares of items by the annotators' choice."""
     questions = _questions(found)
     pairs = list(dict.fromkeys((r["baseline"], r["target"]) for r in found["pairs"]))
     figure, axes = plt.subplots(
@@ -160,12 +162,10 @@ def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
     return save(figure, folder / "people.svg")
 
 
-def _bars(axis: Any, rows: Sequence[Row]) -> None:
-    for place, row in enumerate(rows):
+def _bars(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    for n, row in enumerate(rows):
         begin = 0.0
         for outcome, colour in DRAWN.items():
             width = row["counts"][outcome] / max(1, row["answered"])
-            axis.barh(
-                place, width, left=begin, color=colour, height=0.7, label=None if place else outcome
-            )
+            axis.barh(n, width, left=begin, color=colour, height=0.7, label=None if n else outcome)
             begin += width

@@ -1,24 +1,25 @@
 """The report's tables of models and judges; the main ones also in the terminal."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from flatgd.artifacts import layout
-from flatgd.artifacts.reader import load_judges
+from flatgd.artifacts.reader import load_judges, load_summary
+from flatgd.artifacts.rows import EstimateRow, JudgeReport, Quality
 from flatgd.config.recipe import Recipe
+from flatgd.evaluation.agreement import Agreement
 from flatgd.report.cells import Table, cell, interval, number, worded
-from flatgd.report.findings import findings
+from flatgd.report.findings import AboutMethod, findings
+from flatgd.report.sentences import sentence
 
-Row = dict[str, Any]
-Cells = Mapping[tuple[str, str], Row]
+Cells = Mapping[tuple[str, str], EstimateRow]
 
 
 class Metric(NamedTuple):
-    """How a metric is shown; the arrow points to better. `brief` heads it in the terminal."""
+    """How a metric is shown. The arrow in `head` says which way is better; `brief` is the head in
+    the terminal, None for metrics that are not shown there."""
 
     name: str
     head: str
@@ -33,7 +34,7 @@ class Metric(NamedTuple):
         )
 
     def by(self, judge: str) -> "Metric":
-        """The metric by a further judge, for the report alone."""
+        """The metric by a further judge; in the report only."""
         return self._replace(
             name=f"{self.name}@{judge}", head=f"{self.head} by {judge}", brief=None
         )
@@ -65,24 +66,25 @@ MORE = [
     Metric("topic_change", "topic changes ↓", None, 3),
     Metric("reply_words", "words", None, 1),
 ]
-MANY = 4  # systems, from which on their differences are too many for a terminal
+MOST = 4  # methods whose differences are shown in the terminal
 NOTE = (
-    "Value with its 95 % interval over conversations{seeds}. contrast: NLL per token of human-"
-    "labelled toxic replies less that of safe ones under the model itself; paired: within contexts "
-    "that have both. Toxicity by the judge whose quality is given below; perplexity and relevance "
-    "(NLL given another history less NLL given its own) under the independent scorer; reference: "
-    "the test set's own human replies. Longer replies look more toxic: compare at the same length."
+    "Values with 95 % intervals over conversations{seeds}. Contrast: NLL per token of labelled "
+    "toxic replies minus that of safe ones, under the model itself; paired: within contexts that "
+    "have both. Toxicity is by the judge whose quality is given below. Perplexity and relevance "
+    "(NLL given another history minus NLL given its own) are under the independent scorer. "
+    "Reference: the replies of the test set itself. Longer replies look more toxic: compare at "
+    "equal length."
 )
 DIFFERENCES = (
     "Paired over conversations. *: p < .05 after Holm's correction over all methods and test sets "
-    "of that metric and base."
+    "for that metric and base."
 )
 
 
 def main_tables(
-    summary: Sequence[Row], names: Sequence[str], samples: int, seeds: int = 1
+    summary: Sequence[EstimateRow], names: Sequence[str], samples: int, seeds: int = 1
 ) -> list[Table]:
-    """Per test set: the models, the paired differences, and more of replies and behaviour."""
+    """For each test set: the models, the paired differences, and further metrics of the replies."""
     tables = []
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {
@@ -98,8 +100,8 @@ def main_tables(
             table = _table(title, cells, shown, used(cells, shown, metrics, samples), note)
             if table.rows and len(table.header) > (2 if metrics is MORE else 1):
                 tables.append(table)
-    told = NOTE.format(seeds=f" and {seeds} seeds" if seeds > 1 else "")
-    return [tables[0]._replace(note=told), *tables[1:]]
+    note = NOTE.format(seeds=f" and {seeds} seeds" if seeds > 1 else "")
+    return [tables[0]._replace(note=note), *tables[1:]]
 
 
 def _table(
@@ -113,54 +115,61 @@ def _table(
     return Table(title, ["model", *(metric.head for metric in metrics)], rows, note)
 
 
-def used(cells: Cells, methods: Sequence[str], of: Sequence[Metric], samples: int) -> list[Metric]:
-    """The metrics that some method has; those of further judges after the first one's."""
-    metrics = [metric.of(samples) for metric in of]
+def used(
+    cells: Cells, methods: Sequence[str], known: Sequence[Metric], samples: int
+) -> list[Metric]:
+    """The metrics that some method has. Those of further judges follow those of the first."""
+    metrics = [metric.of(samples) for metric in known]
     others = dict.fromkeys(name.partition("@")[2] for _, name in cells if "@" in name)
     metrics += [metric.by(judge) for judge in others for metric in metrics]
     return [m for m in metrics if any((method, m.name) in cells for method in methods)]
 
 
-def judge_table(judge: Row) -> Table:
-    """The judge's agreement with human labels it was not trained on."""
+def judge_table(judge: JudgeReport) -> Table:
+    """The judge's agreement with annotators' labels that it was not trained on."""
     rate = f"{judge['false_positive_rate']:.3g}"
     header = [
         *("human labels of", "AUC", "F1", "safe marked", "toxic marked", f"found at {rate}"),
         *("calibration error", "Brier", "replies", "toxic"),
     ]
-    keys = ("auc", "f1", "false_positive_rate", "true_positive_rate", "found")
     rows = [
         [
             part["rows_of"],
-            *("undefined" if part[key] is None else _triple(part[key]) for key in keys),
-            *(number(part[key], 3) for key in ("calibration_error", "brier")),
+            *_rates(part),
+            number(part["calibration_error"], 3),
+            number(part["brier"], 3),
             f"{part['rows']:,}",
             f"{part['toxic']:,}",
         ]
         for part in judge["quality"]
     ]
     note = (
-        f"{judge['about']}, of other conversations; calibrated on {judge['safe']:,} safe and "
-        f"{judge['toxic']:,} toxic. F1 at P > {judge['f1_threshold']:.3f}, where it was best "
-        f"there; marked: the share above the threshold {judge['threshold']:.3f}; found: the share "
-        f"of toxic replies above a mark that lets exactly {rate} of these safe ones through."
+        f"{judge['about']} from other conversations; calibrated on {judge['safe']:,} safe and "
+        f"{judge['toxic']:,} toxic ones. F1 at P > {judge['f1_threshold']:.3f}, where it was "
+        f"highest in calibration. Marked: the share above the threshold {judge['threshold']:.3f}. "
+        f"Found: the share of toxic replies above the threshold that exactly {rate} of these safe "
+        "replies pass."
     )
     return Table(f"The judge {judge['name']}", header, rows, note)
 
 
-def _triple(found: Sequence[float | None]) -> str:
-    value, low, high = found
-    return interval(value, low, high, 3)
+def _rates(part: Quality) -> list[str]:
+    """AUC, F1 and the rates of some rows, with intervals."""
+    triples = [
+        *(part["auc"], part["f1"], part["false_positive_rate"], part["true_positive_rate"]),
+        part["found"],
+    ]
+    return ["undefined" if t is None else interval(t[0], t[1], t[2], 3) for t in triples]
 
 
-def agreement_table(rows: Sequence[Row]) -> Table:
+def agreement_table(rows: Sequence[Agreement]) -> Table:
     shown = [
         [
-            f"{row['one']}, {row['other']}",
-            number(row["spearman"], 3),
-            number(row["kappa"], 3),
-            number(row["both"], 3),
-            f"{row['replies']:,}",
+            f"{row.one}, {row.other}",
+            number(row.spearman, 3),
+            number(row.kappa, 3),
+            number(row.both, 3),
+            f"{row.replies:,}",
         ]
         for row in rows
     ]
@@ -172,8 +181,8 @@ def agreement_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def human_table(rows: Sequence[Row]) -> Table:
-    """Toxicity from human labels and the judge together."""
+def human_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Toxicity from annotators' labels and the judge together."""
     shown = [
         [
             row["method"],
@@ -190,48 +199,52 @@ def human_table(rows: Sequence[Row]) -> Table:
         "Toxicity by people, with the judge's help",
         ["model", "test set", "toxic replies", "labels alone", "labels", "worth", "judge's weight"],
         shown,
-        "Prediction-powered: unbiased however poor the judge; worth: as many labels would have "
-        "done without it.",
+        "Prediction-powered: unbiased however poor the judge is. Worth: how many labels would give "
+        "the same precision without the judge.",
     )
 
 
 def show_in_terminal(recipe: Recipe, console: Console) -> None:
-    """The main figures, values alone, and what was found."""
-    summary = json.loads((recipe.output / layout.SUMMARY).read_text())
+    """The main metrics, without intervals, and the findings."""
+    summary = load_summary(recipe)
     words = recipe.report.wanted, recipe.report.unwanted
     for dataset in dict.fromkeys(row["dataset"] for row in summary):
         cells = {(r["method"], r["metric"]): r for r in summary if r["dataset"] == dataset}
-        chosen = [m for m in used(cells, recipe.models, MAIN, recipe.generate.samples) if m.brief]
-        table = RichTable(
-            title=dataset,
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            collapse_padding=True,  # nine columns fit into a terminal of 80
-        )
-        table.add_column("model", no_wrap=True)
-        for metric in chosen:
-            head = worded(metric.brief or metric.name, *words)
-            table.add_column(head, justify="right", no_wrap=True)
-        for model in [*recipe.models, "reference"]:
-            found = [(cells.get((model, metric.name)), metric.decimals) for metric in chosen]
-            shown = [_brief(row, decimals) for row, decimals in found]
-            if any(shown):
-                table.add_row(model, *shown)
-        console.print(table)
+        console.print(_terminal_table(dataset, cells, recipe))
         console.print()
-    told = findings(summary, recipe, load_judges(recipe))
-    if len(recipe.methods) > MANY:
-        told = [sentence for sentence in told if not sentence.startswith(tuple(recipe.methods))]
+    found = findings(summary, recipe, load_judges(recipe))
+    if len(recipe.methods) > MOST:
+        found = [finding for finding in found if not isinstance(finding, AboutMethod)]
         console.print("- The report has the differences between systems, and what each costs.")
-    for sentence in told:
-        console.print(f"- {worded(sentence, *words)}", markup=False)
+    for finding in found:
+        console.print(f"- {worded(sentence(finding), *words)}", markup=False)
     if any(row["low"] is None and row["value"] is not None for row in summary):
         console.print("- In parentheses: too few conversations for an interval.")
 
 
-def _brief(row: Row | None, decimals: int) -> str:
-    """The value alone, in parentheses where too few conversations stand behind it."""
+def _terminal_table(dataset: str, cells: Cells, recipe: Recipe) -> RichTable:
+    words = recipe.report.wanted, recipe.report.unwanted
+    chosen = [m for m in used(cells, recipe.models, MAIN, recipe.generate.samples) if m.brief]
+    table = RichTable(
+        title=dataset,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,  # so that nine columns fit into a terminal of 80
+    )
+    table.add_column("model", no_wrap=True)
+    for metric in chosen:
+        head = worded(metric.brief or metric.name, *words)
+        table.add_column(head, justify="right", no_wrap=True)
+    for model in [*recipe.models, "reference"]:
+        row = [_brief(cells.get((model, m.name)), m.decimals) for m in chosen]
+        if any(row):
+            table.add_row(model, *row)
+    return table
+
+
+def _brief(row: EstimateRow | None, decimals: int) -> str:
+    """The value alone; in parentheses where there are too few conversations for an interval."""
     if row is None:
         return ""
     value = number(row["value"], decimals)

@@ -1,1 +1,1 @@
-"""Studies of finished runs: how flat, how durable, how well it holds on what was not trained on."""
+"""Studies of finished runs: flatness, durability, generalisation."""

@@ -1,20 +1,21 @@
-"""How flat each method's minimum of L_S is: at its end point, and at the same L_S as the others'.
+"""How flat L_S is at each method's end point, and at the point where all have the same L_S.
 
 Written to report/flatness.json:
 
     points   for each point: L_S on training and test rows, ||grad L_S||, top eigenvalue and trace
              of its Hessian, relative flatness, L_S under random and worst-case perturbation
     path     along each training: step, L_S on training and test rows, ||grad L_S||
-    slices   L_S on the line from the backbone through each end point, and across it (Figure 1)
+    slices   L_S on the line from the backbone through each end point, and on a line across it at
+             that point (Figure 1)
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatgd.artifacts.rows import FlatnessFigures, FlatnessPoint, LossLevels, PathRow, SliceRow
 from flatgd.flatness.curvature import (
     Mean,
     gradient,
@@ -30,7 +31,6 @@ from flatgd.flatness.penalty import moved, norm
 from flatgd.runtime.display import Display
 from flatgd.studies.landscape import Landscape, Point, State, between, open_run, write_study
 
-Row = dict[str, Any]
 RADII = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 ALONG = [round(-0.25 + 0.125 * i, 3) for i in range(15)]  # 0 the backbone, 1 the end point
 ACROSS = [round(-0.1 + 0.02 * i, 3) for i in range(11)]  # relative to the weights
@@ -39,36 +39,36 @@ ACROSS = [round(-0.1 + 0.02 * i, 3) for i in range(11)]  # relative to the weigh
 def study_flatness(
     checkpoints: Sequence[Path], rows: int, probes: int, display: Display | None = None
 ) -> Path:
-    """Measure the checkpoints of one run; returns the file with the figures."""
+    """Measure the checkpoints of one run; returns the study's file."""
     pipeline, names = open_run(checkpoints, display)
     land = Landscape(pipeline.context, rows)
     pipeline.context.display.line(
         "flatness", f"{rows} training and {rows} test rows, {probes} probes"
     )
-    measured: list[Row] = []
+    measured: list[FlatnessPoint] = []
     points = land.points(names)
     with pipeline.context.display.bar("flatness", len(points)) as advance:
         for point in points:
             ends = [row for row in measured if row["method"] == point.method]
             is_end = bool(ends) and ends[0]["step"] == round(point.step, 2)
-            found = {**ends[0], "at": point.at} if is_end else measure(land, point, probes)
-            measured.append(found)
+            found = ends[0].copy() if is_end else measure(land, point, probes)
+            measured.append({**found, "at": point.at})
             advance(1)
     paths = [row for name in names for row in path_of(land, name)]
     slices = [row for name in names for row in slices_of(land, name)]
-    told = {
+    study: FlatnessFigures = {
         "rows": rows,
         "probes": probes,
-        "radii": RADII,
+        "radii": [*RADII],
         "points": measured,
         "path": paths,
         "slices": slices,
     }
-    return write_study(pipeline, "flatness", names, told)
+    return write_study(pipeline, "flatness", names, study)
 
 
-def measure(land: Landscape, point: Point, probes: int) -> Row:
-    """The figures of one point; the same random probes for every point."""
+def measure(land: Landscape, point: Point, probes: int) -> FlatnessPoint:
+    """The measures of one point; every point gets the same random probes."""
     land.at(point.state)
     parameters, losses = land.parameters, land.losses
     random = torch.Generator().manual_seed(0)
@@ -86,8 +86,9 @@ def measure(land: Landscape, point: Point, probes: int) -> Row:
     }
 
 
-def path_of(land: Landscape, name: str) -> list[Row]:
-    rows = []
+def path_of(land: Landscape, name: str) -> list[PathRow]:
+    """L_S and its gradient along one training."""
+    rows: list[PathRow] = []
     for step, state in land.path(name):
         land.at(state)
         rows.append(
@@ -101,11 +102,11 @@ def path_of(land: Landscape, name: str) -> list[Row]:
     return rows
 
 
-def slices_of(land: Landscape, name: str) -> list[Row]:
-    """L_S on test and training rows along the way and across it; the same random direction across
-    for every method."""
+def slices_of(land: Landscape, name: str) -> list[SliceRow]:
+    """L_S along the line from the backbone to the end point, and across it in a random direction
+    that is the same for every method."""
     end = land.end(name)
-    rows = [
+    rows: list[SliceRow] = [
         {
             "method": name,
             "slice": "along",
@@ -122,13 +123,14 @@ def slices_of(land: Landscape, name: str) -> list[Row]:
     return rows
 
 
-def _both(land: Landscape, state: State) -> Row:
+def _both(land: Landscape, state: State) -> LossLevels:
+    """L_S on training and test rows, at these weights."""
     land.at(state)
     return _levels(land)
 
 
-def _levels(land: Landscape) -> Row:
-    """L_S on training and test rows, at the weights that the model has."""
+def _levels(land: Landscape) -> LossLevels:
+    """L_S on training and test rows, at the model's present weights."""
     return {
         "safety_loss": loss_value(land.losses),
         "safety_loss_test": loss_value(land.test_losses),
@@ -136,18 +138,19 @@ def _levels(land: Landscape) -> Row:
 
 
 def _orthogonal(land: Landscape, end: State) -> list[Tensor]:
-    """A random direction, each tensor as long as the weights', at right angles to the way."""
+    """A random direction orthogonal to the line from the backbone to the end point. Each tensor of
+    it is as long as that of the weights."""
     drawn = relative_direction(land.parameters, torch.Generator().manual_seed(1))
     names = [name for name, p in land.model.named_parameters() if p.requires_grad]
-    way = [
+    line = [
         (end[name] - land.start[name]).to(p.device)
         for name, p in zip(names, land.parameters, strict=True)
     ]
-    size = norm(way)
+    size = norm(line)
     if size == 0.0:
         return drawn
-    along = sum(float((d * w).sum()) for d, w in zip(drawn, way, strict=True)) / size**2
-    return [d - along * w for d, w in zip(drawn, way, strict=True)]
+    along = sum(float((d * w).sum()) for d, w in zip(drawn, line, strict=True)) / size**2
+    return [d - along * w for d, w in zip(drawn, line, strict=True)]
 
 
 def _plain(mean: Mean) -> list[float]:

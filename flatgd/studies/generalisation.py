@@ -1,33 +1,32 @@
-"""How safety holds on what was not trained on, in two ways, for each data set that is also tested.
+"""How well safety generalises to a data set that was not trained on, for each one that is tested.
 
-    missing negatives   the data set's toxic replies are left out of the policy's data: what the
-                        paper tests with ProsocialDialog, which has none
-    left out            the data set is left out altogether
+    missing negatives   the policy's data lack the toxic replies of the data set; the paper tests
+                        this with ProsocialDialog, which has none
+    left out            the policy's data lack the data set
 
-Experts and methods are trained anew on what is left, with the first seed, and measured on that data
-set's test rows; the whole run stands beside them. Judges and test rows stay the same.
+Experts and methods are trained on the rest, with the first seed, and measured on the test rows of
+that data set. The run itself is the comparison. Judges and test rows stay the same.
 """
 
 from pathlib import Path
-from typing import Any
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.reader import load_judges
+from flatgd.artifacts.reader import load_judges, scores_of
+from flatgd.artifacts.rows import GapRow, Scores
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets
 from flatgd.dialogue import Dialogue
 from flatgd.errors import RecipeError
 from flatgd.evaluation.summary import Settings, gaps
-from flatgd.io.records import read_jsonl
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.studies.landscape import write_study
 
-Row = dict[str, Any]
 QUESTIONS = {"missing_negatives": "its toxic replies missing", "left_out": "left out"}
 
 
 def study_generalisation(pipeline: Pipeline) -> Path:
-    """Train and measure every variant, kept and resumed as a run is; returns the figures' file."""
+    """Train and measure every variant; returns the study's file. Finished variants are kept, and an
+    interrupted study resumes."""
     context = pipeline.context
     recipe, sets = context.recipe, context.sets
     asked = [
@@ -38,8 +37,9 @@ def study_generalisation(pipeline: Pipeline) -> Path:
     ]
     if not asked:
         raise RecipeError(
-            "generalisation: no data set of data.policy can be held out; one is needed that is "
-            "also in data.test, by the same name, beside another with safe and toxic replies"
+            "generalisation: no data set of data.policy can be held out. It must also be in "
+            "data.test, by the same name, and data.policy needs another data set with safe and "
+            "toxic replies."
         )
     pipeline.run()
     judge = load_judges(recipe)[0]
@@ -50,7 +50,7 @@ def study_generalisation(pipeline: Pipeline) -> Path:
         recipe.seed,
         recipe.baseline,
     )
-    rows: list[Row] = []
+    rows: list[GapRow] = []
     for source, question in asked:
         policy = _without(sets, source, question)
         context.display.line("generalisation", f"{source}: {QUESTIONS[question]}")
@@ -61,12 +61,12 @@ def study_generalisation(pipeline: Pipeline) -> Path:
         seen, unseen = (
             _scores(root, recipe, source) for root in (context.root, variant.context.root)
         )
-        rows += [{"question": question, **row} for row in gaps(seen, unseen, settings)]
+        rows += [{**row, "question": question} for row in gaps(seen, unseen, settings)]
     return write_study(pipeline, "generalisation", list(recipe.methods), {"rows": rows})
 
 
 def _tested(sets: Sets) -> list[str]:
-    """Data sets of the policy's data that have a test set of the same name."""
+    """The policy's data sets that have a test set of the same name."""
     tested = {row.source for row in sets.test}
     return [name for name in dict.fromkeys(r.source for r in sets.policy) if name in tested]
 
@@ -78,12 +78,13 @@ def _without(sets: Sets, source: str, question: str) -> list[Dialogue]:
 
 
 def _is_enough(policy: list[Dialogue], of: list[Dialogue]) -> bool:
-    """Whether there is something to learn from, and something was taken away."""
+    """Whether both labels are left, and something was left out."""
     return {True, False} <= {row.is_safe for row in policy} and len(policy) < len(of)
 
 
-def _scores(root: Path, recipe: Recipe, source: str) -> dict[str, list[Row]]:
+def _scores(root: Path, recipe: Recipe, source: str) -> Scores:
+    """The methods' score rows of one data set."""
+    scores = scores_of(root, list(recipe.methods))
     return {
-        name: [row for row in read_jsonl(root / layout.scores(name)) if row["dataset"] == source]
-        for name in recipe.methods
+        name: [row for row in rows if row["dataset"] == source] for name, rows in scores.items()
     }

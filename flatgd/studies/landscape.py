@@ -1,17 +1,17 @@
 """Points in weight space to compare: where a training ended, and where it passed a given L_S.
 
-End points differ in how far they got down L_S, and a lower loss is often a sharper one. So methods
-are also compared where their L_S is the same: on the way from the backbone over the kept snapshots
-(`train: {snapshots: 4}`) to the end point, straight from one to the next, the first place where L_S
-is that of the end point with the highest L_S.
+End points differ in their L_S, and a lower loss is often a sharper one. So methods are also
+compared where their L_S is the same. The path of a method leads from the backbone over its
+snapshots (`train: {snapshots: 4}`) to its end point, in straight lines. The matched point is the
+first one on that path whose L_S equals the highest L_S of all end points.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import scorable
 from flatgd.dialogue import Dialogue
-from flatgd.errors import RecipeError
+from flatgd.errors import RecipeError, UsageError
 from flatgd.flatness.curvature import loss_value
 from flatgd.io.files import write_atomically
 from flatgd.methods import Method, SafetyLoss, Totals
@@ -37,14 +37,15 @@ from flatgd.runtime.display import Display
 
 State = dict[str, Tensor]
 BISECTIONS = 10
-ROWS = 48  # training and test rows, unless asked for otherwise
+ROWS = 48  # default number of training rows, and of test rows
 
 
 class Point(NamedTuple):
-    """Weights of a method. `at`: end, or matched; `step`: where on its path, in optimizer steps."""
+    """Weights of a method. `step` is the position on its path, in optimizer steps. `start` is the
+    backbone."""
 
     method: str
-    at: str
+    at: Literal["start", "end", "matched"]
     step: float
     state: State
 
@@ -57,9 +58,9 @@ def open_run(
     pipeline = Pipeline(recipe, display)
     planned = [pipeline.context.plan.model(name) for name in names]
     if untrained := [one.name for one in planned if not issubclass(one.kind, Method)]:
-        raise RecipeError(f"{untrained[0]} was not trained, so it has no path; leave it out")
+        raise UsageError(f"{untrained[0]} was not trained, so it has no path; leave it out")
     if later := [one.name for one in planned if one.start != BACKBONE]:
-        raise RecipeError(f"{later[0]} does not start at the backbone, as paths do; leave it out")
+        raise UsageError(f"{later[0]} does not start at the backbone, as paths do; leave it out")
     return pipeline, names
 
 
@@ -70,24 +71,25 @@ def recipe_of(checkpoints: Sequence[Path]) -> tuple[Recipe, list[str]]:
         root = layout.find_run(folder)
         is_model = any((folder / name).exists() for name in ("config.json", ADAPTER))
         if root is None or not is_model:
-            raise RecipeError(
-                f"{folder}: no checkpoint of a flatgd run; give folders as runs/demo/methods/flatgd"
+            raise UsageError(
+                f"{folder} is no checkpoint of a flatgd run; give folders such as "
+                "runs/demo/methods/flatgd"
             )
         roots[folder] = root
     if len(set(roots.values())) > 1:
-        raise RecipeError("the checkpoints are of different runs; give those of one")
+        raise UsageError("the checkpoints are of different runs; give those of one run")
     root = next(iter(roots.values()))
     recipe = load_recipe(root / layout.RECIPE)
     own = {root / layout.model(name): name for name in recipe.methods}
     if strange := [folder for folder in checkpoints if folder.resolve() not in own]:
-        told = ", ".join(recipe.methods)
-        raise RecipeError(f"{strange[0]} is no method of its run; {root}/methods has {told}")
+        known = ", ".join(recipe.methods)
+        raise UsageError(f"{strange[0]} is no method of its run; {root}/methods has {known}")
     names = list(dict.fromkeys(own[folder.resolve()] for folder in checkpoints))
     return recipe.model_copy(update={"output": root}), names
 
 
 class Landscape:
-    """L_S over weight space: one model whose weights are moved, on fixed rows, with the experts."""
+    """L_S over weight space on fixed rows: a model whose weights are replaced, and the experts."""
 
     def __init__(self, context: Context, rows: int = ROWS):
         self.context = context
@@ -105,12 +107,12 @@ class Landscape:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def at(self, state: State) -> nn.Module:
-        """The model, at these weights."""
+        """The model with these weights."""
         self.model.load_state_dict(state)
         return self.model
 
     def losses(self) -> Iterator[Tensor]:
-        """L_S on the training rows, part by part."""
+        """L_S on the training rows, batch by batch; the sum is that of all rows."""
         return self._losses(self.train_parts)
 
     def test_losses(self) -> Iterator[Tensor]:
@@ -134,7 +136,7 @@ class Landscape:
         return self.method.prepare([{k: v.to(device) for k, v in b.items()} for b in batches])
 
     def path(self, name: str) -> list[tuple[int, State]]:
-        """(step, weights) from the backbone over the snapshots to the end point."""
+        """(step, weights) of the backbone, the snapshots and the end point."""
         folder = Path(self.context.plan.model(name).path)
         kept = sorted((folder / "path").glob("*"), key=lambda p: int(p.name))
         steps = [(int(path.name), load(path).state_dict()) for path in kept]
@@ -147,7 +149,7 @@ class Landscape:
         return load(self.context.plan.model(name).path).state_dict()
 
     def points(self, names: Iterable[str]) -> list[Point]:
-        """Each method's end point, and the point on its path whose L_S is that of the worst end."""
+        """Each method's end point, and its matched point where there are several methods."""
         paths = {name: self.path(name) for name in names}
         ends = {name: self._value(path[-1][1]) for name, path in paths.items()}
         target = max(ends.values())
@@ -170,7 +172,7 @@ class Landscape:
 
 
 def _weights(context: Context) -> tuple[float, float]:
-    """L_S's weights (attract, repel), which must be the same for all methods that have it."""
+    """The weights of L_S (attract, repel). Raises RecipeError where methods differ in them."""
     found = {}
     for name in context.recipe.methods:
         if issubclass(context.plan.model(name).kind, SafetyLoss):
@@ -179,15 +181,16 @@ def _weights(context: Context) -> tuple[float, float]:
     weights = set(found.values())
     if len(weights) > 1:
         raise RecipeError(
-            f"{', '.join(found)} weigh L_S differently, so there is no one L_S to measure them by"
+            f"{', '.join(found)} weigh L_S differently, so they cannot be measured by one L_S; "
+            "give them the same attract_weight and repel_weight"
         )
     return weights.pop() if weights else (3.0, 2.0)
 
 
 def write_study(
-    pipeline: Pipeline, name: str, methods: Sequence[str], figures: dict[str, Any]
+    pipeline: Pipeline, name: str, methods: Sequence[str], figures: Mapping[str, Any]
 ) -> Path:
-    """report/NAME.json, with the fingerprints of the checkpoints that were studied."""
+    """Write report/NAME.json with the fingerprints of the checkpoints that were studied."""
     file = pipeline.context.root / layout.study(name)
     file.parent.mkdir(exist_ok=True)
     study = {"format": STUDY_FORMAT, "of": pipeline.fingerprints(methods), **figures}
@@ -198,8 +201,8 @@ def write_study(
 def first_below(
     path: Sequence[tuple[int, State]], target: float, value: Callable[[State], float]
 ) -> tuple[float, State]:
-    """(step, weights) of the first place on the path, straight between its nodes, where `value`
-    comes down to `target`; its end where it never does."""
+    """(step, weights) of the first point on the path where `value` falls to `target`, by bisection
+    on the straight line between two nodes; the end of the path if it never does."""
     for (step, near), (next_step, far) in pairwise(path):
         if value(far) > target:
             continue
@@ -223,11 +226,11 @@ def between(one: State, other: State, share: float) -> State:
 
 
 def _drawn(rows: Sequence[Dialogue], count: int) -> list[Dialogue]:
-    """As many safe as toxic rows where there are enough, evenly spread over all."""
+    """`count` rows, evenly spread; half of them safe and half toxic, if there are that many."""
     parts = [[row for row in rows if row.is_safe is label] for label in (True, False)]
     return [
-        part[place * len(part) // wanted]
+        part[n * len(part) // wanted]
         for part in parts
         for wanted in [min(len(part), count // 2)]
-        for place in range(wanted)
+        for n in range(wanted)
     ]

@@ -1,11 +1,12 @@
-"""Checkpoints inside a training: there whole or not at all, and known to be whole.
+"""Checkpoints of a training: each is complete or absent, and verified before it is used.
 
     checkpoint-40/                Trainer's own files: weights, optimizer, scheduler, random states
-    checkpoint-40/manifest.json   each file's size and SHA-256, and what the training was of
+    checkpoint-40/manifest.json   a format number, each file's size and SHA-256, and the training's
+                                  fingerprint
 
-One is written in `.saving/`, flushed, given its manifest, renamed, and read again; only then does
-the oldest one go. A resume takes the newest that is as its manifest has it, and tells of those that
-are not.
+A checkpoint is written in `.saving/`, flushed, given its manifest, renamed, and read back. Only
+then is the oldest one removed. A resume takes the newest checkpoint whose files match its manifest
+and warns about the others.
 """
 
 import hashlib
@@ -27,19 +28,22 @@ from flatgd.io.files import file_digests, integrity_error, sync_to_disk, write_a
 from flatgd.models.trust import REFUSED
 from flatgd.runtime import distributed
 from flatgd.training.callbacks import Stop
-from flatgd.training.fingerprint import LENGTH, TOLD, differences
+from flatgd.training.fingerprint import LENGTH, REPORTED, differences
 from flatgd.training.optimizers import switch
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of manifests; a checkpoint with another number counts as unreadable
 SAVING = ".saving"
 STATE = "trainer_state.json"
-CHECKPOINTS_KEPT = 2  # the last good one stays until the next is proven
+CHECKPOINTS_KEPT = 2  # the last good one stays until the next one is verified
+
+RESTART = "train from the beginning"
 
 logger = logging.getLogger(__name__)
 
 
 class VerifiedCheckpoints:
-    """Put before a Trainer: how it saves, and from what it goes on."""
+    """List it before a Trainer. Checkpoints are verified when written and when resumed from."""
 
     args: Any
     state: Any
@@ -48,26 +52,28 @@ class VerifiedCheckpoints:
     _is_saving = False
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be the same where a training goes on; by name, JSON."""
+        """What must not change between a checkpoint and the training that resumes from it: JSON
+        values by name."""
         return {}
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's; True is the newest good checkpoint in `output_dir`, and must be there."""
+        """Trainer's method. True resumes from the newest good checkpoint in `output_dir`; raises
+        CheckpointError if there is none, or if the named one is corrupted."""
         found = None
         if resume_from_checkpoint is True:
             found = self._last_good()
             if found is None:
                 folder = self.args.output_dir
-                raise CheckpointError(f"{folder}: no checkpoint to go on from; train anew")
+                raise CheckpointError(f"{folder}: no checkpoint to resume from; {RESTART}")
         elif resume_from_checkpoint:
             found = Path(resume_from_checkpoint)
             if fault := fault_of(found):
-                raise CheckpointError(f"{found}: {fault}; go on from another, or train anew")
+                raise CheckpointError(f"{found}: {fault}; resume from another, or {RESTART}")
         return self._train_from(found, *args, **kwargs)
 
     def resume_or_train(self) -> Path | None:
-        """Train from the newest good checkpoint in `output_dir`, which is returned, or, where there
-        is none, from the beginning."""
+        """Resume from the newest good checkpoint in `output_dir` and return it; if there is none,
+        train from the beginning and return None."""
         found = self._last_good()
         self._train_from(found)
         return found
@@ -76,14 +82,14 @@ class VerifiedCheckpoints:
         return distributed.of_first(lambda: last_good(Path(self.args.output_dir)))
 
     def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's training, from a checkpoint that is known to be whole."""
+        """Trainer's training, from a checkpoint that was verified."""
         if checkpoint:
             refuse_partial(checkpoint, self.args.process_index, self.accelerator.num_processes)
             compare(checkpoint, self.fingerprint())
             if self.args.ignore_data_skip:
                 logger.warning(
-                    "%s: ignore_data_skip lets the rows start anew; the end is not that of a "
-                    "training that was not cut off",
+                    "%s: with ignore_data_skip the rows start over, so the result differs from "
+                    "that of an uninterrupted training",
                     checkpoint,
                 )
         resumed = str(checkpoint) if checkpoint else None
@@ -97,14 +103,14 @@ class VerifiedCheckpoints:
                 raise
             line = str(error).strip().partition("\n")[0]
             raise CheckpointError(
-                f"{resumed}: {line}; it was not written by a training, train anew"
+                f"{resumed}: {line}; no training of flatgd wrote this file, so {RESTART}"
             ) from None
         finally:
             self.remove_callback(stop)  # type: ignore[attr-defined]
         switch(self.optimizer, "eval")  # type: ignore[attr-defined]
         if stop.received:
             raise StoppedError(
-                f"stopped after step {self.state.global_step}, at "
+                f"stopped after step {self.state.global_step}; the checkpoint is "
                 f"{self.args.output_dir}/checkpoint-{self.state.global_step}",
                 stop.received,
             )
@@ -123,7 +129,7 @@ class VerifiedCheckpoints:
             shutil.rmtree(folder / SAVING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._is_saving = True
-        with _told(folder / SAVING, folder):
+        with _write_errors(folder / SAVING, folder):
             try:
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
             finally:
@@ -132,74 +138,76 @@ class VerifiedCheckpoints:
             self._place_best(folder, name)
             if is_first:
                 seal(folder / SAVING / name, self.fingerprint())
-                put(folder / SAVING / name, folder / name)
+                move_into_place(folder / SAVING / name, folder / name)
                 if fault := fault_of(folder / name):
-                    raise CheckpointError(f"{folder / name}: {fault}, right after it was written")
+                    raise CheckpointError(f"{folder / name}: {fault} right after writing")
                 best = Path(self.state.best_model_checkpoint or "")
                 rotate(folder, self.args.save_total_limit or CHECKPOINTS_KEPT, best.name)
         self.accelerator.wait_for_everyone()
 
     def _place_best(self, folder: Path, name: str) -> None:
-        """Have the state name the best checkpoint where it will be, not where it was written."""
+        """Make the state name the best checkpoint by its final path, not by the path in SAVING."""
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(folder / name)
             if self.args.should_save:
                 self.state.save_to_json(str(folder / SAVING / name / STATE))
 
     def _load_callback_state(self) -> None:
-        """Trainer's; and the best checkpoint is looked for here, where the folder may have been
-        moved to."""
+        """Trainer's method; the best checkpoint is looked up in `output_dir`, which may have been
+        moved since."""
         if step := self.state.best_global_step:
             best = Path(self.args.output_dir) / f"checkpoint-{step}"
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
             if self.args.load_best_model_at_end and not best.is_dir():
                 raise CheckpointError(
-                    f"{best}, the best checkpoint so far, is not there; put it back, or train anew"
+                    f"{best}, the best checkpoint so far, is missing; restore it, or {RESTART}"
                 )
         super()._load_callback_state()  # type: ignore[misc]
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Trainer's; a tied weight is not in a file, and not missing."""
+        """Trainer's method; files leave tied weights out, so they do not count as missing."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
         missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))  # type: ignore[misc]
 
     def _load_best_model(self) -> None:
-        """Trainer's, from this folder, wherever it was when the checkpoint was saved."""
+        """Trainer's method, for a folder that may have been moved since the save."""
         switch(self.optimizer, "eval")  # type: ignore[attr-defined]
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         if fault := fault_of(best):
-            raise CheckpointError(f"{best}, the best checkpoint: {fault}; train anew")
+            raise CheckpointError(f"{best}, the best checkpoint: {fault}; {RESTART}")
         self.state.best_model_checkpoint = str(best)
         super()._load_best_model()  # type: ignore[misc]
 
 
 def refuse_non_finite(model: nn.Module, step: int) -> None:
-    """Raises NonFiniteError rather than let weights that are NaN or infinite reach a disk."""
+    """Raise NonFiniteError if any weight is NaN or infinite, before it is saved."""
     bad = [name for name, parameter in model.named_parameters() if not is_finite([parameter])]
     if bad:
         raise NonFiniteError(
-            f"step {step}: {len(bad)} of the model's tensors hold NaN or infinity ({bad[0]}); "
+            f"step {step}: NaN or infinity in {len(bad)} of the weight tensors, first {bad[0]}; "
             "nothing was saved. Lower learning_rate"
         )
 
 
 def seal(folder: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Flush every file of a folder, and write down what they hold."""
+    """Flush every file of a folder, then write the manifest."""
     for path in folder.rglob("*"):
         sync_to_disk(path)
-    record = {"fingerprint": dict(fingerprint), "files": file_digests(folder)}
-    write_atomically(folder / MANIFEST, json.dumps({**record, "sha256": _digest_of_record(record)}))
+    manifest = {"format": FORMAT, "fingerprint": dict(fingerprint), "files": file_digests(folder)}
+    write_atomically(
+        folder / MANIFEST, json.dumps({**manifest, "sha256": _manifest_digest(manifest)})
+    )
     sync_to_disk(folder)
 
 
-def put(beside: Path, target: Path) -> None:
-    """Rename a sealed folder to its place."""
+def move_into_place(sealed: Path, target: Path) -> None:
+    """Rename a sealed folder to `target`, replacing what is there."""
     if target.exists():
         shutil.rmtree(target)
-    beside.rename(target)
+    sealed.rename(target)
     sync_to_disk(target.parent)
-    shutil.rmtree(beside.parent, ignore_errors=True)
+    shutil.rmtree(sealed.parent, ignore_errors=True)
 
 
 def rotate(folder: Path, kept: int, best: str = "") -> None:
@@ -210,23 +218,26 @@ def rotate(folder: Path, kept: int, best: str = "") -> None:
 
 
 def fault_of(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, None if nothing."""
+    """What is wrong with a checkpoint; None if it is intact."""
     if not folder.is_dir():
         return "there is no such checkpoint"
-    record = _record(folder)
-    if record is None:
-        return f"its {MANIFEST} is missing or torn"
-    return integrity_error(folder, record["files"])
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        return f"its {MANIFEST} is missing or corrupted"
+    if manifest.get("format") != FORMAT:
+        written = f"format {manifest['format']}" if "format" in manifest else "no format number"
+        return f"its {MANIFEST} has {written}, and this version of flatgd reads format {FORMAT}"
+    return integrity_error(folder, manifest["files"])
 
 
 def last_good(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole. Those after it are removed, and told."""
+    """The newest intact checkpoint, or None. Newer, unusable ones are removed with a warning."""
     shutil.rmtree(folder / SAVING, ignore_errors=True)
     for path in reversed(checkpoints(folder)):
         fault = fault_of(path)
         if fault is None:
             return path
-        logger.warning("%s: %s; going on from the one before", path, fault)
+        logger.warning("%s: %s; falling back to the checkpoint before it", path, fault)
         shutil.rmtree(path)
     return None
 
@@ -237,54 +248,58 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest without its own digest; None if it is missing or corrupted."""
     try:
-        record: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        told = record.pop("sha256")
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        recorded = manifest.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    return record if told == _digest_of_record(record) else None
+    return manifest if recorded == _manifest_digest(manifest) else None
 
 
-def _digest_of_record(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_partial(checkpoint: Path, process: int, processes: int) -> None:
-    """Raises CheckpointError for a checkpoint that a training cannot go on exactly from."""
+    """Raise CheckpointError if a training cannot resume exactly: `process` is this process's rank,
+    `processes` their number."""
     random = "rng_state.pth" if processes == 1 else f"rng_state_{process}.pth"
     wanted = {"optimizer": "optimizer*", "schedule": "scheduler.pt", "random states": random}
     missing = [what for what, pattern in wanted.items() if not any(checkpoint.glob(pattern))]
     if missing:
         raise CheckpointError(
-            f"{checkpoint} lacks {', '.join(missing)}, as save_only_model leaves them out or as "
-            "another number of processes wrote it; a training cannot go on exactly from it. Remove "
-            "it to train anew, or load its weights as the model of a new training in another "
-            "folder; save_only_model: false saves whole checkpoints"
+            f"{checkpoint} lacks {', '.join(missing)}, so a training cannot resume exactly from "
+            "it. Either save_only_model left them out, or another number of processes wrote it. "
+            "Delete it to train from the beginning, or load its weights as the model of a new "
+            "training in another folder. save_only_model: false saves complete checkpoints"
         )
 
 
 def compare(checkpoint: Path, now: Mapping[str, Any]) -> None:
-    """Raises CheckpointError with what has changed since the checkpoint was saved; changes that
-    leave it the same training are told."""
-    found = differences((_record(checkpoint) or {}).get("fingerprint", {}), now)
-    refused = "; ".join(f"{n}: {text}" for n, text in found.items() if n not in TOLD)
+    """Compare the checkpoint's fingerprint with `now`. Raise CheckpointError for a change that
+    makes it another training; warn about any other change."""
+    found = differences((_read_manifest(checkpoint) or {}).get("fingerprint", {}), now)
+    refused = "; ".join(f"{n}: {text}" for n, text in found.items() if n not in REPORTED)
     if refused:
         raise CheckpointError(
-            f"{checkpoint} is of another training: {refused}. Put it back, or train into another "
-            "folder"
+            f"{checkpoint} belongs to another training: {refused}. Undo the change, or train into "
+            "another folder"
         )
     for name, text in found.items():
-        what = "learning rate and warm-ups go by the new length" if name in LENGTH else "it goes on"
+        effect = (
+            "learning rate and warm-ups follow the new length" if name in LENGTH else "resuming"
+        )
         logger.warning(
-            "%s: %s %s; %s, and the end need not be that of a training that was not cut off",
-            *(checkpoint, name, text, what),
+            "%s: %s %s; %s. The result may differ from that of an uninterrupted training",
+            *(checkpoint, name, text, effect),
         )
 
 
 @contextmanager
-def _told(saving: Path, folder: Path) -> Iterator[None]:
-    """A disk that is full, or fails, in a clear message; what was half written is removed."""
+def _write_errors(saving: Path, folder: Path) -> Iterator[None]:
+    """Turn a full or failing disk into a CheckpointError, and remove the incomplete checkpoint."""
     try:
         yield
     except FlatGDError:
@@ -295,6 +310,6 @@ def _told(saving: Path, folder: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{folder}: the checkpoint could not be written ({error}); "
             f"{shutil.disk_usage(folder).free / 2**20:,.0f} MB are free there. "
-            + (f"{good[-1].name} stays; " if good else "")
-            + "make room and start again: the training goes on"
+            + (f"{good[-1].name} is kept. " if good else "")
+            + "Free some space and start again: the training resumes"
         ) from None

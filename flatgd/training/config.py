@@ -1,162 +1,301 @@
-"""FlatGDConfig: TrainingArguments with the paper's fields, and what cannot work refused by name."""
+"""FlatGDConfig: TrainingArguments with the paper's fields. What cannot work is refused by name."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
+from flatgd.config.options import option
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import PenaltySettings
-from flatgd.io.records import is_number
+from flatgd.methods.base import LM_WEIGHT
+from flatgd.methods.safety_loss import ATTRACT_WEIGHT, PENALISE, REPEL_WEIGHT
 from flatgd.training.parts import part_faults
-
-
-def _doc(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
-CHECKPOINTING = next(  # transformers 5.23 renames this option
-    name
-    for name in ("activation_checkpointing", "gradient_checkpointing")
-    if name in {option.name for option in fields(TrainingArguments)}
-)
+from flatgd.training.setting_faults import CHECKPOINTING, setting_faults
 
 
 @dataclass
 class FlatGDConfig(TrainingArguments):
-    """TrainingArguments and the fields below. Defaults are the paper's (Table 5) where it has any.
+    """TrainingArguments and the fields below, each described in docs/options.md. Defaults are the
+    paper's (Table 5) where it has any.
 
-    Raises UnsupportedError, with the mend, for combinations that cannot work.
+    Raises UnsupportedError, with a way out, for values out of range and for combinations that
+    cannot work.
     """
 
-    lm_weight: float = field(default=1.0, metadata=_doc("a of Eq. 1; Table 5: 1"))
-    attract_weight: float = field(default=3.0, metadata=_doc("gamma of Eq. 4; Table 5: 3"))
-    repel_weight: float = field(default=2.0, metadata=_doc("beta of Eq. 4; Table 5: 2"))
+    lm_weight: float = field(default=1.0, metadata=LM_WEIGHT)
+    attract_weight: float = field(default=3.0, metadata=ATTRACT_WEIGHT)
+    repel_weight: float = field(default=2.0, metadata=REPEL_WEIGHT)
     flatness_weight: float | None = field(
-        default=None, metadata=_doc("lambda of Eq. 1, fixed; 0 turns the penalty off")
+        default=None,
+        metadata=option(
+            "Fixed weight lambda of the penalty (Eq. 1). 0 turns the penalty off. Set this or "
+            "penalty_share, not both.",
+            ge=0,
+        ),
     )
     penalty_share: float | None = field(
         default=None,
-        metadata=_doc(
-            "instead of flatness_weight: lambda such that the penalty's gradient has this norm "
-            "relative to the rest of the gradient, step by step; 0.3 if neither is given"
+        metadata=option(
+            "Norm of the penalty's gradient relative to the rest of the gradient. Lambda is chosen "
+            "for it at every step. 0 turns the penalty off. 0.3 if flatness_weight is not set "
+            "either.",
+            ge=0,
+            unit="of the rest's norm",
         ),
     )
     penalty_squared: bool = field(
-        default=True, metadata=_doc("||grad||^2 as in Eq. 1, or ||grad|| as in the paper's words")
+        default=True,
+        metadata=option("Penalises ||grad||^2, as in Eq. 1. false penalises ||grad||."),
     )
-    penalise: Literal["safety_loss", "objective"] = field(
-        default="safety_loss", metadata=_doc("whose gradient norm is penalised")
-    )
+    penalise: Literal["safety_loss", "objective"] = field(default="safety_loss", metadata=PENALISE)
     penalty_warmup: float = field(
         default=0.1,
-        metadata=_doc("the penalty is off for this share of the steps (Zhao et al. 2024)"),
+        metadata=option(
+            "Fraction of the steps, from the first, without the penalty (Zhao et al. 2024).",
+            ge=0,
+            le=1,
+            unit="of the steps",
+        ),
     )
     flatness_method: Literal["finite_difference", "fast", "exact"] = field(
         default="finite_difference",
-        metadata=_doc(
-            "how the penalty's gradient is computed; fast: the rest of the gradient is taken at "
-            "the second pass's point, off by O(rho), and lambda is measured at each tenth step"
+        metadata=option(
+            "How the penalty's gradient is computed. fast saves a backward pass: it takes the rest "
+            "of the gradient at the second pass's point, off by O(rho), and measures lambda at "
+            "every tenth step. exact uses second derivatives and takes more memory."
         ),
     )
     penalty_every: int = field(
         default=1,
-        metadata=_doc("the penalty comes at each so many steps only, so many times as strong"),
+        metadata=option(
+            "Applies the penalty only at every n-th step, n times as strong. Higher is faster.",
+            ge=1,
+            unit="steps",
+        ),
     )
     penalty_fraction: float = field(
         default=1.0,
-        metadata=_doc("share of the batch's rows whose gradient norm is penalised, 0..1"),
+        metadata=option(
+            "Fraction of each batch's rows used to estimate the penalty. Lower is faster and "
+            "noisier.",
+            gt=0,
+            le=1,
+            unit="of the rows",
+        ),
     )
     penalty_momentum: float = field(
         default=0.0,
-        metadata=_doc(
-            "the gradient whose norm is penalised is a running mean over steps, of this weight on "
-            "the past, 0..1; with it a penalty_fraction keeps more of the effect"
+        metadata=option(
+            "Weight of the past in a running mean of the gradient whose norm is penalised. Higher "
+            "makes a small penalty_fraction less noisy. Needs flatness_method: finite_difference.",
+            ge=0,
+            lt=1,
         ),
     )
     fused_head: bool = field(
         default=True,
-        metadata=_doc("head and divergences in chunks, never [tokens, vocabulary] at once"),
+        metadata=option(
+            "Computes output head and divergences in chunks, which saves memory. The result is the "
+            "same up to rounding."
+        ),
     )
     difference: Literal["forward", "central"] = field(
-        default="forward", metadata=_doc("central: one more pass, error O(rho^2) instead of O(rho)")
+        default="forward",
+        metadata=option(
+            "Kind of finite difference. central takes one more pass; its error is O(rho^2) instead "
+            "of O(rho)."
+        ),
     )
     rho: float | None = field(
         default=None,
-        metadata=_doc(
-            "length of the second pass's step in weight space; by default 3e-4 in float32, 1e-2 "
-            "under bf16 or on a frozen base in half precision"
+        metadata=option(
+            "Length of the second pass's step in weight space. Without it, 3e-4 in float32, and "
+            "1e-2 with bf16 or on a frozen base in half precision.",
+            gt=0,
         ),
     )
     micro_batch_size: int | None = field(
         default=None,
-        metadata=_doc("rows in memory at once; the batch is split inside the step, exactly"),
+        metadata=option(
+            "Rows in memory at once. The batch is split inside the step, which does not change the "
+            "result. Without it, the whole batch.",
+            ge=1,
+            unit="rows",
+        ),
     )
     expert_cache: str | None = field(
         default=None,
-        metadata=_doc("folder that keeps the experts' last hidden states between trainings"),
+        metadata=option(
+            "Folder that keeps the experts' last hidden states between trainings. Faster, and "
+            "takes disk space."
+        ),
     )
     lora_rank: int = field(
         default=0,
-        metadata=_doc("train a LoRA adapter of this rank and nothing else; 0: all weights"),
+        metadata=option(
+            "Rank of a LoRA adapter, which is then all that is trained. 0 trains all weights.", ge=0
+        ),
     )
     lora_alpha: int | None = field(
-        default=None, metadata=_doc("LoRA's scale times its rank; by default twice the rank")
+        default=None,
+        metadata=option("LoRA's scale times its rank. Without it, twice the rank.", ge=1),
     )
     lora_targets: Any = field(
-        default="all-linear", metadata=_doc("the layers it sits on: names, or all linear ones")
+        default="all-linear",
+        metadata=option("The layers that get an adapter.", values="a list of names, or all-linear"),
     )
     snapshots: int = field(
         default=0,
-        metadata=_doc("weights kept at so many evenly spaced steps, for `flatgd flatness`"),
+        metadata=option(
+            "How many times the weights are kept, at evenly spaced steps, for `flatgd flatness`.",
+            ge=0,
+            unit="checkpoints",
+        ),
     )
     early_stopping_patience: int | None = field(
         default=None,
-        metadata=_doc(
-            "the training ends after so many evaluations in a row that are no better than the best"
+        metadata=option(
+            "Ends the training after this many evaluations in a row without a new best. Without "
+            "it, the training never ends early.",
+            ge=1,
+            unit="evaluations",
         ),
     )
-    max_history_tokens: int = field(default=128, metadata=_doc("newest tokens of the history kept"))
-    max_reply_tokens: int = field(default=64, metadata=_doc("tokens of the reply kept"))
+    max_history_tokens: int = field(
+        default=128,
+        metadata=option("Newest tokens of the history that are kept.", ge=1, unit="tokens"),
+    )
+    max_reply_tokens: int = field(
+        default=64, metadata=option("Tokens of the reply that are kept.", ge=1, unit="tokens")
+    )
     turn_separator: str | None = field(
         default=None,
-        metadata=_doc("between turns, instead of the family's own and of a chat template"),
+        metadata=option("Text between turns. Without it, the chat template or the family's own."),
     )
     template_date: str = field(
         default="2025-01-01",
-        metadata=_doc("the day that a chat template prints as today's, YYYY-MM-DD"),
+        metadata=option("Date that a chat template prints as today's.", values="YYYY-MM-DD"),
     )
     chat_template_kwargs: dict[str, Any] = field(
         default_factory=lambda: {"enable_thinking": False},
-        metadata=_doc("variables of the chat template"),
+        metadata=option("Variables of the chat template."),
     )
 
-    learning_rate: float = field(default=5e-6, metadata=_doc("Table 5: 5e-6, for 400M parameters"))
-    per_device_train_batch_size: int = field(default=64, metadata=_doc("Table 5: 64"))
-    num_train_epochs: float = field(default=2.0, metadata=_doc("Table 5: 2"))
-    weight_decay: float = field(default=0.0, metadata=_doc("none, as the penalty is on the loss"))
-    logging_steps: float = field(default=1, metadata=_doc("each step is logged"))
-    save_strategy: str = field(default="no", metadata=_doc("'steps' to resume inside a training"))
-    report_to: Any = field(default="none", metadata=_doc("trackers, off unless asked for"))
-    remove_unused_columns: bool = field(default=False, metadata=_doc("our batches are our own"))
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata=_doc("so that early stopping goes on counting where it was")
+    learning_rate: float = field(
+        default=5e-6,
+        metadata=option(
+            "Step size of the optimizer. The default is Table 5's, for 400M parameters; smaller "
+            "models need more.",
+            ge=0,
+        ),
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata=_doc("NaN is never hidden"))
+    per_device_train_batch_size: int = field(
+        default=64,
+        metadata=option(
+            "The whole batch, over which the gradient's norm is taken. Table 5: 64.",
+            ge=1,
+            unit="rows",
+        ),
+    )
+    num_train_epochs: float = field(
+        default=2.0,
+        metadata=option(
+            "Passes over the training rows. Not used with max_steps. Table 5: 2.",
+            gt=0,
+            unit="epochs",
+        ),
+    )
+    max_steps: int = field(
+        default=-1,
+        metadata=option(
+            "Optimizer steps, instead of num_train_epochs. -1 means not set.",
+            ge=1,
+            unit="steps",
+            unset=-1,
+        ),
+    )
+    warmup_steps: float = field(
+        default=0,
+        metadata=option(
+            "Steps over which the learning rate rises from 0. Below 1, a fraction of all steps.",
+            ge=0,
+            unit="steps",
+        ),
+    )
+    weight_decay: float = field(
+        default=0.0,
+        metadata=option(
+            "AdamW's weight decay. 0, because the penalty is on the loss and not the weights.", ge=0
+        ),
+    )
+    logging_steps: float = field(
+        default=1,
+        metadata=option(
+            "Steps from one log line to the next. Below 1, a fraction of all steps.",
+            ge=0,
+            unit="steps",
+        ),
+    )
+    save_strategy: str = field(
+        default="no",
+        metadata=option(
+            "When checkpoints are saved. With steps or epoch, an interrupted training resumes "
+            "inside itself.",
+            values="no, steps, epoch, best",
+        ),
+    )
+    save_steps: float = field(
+        default=500,
+        metadata=option(
+            "Steps from one checkpoint to the next, with save_strategy: steps. Below 1, a fraction "
+            "of all steps.",
+            gt=0,
+            unit="steps",
+        ),
+    )
+    save_total_limit: int | None = field(
+        default=None,
+        metadata=option(
+            "Checkpoints kept on disk; older ones are deleted. Without it, all.",
+            ge=1,
+            unit="checkpoints",
+        ),
+    )
+    report_to: Any = field(
+        default="none",
+        metadata=option(
+            "Trackers that receive the training's figures. In a recipe, one that uses the network "
+            "needs `flatgd --allow send`.",
+            values="none, tensorboard, wandb, ...",
+        ),
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata=option("Not used: batches are made from dialogues, not from columns."),
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True,
+        metadata=option("Whether early stopping resumes its count after an interruption."),
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata=option("Whether NaN is left out of the logged loss. Never by default."),
+    )
 
     def __post_init__(self) -> None:
-        if faults := [*self._faults(), *part_faults(self)]:
+        if faults := [*setting_faults(self), *part_faults(self)]:
             raise UnsupportedError("\n".join(faults))
         if self.early_stopping_patience and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
         self.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns at every start
         if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # Trainer refuses bf16 there unless told so
+            self.use_cpu = True  # otherwise Trainer refuses bf16 there
         if self.torch_compile:
-            # blocks alone: what stands in for the head is not compiled; and a graph is gone through
-            # backward twice
+            # Compile the blocks only: the stand-in for the head cannot be compiled. Keep buffers,
+            # because one graph is run backward twice.
             os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
             torch._functorch.config.donated_buffer = False
         super().__post_init__()
@@ -165,81 +304,6 @@ class FlatGDConfig(TrainingArguments):
                 f"one process sees {self.n_gpu} GPUs, and DataParallel has no whole-batch "
                 "gradient; set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch"
             )
-
-    def _faults(self) -> Any:
-        if self.flatness_weight is not None and self.penalty_share is not None:
-            yield (
-                f"flatness_weight={self.flatness_weight} and penalty_share={self.penalty_share} "
-                "both set lambda; give one"
-            )
-        for name in ("lm_weight", "attract_weight", "repel_weight"):
-            if not is_number(getattr(self, name)):
-                yield f"{name} must be a number, got {getattr(self, name)!r}"
-        for name in ("flatness_weight", "penalty_share", "rho"):
-            value = getattr(self, name)
-            if value is not None and (value < 0 or (name == "rho" and value == 0)):
-                yield f"{name} must be positive, got {value}"
-        if not 0 <= self.penalty_warmup <= 1:
-            yield f"penalty_warmup is a share of the steps, 0..1, got {self.penalty_warmup}"
-        if not 0 < self.penalty_fraction <= 1:
-            yield f"penalty_fraction is a share of the rows, 0..1, got {self.penalty_fraction}"
-        if not 0 <= self.penalty_momentum < 1:
-            yield f"penalty_momentum is a weight, 0..1 without 1, got {self.penalty_momentum}"
-        if self.penalty_momentum and self.flatness_method != "finite_difference":
-            yield "penalty_momentum needs flatness_method: finite_difference"
-        if self.penalty_every < 1:
-            yield f"penalty_every must be at least 1, got {self.penalty_every}"
-        if self.flatness_method == "fast" and self.difference == "central":
-            yield "flatness_method: fast is a forward difference; leave difference at 'forward'"
-        if self.lora_rank < 0:
-            yield f"lora_rank must not be negative, got {self.lora_rank}"
-        if self.snapshots < 0:
-            yield f"snapshots must not be negative, got {self.snapshots}"
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            yield f"micro_batch_size must be at least 1, got {self.micro_batch_size}"
-        for name, choices in (
-            ("flatness_method", ("finite_difference", "fast", "exact")),
-            ("difference", ("forward", "central")),
-            ("penalise", ("safety_loss", "objective")),
-        ):
-            if getattr(self, name) not in choices:
-                yield f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-        if not isinstance(self.learning_rate, int | float):
-            yield f"learning_rate must be a number, got {self.learning_rate!r}"
-        if self.per_device_train_batch_size < 1:
-            yield "per_device_train_batch_size must be at least 1: it is the whole batch"
-        if self.bf16_full_eval or self.fp16_full_eval:
-            yield (
-                "bf16_full_eval and fp16_full_eval round the trained weights for good; leave them "
-                "out (bf16: true evaluates in bfloat16 too)"
-            )
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            yield f"early_stopping_patience must be at least 1, got {self.early_stopping_patience}"
-        if self.fp16:
-            yield "fp16 scales the gradient that the penalty measures; use bf16 or float32"
-        if self.label_smoothing_factor:
-            yield "label smoothing changes another loss than ours; set label_smoothing_factor to 0"
-        if self.deepspeed:
-            yield "DeepSpeed hides the gradients of the two passes; use DDP or FSDP2"
-        if self.gradient_accumulation_steps != 1:
-            yield (
-                "the penalty is of the whole batch, so gradient_accumulation_steps must be 1; set "
-                "per_device_train_batch_size to the whole batch and micro_batch_size to what fits"
-            )
-        if self.auto_find_batch_size:
-            yield "auto_find_batch_size changes the objective; set micro_batch_size instead"
-        if self.flatness_method == "exact":
-            yield from self._faults_of_exact()
-
-    def _faults_of_exact(self) -> Any:
-        mend = "use flatness_method: finite_difference"
-        if self.torch_compile:
-            yield f"torch.compile has no second derivative; {mend}"
-        if self.fsdp or self.fsdp_config:
-            yield f"FSDP has no second derivative; {mend}"
-        kwargs = self.gradient_checkpointing_kwargs or getattr(self, f"{CHECKPOINTING}_kwargs")
-        if self.is_checkpointed and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
-            yield f"reentrant checkpointing cannot; set use_reentrant: false, or {mend}"
 
     @property
     def is_checkpointed(self) -> bool:

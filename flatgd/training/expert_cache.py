@@ -1,14 +1,15 @@
-"""An expert's last hidden states at every reply token of the training data, on disk.
+"""A disk cache of an expert's last hidden states at every reply token of the training data.
 
-Frozen experts say the same of a row in every step, so each row is asked for once. States are 6
-(BlenderBot) to 100 (large vocabularies) times smaller than log-probabilities and, through the
-expert's head, exact to rounding.
+A frozen expert gives the same states for a row in every step, so each row is computed once. States
+are 6 (BlenderBot) to 100 (large vocabularies) times smaller than log-probabilities, which the
+expert's head gives back up to rounding.
 
-    FOLDER/index.json          key, and of each shard its rows, bytes and checksum; written last
+    FOLDER/index.json          format number, fingerprint, and the tokens, bytes and checksum of
+                               each shard; written last
     FOLDER/shard-00000.npy     float32 [tokens of 4,096 rows, D], memory-mapped
 
-The key is a digest of the expert's weights and of the encoded rows, so it changes with tokenizer,
-truncation, data and head.
+The fingerprint is a digest of the expert's weights and of the encoded rows, so it changes with
+tokenizer, truncation, data and head.
 """
 
 import hashlib
@@ -28,11 +29,12 @@ from flatgd.training.fingerprint import digest_of
 
 ROWS_A_SHARD = 4096
 INDEX = "index.json"
+FORMAT = 1  # of the index; a cache with another number is rebuilt
 Collate = Callable[[Sequence[Example]], Batch]
 
 
 class ExpertStates:
-    """Read-only view of a whole cache. `row` of a batch numbers its examples."""
+    """Read-only view of a complete cache. A batch's `row` [B] numbers its examples."""
 
     def __init__(self, folder: Path):
         index = json.loads((folder / INDEX).read_text())
@@ -62,13 +64,14 @@ def cached_states(
     rows_at_once: int = 32,
     tell: Callable[[str], None] = print,
 ) -> ExpertStates:
-    """The cache at `folder`, made or made anew where it is missing, stale or torn.
+    """The cache at `folder`, built if it is missing and rebuilt if it is stale or corrupted.
 
-    Several processes share the shards out. `weights` is the digest of the expert's, if it is known.
+    Several processes divide the shards among them. `weights` is the digest of the expert's weights,
+    if the caller knows it.
     """
-    key = states_key(weights or digest_of(expert.state_dict().items()), examples)
-    fault = fault_of(folder, key)
-    distributed.wait()  # before anyone writes, all have looked
+    fingerprint = states_fingerprint(weights or digest_of(expert.state_dict().items()), examples)
+    fault = fault_of(folder, fingerprint)
+    distributed.wait()  # every process has checked the cache before one of them writes
     if fault:
         tokens = [len(example.reply_ids) for example in examples]
         size = sum(tokens) * head_weight(expert).shape[1] * 4
@@ -86,43 +89,45 @@ def cached_states(
         distributed.wait()
         if distributed.is_first():
             held = [file_digests(_shard(folder, number)) for number in range(count)]
-            write_atomically(
-                folder / INDEX, json.dumps({"key": key, "held": held, "tokens": tokens})
-            )
+            index = {"format": FORMAT, "fingerprint": fingerprint, "held": held, "tokens": tokens}
+            write_atomically(folder / INDEX, json.dumps(index))
         distributed.wait()
     return ExpertStates(folder)
 
 
-def states_key(weights: str, examples: Sequence[Example]) -> str:
-    """Digest of weights, by their own digest, and encoded rows."""
+def states_fingerprint(weights: str, examples: Sequence[Example]) -> str:
+    """SHA-256 of the weights' own digest and the encoded rows."""
     digest = hashlib.sha256(weights.encode())
     for example in examples:
         digest.update(json.dumps([example.history_ids, example.reply_ids]).encode())
     return digest.hexdigest()
 
 
-def fault_of(folder: Path, key: str) -> str | None:
-    """What is wrong with the cache at `folder`, None if nothing."""
+def fault_of(folder: Path, fingerprint: str) -> str | None:
+    """Why the cache at `folder` must be built; None if it is intact."""
     try:
         index = json.loads((folder / INDEX).read_text())
-        key_there, held = index["key"], index["held"]
+        written, found, held = index.get("format"), index.get("fingerprint"), index.get("held")
     except FileNotFoundError:
-        return "not there yet"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its index cannot be read"
-    if key_there != key:
-        return "of other weights or rows"
+        return "no cache yet"
+    except (OSError, ValueError, AttributeError):
+        return "its index is unreadable"
+    if written != FORMAT:
+        return f"its index has format {written}, and this version of flatgd reads format {FORMAT}"
+    if found != fingerprint or not isinstance(held, list):
+        return "weights or rows changed"
     for number, wanted in enumerate(held):
         path = _shard(folder, number)
         if integrity_error(path, wanted):
-            return f"{path.name} is torn"
+            return f"{path.name} is corrupted"
     return None
 
 
 def _states(
     expert: nn.Module, rows: Sequence[Example], collate: Collate, at_once: int
 ) -> np.ndarray:
-    """Float32 states of the rows' reply tokens, one after the other; rows run longest together."""
+    """Float32 states [N, D] of the rows' reply tokens, in row order. Rows of similar length are
+    computed together."""
     device = next(expert.parameters()).device
     order = sorted(
         range(len(rows)), key=lambda row: (len(rows[row].history_ids), len(rows[row].reply_ids))

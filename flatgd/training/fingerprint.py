@@ -1,8 +1,8 @@
-"""What a training is made of: whatever changes its outcome, by name, as JSON.
+"""The fingerprint of a training: everything that changes its result, as JSON values by name.
 
-It lies in each checkpoint's manifest, and a training that goes on must be made of the same. A field
-of TrainingArguments counts unless it is listed here as one without effect, so that a field of a
-later transformers counts too.
+Each checkpoint's manifest contains it, and a training resumes only with an equal fingerprint. A
+field of TrainingArguments counts unless it is listed here as one without effect, so fields that a
+later transformers adds count too.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerControl
 from transformers.trainer_callback import ExportableState
 
-# how it runs, what it tells and what it keeps: the weights are the same, but for rounding
+# speed, logging and what is kept: the weights stay the same, except for rounding
 _NO_EFFECT = """
     micro_batch_size expert_cache fused_head snapshots
     output_dir run_name project logging_dir logging_strategy logging_steps logging_first_step
@@ -40,16 +40,16 @@ _NO_EFFECT = """
     per_device_train_batch_size auto_find_batch_size
 """
 NO_EFFECT = set(_NO_EFFECT.split())
-# of effect where what is evaluated decides which weights are kept, or when the training ends
+# these count only if an evaluation decides which weights are kept, or when the training ends
 _OF_EVALUATION = """
     eval_strategy eval_steps eval_delay eval_on_start metric_for_best_model greater_is_better
     load_best_model_at_end bf16_full_eval fp16_full_eval
 """
 OF_EVALUATION = set(_OF_EVALUATION.split())
 LENGTH = {"max_steps", "num_train_epochs"}
-# told where they differ, and gone on with: a longer training is no other one
-TOLD = LENGTH | {"device", "callbacks"}
-# of a model's configuration: what a training does not read, or what Trainer changes when it starts
+# a difference here gives a warning: a longer training, say, is still the same training
+REPORTED = LENGTH | {"device", "callbacks"}
+# fields of a model's configuration that training does not read, or that Trainer itself changes
 NOT_OF_MODEL = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 NOT_OF_MODEL |= {"flatgd_role", "problem_type", "id2label", "label2id"}
 NOT_OF_ADAPTER = {"base_model_name_or_path", "inference_mode", "auto_mapping", "peft_version"}
@@ -57,20 +57,20 @@ NOT_OF_ADAPTER |= {"revision", "task_type"}
 
 
 def settings_of(args: Any, evaluation_counts: bool) -> dict[str, Any]:
-    """The fields of a FlatGDConfig that have an effect."""
+    """The fields of a FlatGDConfig that affect the result, by name."""
     left_out = NO_EFFECT if evaluation_counts else NO_EFFECT | OF_EVALUATION
     names = [field.name for field in fields(args) if field.name not in left_out]
     return {name: as_json(getattr(args, name)) for name in names}
 
 
 def evaluation_counts(args: Any, callbacks: Iterable[Any]) -> bool:
-    """Whether what is evaluated has an effect on the weights that come out."""
+    """Whether evaluations affect the resulting weights."""
     by_plateau = as_json(args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy")
     return args.load_best_model_at_end or by_plateau or bool(_stateful(callbacks))
 
 
 def method_of(method: Any) -> dict[str, Any]:
-    """A method's name, class and options; `digest_of` its models comes apart."""
+    """A method's name, class and options, without its models."""
     kind = type(method)
     options = {f"method.{name}": as_json(getattr(method, name)) for name in method.fields()}
     return {"method": method.name, "method.class": _name(kind), **options}
@@ -90,8 +90,8 @@ def model_of(model: Any) -> dict[str, Any]:
 
 
 def handed_in(optimizer: Any, scheduler: Any, made_by: Any) -> dict[str, Any]:
-    """The class and hyperparameters of an optimizer and a schedule of the caller's own; before
-    they are used, as both change."""
+    """The class and hyperparameters of the caller's own optimizer and schedule. Call it before
+    training, which changes both."""
     found: dict[str, Any] = {}
     if optimizer is not None:
         groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
@@ -106,8 +106,8 @@ def handed_in(optimizer: Any, scheduler: Any, made_by: Any) -> dict[str, Any]:
 
 
 def callbacks_of(callbacks: Iterable[Any]) -> dict[str, Any]:
-    """Those that keep a state, as early stopping, with their arguments; of the caller's others the
-    classes, as nobody can tell what they do."""
+    """Callbacks with a state (early stopping), with their arguments. Of the caller's other
+    callbacks only the classes are known."""
     kept = _stateful(callbacks)
     states = {_name(type(c)): as_json(c.state().get("args")) for c in kept}
     others = {_name(type(c)) for c in callbacks if not isinstance(c, ExportableState)}
@@ -122,7 +122,7 @@ def _stateful(callbacks: Iterable[Any]) -> list[Any]:
 
 
 def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest of named weights: names, shapes, precisions, bits."""
+    """SHA-256 of named weights: names, shapes, dtypes and bits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -133,7 +133,7 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def frozen_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """What no checkpoint of an adapter holds: the weights that are not trained."""
+    """The weights that are not trained. An adapter's checkpoints do not contain them."""
     return [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
 
 
@@ -152,7 +152,8 @@ def _shown(fingerprint: Mapping[str, Any], name: str) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """A setting as JSON that is the same in every process; of what has no such form, its class."""
+    """A setting as JSON that is equal in every process; for objects without such a form, the name
+    of their class."""
     if isinstance(value, Enum):
         return as_json(value.value)
     if value is None or isinstance(value, str | int | float):

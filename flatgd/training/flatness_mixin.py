@@ -1,18 +1,17 @@
-"""The two passes of a step, to be put on any transformers.Trainer.
+"""The two-pass training step, as a mixin for any transformers.Trainer.
 
-A batch comes in whole. It is split into micro-batches, each of which runs under its own random seed
-in every pass, so that both passes see the same dropout masks. The finished gradient is left in
-`.grad`; clipping, optimizer, scheduler and logging stay the Trainer's.
+The mixin receives a whole batch and splits it into micro-batches. Each micro-batch runs under its
+own random seed in every pass, so both passes see the same dropout masks. The finished gradient is
+left in `.grad`; clipping, optimizer, scheduler and logging remain the Trainer's.
 """
 
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -42,37 +41,41 @@ from flatgd.training.gradient_reduction import largest, reduction_for
 from flatgd.training.micro_batches import emptied, split_batch, take_rows
 from flatgd.training.optimizers import switch
 from flatgd.training.own_loss import OwnLoss, with_targets
-from flatgd.training.precision import computes_in_half, raise_to_float32
+from flatgd.training.precision import computes_in_half, raise_to_float32, refuse_fp16
+from flatgd.training.step_state import StepState
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-MEASURED_EVERY = 10  # steps after which `fast` measures anew which lambda makes `penalty_share`
-NAMED = 8  # rows in a message
-MEAN = "grad_safety"  # its running mean, in the optimizer's state
-STATE_KEY = "flatness"  # where it keeps that lambda, in Trainer's state
+MEASURED_EVERY = 10  # steps between two measurements of the lambda that gives `penalty_share`
+MAX_ROWS_NAMED = 8  # in a message
+MEAN_KEY = "grad_safety"  # the optimizer state's key for the running mean of grad E
+STATE_KEY = "flatness"  # the Trainer state's key for the last measured lambda
 
 
 class FlatnessMixin:
-    """Put before a Trainer whose `args` are a FlatGDConfig."""
+    """List it before a Trainer whose `args` are a FlatGDConfig:
+
+        class FlatSFT(FlatnessMixin, trl.SFTTrainer): ...
+
+    `method` defines the step's objective. Without one, the objective is the Trainer's own loss.
+    """
 
     args: Any
     accelerator: Any
     state: Any
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, method: Method | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        refuse_fp16(self.accelerator.mixed_precision)
         raise_to_float32(self.model)  # type: ignore[attr-defined]
+        self.method = OwnLoss(self.compute_loss) if method is None else method  # type: ignore[attr-defined]
+        self.step_state = StepState()
 
     def call_model_init(self, *args: Any) -> Any:
-        """Trainer's, which makes the model anew in each training where `model_init` is given."""
+        """Trainer's method; with `model_init` it builds a new model for each training."""
         model = super().call_model_init(*args)  # type: ignore[misc]
         raise_to_float32(model)
         return model
-
-    @cached_property
-    def method(self) -> Method:
-        """The seam: what a step's objective is made of. The Trainer's own loss, if not set."""
-        return OwnLoss(self.compute_loss)  # type: ignore[attr-defined]
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
@@ -91,16 +94,16 @@ class FlatnessMixin:
         )
         for parameter, gradient in zip(parameters, flat.gradient, strict=True):
             parameter.grad = gradient
-        for parameter, mean in self.__dict__.pop("_means", {}).items():
-            self.optimizer.state[parameter][MEAN] = mean  # type: ignore[attr-defined]
+        for parameter, mean in self.step_state.take_running_means().items():
+            self.optimizer.state[parameter][MEAN_KEY] = mean  # type: ignore[attr-defined]
         loss = step.pop("loss")
-        self._note(flat, step, totals, time.perf_counter() - begun)
+        self.step_state.add_figures(flat, step, totals, time.perf_counter() - begun)
         return torch.tensor(loss, device=batch["targets"].device)
 
     def _passes(
         self, model: nn.Module, parameters: list[Tensor], batch: Batch, totals: Totals
     ) -> tuple[FlatGradient, dict[str, float]]:
-        """The step's gradient and figures; parameters and their `.grad` are left as they were."""
+        """The step's gradient and figures. Parameters and their `.grad` stay unchanged."""
         settings = self._penalty_now()
         parts, split = self._micro_batches(batch, settings, totals)
         figures: dict[int, dict[str, Tensor]] = {}
@@ -111,7 +114,7 @@ class FlatnessMixin:
         return flat, step
 
     def _within_memory(self, compute: Callable[[], T], rows: int) -> T:
-        """What `compute` gives; where memory runs out, with half as many rows at a time."""
+        """Run `compute`; on out-of-memory, halve the micro-batch and try again."""
         while True:
             size = min(self.args.micro_batch_size or rows, rows)
             try:
@@ -119,21 +122,23 @@ class FlatnessMixin:
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                if size == 1 or self.accelerator.num_processes > 1:  # the others are in the step
+                # one of several processes cannot repeat a step while the others are inside it
+                if size == 1 or self.accelerator.num_processes > 1:
                     raise MemoryLimitError(_no_room(self.state.global_step + 1, size)) from None
             self.args.micro_batch_size = half = _half(size)
             logger.warning(
-                "step %s: out of memory with %s rows at a time, going on with %s; the outcome is "
-                "the same. Next time set micro_batch_size: %s",
+                "step %s: out of memory with %s rows at a time; continuing with %s, which gives "
+                "the same result. Next time, set micro_batch_size: %s",
                 *(self.state.global_step + 1, size, half, half),
             )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
     def _without_repeats(self, batch: Batch, of: int) -> Batch:
-        """The last batch of `of` items as one process has it.
+        """This process's share of an epoch's last batch, where the data set has `of` items.
 
-        Several get it filled up with rows of the epoch's beginning, as each must have as many.
+        With several processes, accelerate fills that batch up with rows from the start of the
+        epoch, so that each process gets the same number of rows. Those repeats are emptied here.
         """
         processes, loader = self.accelerator.num_processes, self.accelerator.gradient_state
         if processes == 1 or not loader.end_of_dataloader:
@@ -146,25 +151,27 @@ class FlatnessMixin:
         rest = of % (processes * items)
         return emptied(batch, item >= rest - self.args.process_index * items) if rest else batch
 
-    @cached_property
-    def _in_half(self) -> bool:
-        return computes_in_half(self.model, self.accelerator.mixed_precision)  # type: ignore[attr-defined]
+    def penalty_settings(self) -> PenaltySettings | None:
+        """The penalty as configured, for the precision that forward passes really use."""
+        is_half = computes_in_half(self.model, self.accelerator.mixed_precision)  # type: ignore[attr-defined]
+        settings: PenaltySettings | None = self.args.penalty_settings(is_half)
+        return settings
 
     def _penalty_now(self) -> PenaltySettings | None:
-        """The penalty of this step, None where it has none."""
+        """The penalty of this step, or None if the step has none."""
         step = self.state.global_step
         warming_up = step < self.args.penalty_warmup * self.state.max_steps
         if not self.method.is_flat or warming_up or step % self.args.penalty_every:
             return None
-        settings: PenaltySettings | None = self.args.penalty_settings(self._in_half)
+        settings = self.penalty_settings()
         if settings and self.args.flatness_method == "fast" and step // self.args.penalty_every % 2:
-            return replace(settings, rho=-settings.rho)  # what is off by O(rho) evens out
+            return replace(settings, rho=-settings.rho)  # errors of order rho cancel over two steps
         return settings
 
     def _micro_batches(
         self, batch: Batch, settings: PenaltySettings | None, totals: Totals
     ) -> tuple[list[Batch], Split]:
-        """The micro-batches, and which of them, by number, have the penalty."""
+        """The micro-batches, and a Split that says by number which of them are penalised."""
         size, rows = self.args.micro_batch_size, len(batch["is_safe"])
         apart = settings is not None and self.args.flatness_method != "fast"
         count = rows if settings is None else math.ceil(self.args.penalty_fraction * rows)
@@ -182,7 +189,8 @@ class FlatnessMixin:
         return prepared, Split(range(penalised), range(penalised, len(prepared)), rescale)
 
     def _in_step(self, parts: list[Batch]) -> list[Batch]:
-        """FSDP2 gathers weights in every pass, so that each process needs as many of them."""
+        """Under FSDP2, pad the list with empty micro-batches: weights are gathered in every pass,
+        so all processes must run the same number of passes."""
         if not self.accelerator.is_fsdp2:
             return parts
         one = take_rows(parts[0], torch.arange(1, device=parts[0]["is_safe"].device))
@@ -196,7 +204,10 @@ class FlatnessMixin:
         totals: Totals,
         figures: dict[int, dict[str, Tensor]],
     ) -> Objective:
-        """The step's objective over numbers of `parts`; leaves each one's figures at theta."""
+        """The step's objective; its micro-batches are indices into `parts`.
+
+        `figures` receives the figures of each micro-batch's first evaluation, by index.
+        """
         is_fused = self._is_fused(model, parts[0])
 
         def score(index: int, term_weights: TermWeights | None) -> Terms:
@@ -218,12 +229,12 @@ class FlatnessMixin:
         )
 
     def _is_fused(self, model: nn.Module, part: Batch) -> bool:
-        """Whether losses are computed in chunks; found out on the first batch."""
-        if "_fuses" not in self.__dict__:
+        """Whether losses are computed in chunks. Decided on the first batch."""
+        if self.step_state.is_fused is None:
             wanted = self.args.fused_head and self.args.flatness_method != "exact"
             with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-                self._fuses = wanted and self.method.can_fuse(model, part)
-        return self._fuses
+                self.step_state.is_fused = wanted and self.method.can_fuse(model, part)
+        return self.step_state.is_fused
 
     def _gradient(
         self,
@@ -252,44 +263,43 @@ class FlatnessMixin:
             return finite_difference(*given, split, reduction.reduce, settings, smooth)
 
     def _running_mean(self, parameters: list[Tensor], g: list[Tensor]) -> list[Tensor]:
-        """grad E, averaged over the last steps by `penalty_momentum`.
+        """grad E as an exponential moving average over steps, with factor `penalty_momentum`.
 
-        It is kept in the optimizer's state, and so in checkpoints and in its shards; but not before
-        the optimizer has filled that, which it does where it finds none, and not before the step is
-        whole: it may be done again.
+        The average lives in the optimizer's state, so checkpoints and shards include it. It starts
+        with the second step: an optimizer initialises its state only where it finds none.
         """
         keep = self.args.penalty_momentum
         if not keep or not self.state.global_step:
             return g
         kept: Any = self.optimizer.state  # type: ignore[attr-defined]
-        self._means = {
-            parameter: (kept[parameter].get(MEAN, tensor) * keep).add_(tensor, alpha=1 - keep)
+        self.step_state.running_means = {
+            parameter: (kept[parameter].get(MEAN_KEY, tensor) * keep).add_(tensor, alpha=1 - keep)
             for parameter, tensor in zip(parameters, g, strict=True)
         }
-        return list(self._means.values())
+        return list(self.step_state.running_means.values())
 
     def _load_callback_state(self) -> None:
-        """Trainer's, which takes what is at STATE_KEY for a callback that is missing."""
+        """Trainer's method. Hide STATE_KEY from it: it warns about callbacks it does not know."""
         kept = self.state.stateful_callbacks.pop(STATE_KEY, None)
         super()._load_callback_state()  # type: ignore[misc]
         if kept is not None:
             self.state.stateful_callbacks[STATE_KEY] = kept
 
     def _known_weight(self, settings: PenaltySettings) -> float | None:
-        """lambda before the gradients are: the fixed one, or that of the last measured share."""
+        """lambda where it is known before the gradients: fixed, or from the last measurement."""
         if settings.weight is not None or not self.state.global_step % MEASURED_EVERY:
             return settings.weight
-        kept = self.state.stateful_callbacks.get(STATE_KEY)  # saved with checkpoints
+        kept = self.state.stateful_callbacks.get(STATE_KEY)  # checkpoints include it
         return kept and kept["attributes"]["flatness_weight"]
 
     def _totals(self, batch: Batch) -> Totals:
-        """Reply tokens over all processes, counted before the first micro-batch runs."""
+        """The batch's denominators over all processes, counted before any micro-batch runs."""
         counts = self.accelerator.reduce(self._counts(batch), "sum")
         tokens, safe, toxic_rows, pairs = counts.tolist()
         return Totals(max(tokens, 1.0), safe, toxic_rows, pairs)
 
     def _counts(self, batch: Batch) -> Tensor:
-        """Tokens, those of safe rows, toxic rows and pairs of one batch."""
+        """Counts of one batch, [4]: reply tokens, those of safe rows, toxic rows, pairs."""
         is_safe = batch["is_safe"]
         pair = batch.get("pair", torch.full_like(is_safe, -1, dtype=torch.long))
         is_single = pair < 0
@@ -321,42 +331,26 @@ class FlatnessMixin:
             parts = [p for p, own in found if not all(f.isfinite() for f in own.values())]
             rows = [row for part in parts for row in part.get("row", torch.empty(0)).tolist()]
             rows = sorted(row for row in rows if row >= 0)
-            more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-            names = ", ".join(self.names_of(rows[:NAMED]))
+            hidden = len(rows) - MAX_ROWS_NAMED
+            more = f" and {hidden} more" if hidden > 0 else ""
+            names = ", ".join(self.names_of(rows[:MAX_ROWS_NAMED]))
             of = f" on training rows {names}{more}" if rows else ""
             raise NonFiniteError(
                 f"step {self.state.global_step + 1}: {', '.join(bad)} is NaN or infinite{of}; "
-                "nothing was updated. Lower learning_rate or penalty_share, or look at those rows"
+                "no weight was updated. Lower learning_rate or penalty_share, or look at those rows"
             )
 
     def names_of(self, rows: Sequence[int]) -> list[str]:
-        """How training rows are told to people, by their numbers from 0."""
+        """The names that messages give to training rows; `rows` count from 0."""
         return [str(row + 1) for row in rows]
 
-    def _note(
-        self, flat: FlatGradient, figures: dict[str, float], totals: Totals, seconds: float
-    ) -> None:
-        """Keep the step's figures until Trainer logs."""
-        pending = self.__dict__.setdefault("_pending", defaultdict(list))
-        values = {
-            **figures,
-            "safety_grad_norm": flat.grad_norm,
-            "penalty_share": flat.penalty_share,
-            "flatness_weight": flat.flatness_weight,
-            "gradient_evaluations": flat.evaluations,
-            "tokens": totals.tokens,
-            "seconds": seconds,
-        }
-        for name, value in values.items():
-            if value is not None:
-                pending[name].append(value)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Trainer's log, with the mean of each figure over the steps since the last one; that of
-        an evaluation leaves them to the next one of a training."""
-        is_of_training = "loss" in logs or "train_loss" in logs
-        pending = self.__dict__.pop("_pending", {}) if is_of_training else {}
-        logs.update({name: sum(values) / len(values) for name, values in pending.items()})
+        """Trainer's log, with the mean of each figure over the steps since the last log.
+
+        The log of an evaluation leaves the figures to the next log of the training.
+        """
+        if "loss" in logs or "train_loss" in logs:
+            logs.update(self.step_state.take_figure_means())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 
@@ -386,7 +380,7 @@ def _seed(*parts: int) -> int:
 
 @contextmanager
 def _same_masks(seed: int, device: torch.device) -> Iterator[None]:
-    """The block draws from `seed`; the random state outside stays as it was."""
+    """Inside the block random numbers come from `seed`; the state outside stays unchanged."""
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices) if device.type in ("cpu", "cuda") else nullcontext()

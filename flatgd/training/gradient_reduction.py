@@ -32,8 +32,6 @@ def check_strategy(accelerator: Accelerator, flatness_method: str) -> None:
             f"{distributed.count()} processes were started and this Trainer knows of "
             f"{accelerator.num_processes}; without a GPU give use_cpu=True"
         )
-    if accelerator.mixed_precision == "fp16":  # by accelerate's environment or file
-        raise UnsupportedError("fp16 scales the gradient that the penalty measures; use bf16")
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UnsupportedError(f"{kind.value} keeps gradients to itself; use DDP or FSDP2")

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from flatgd.errors import UnsupportedError
+
 HALF = (torch.bfloat16, torch.float16)
 ADAPTER_WEIGHT = "lora_"  # peft casts around these, so they may differ from their base in precision
 
@@ -50,6 +52,16 @@ def raise_to_float32(model: nn.Module) -> None:
 def half_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Those in half precision, each once."""
     return list({id(tensor): tensor for tensor in tensors if tensor.dtype in HALF}.values())
+
+
+def refuse_fp16(mixed_precision: str | None) -> None:
+    """Raise UnsupportedError for fp16. `mixed_precision` is accelerate's, which also comes from the
+    environment (ACCELERATE_MIXED_PRECISION) and from the file of `accelerate config`."""
+    if mixed_precision == "fp16":
+        raise UnsupportedError(
+            "mixed precision is fp16, which scales the gradient that the penalty measures; set "
+            "bf16: true, or remove fp16 from the environment and from accelerate's configuration"
+        )
 
 
 def computes_in_half(model: nn.Module, mixed_precision: str | None) -> bool:

@@ -24,7 +24,7 @@ from flatgd.data.jsonl import dialogues_from_row
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.methods import FlatGD, Method, SafetyLoss
-from flatgd.models.adapters import refuse_tied
+from flatgd.models.adapters import mark, refuse_tied
 from flatgd.models.chat_template import counted
 from flatgd.models.dialogue_format import declare_stops, format_for
 from flatgd.models.encoding import Batch, DialogueFormat, Example
@@ -70,8 +70,8 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     ):
         if not isinstance(args, FlatGDConfig):
             raise UnsupportedError(f"args must be a FlatGDConfig, got {type(args).__name__}")
-        if args.push_to_hub and getattr(model.config, "flatgd_role", None):
-            raise UnsupportedError("a toxic expert is not published; set push_to_hub: false")
+        if args.push_to_hub:
+            _refuse_to_publish(model)
         if faults := [*sampling_faults(args)]:
             raise UnsupportedError("\n".join(faults))
         if kwargs.get("compute_loss_func") is not None:
@@ -113,6 +113,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
             eval_dataset=self._eval_sets(eval_dataset),
             data_collator=partial(_collate, dialogue_format, has_pairs),
             processing_class=processing_class,
+            method=method,
             callbacks=_with_early_stopping(args, eval_dataset, kwargs.pop("callbacks", None)),
             **kwargs,
         )
@@ -127,6 +128,17 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
             expert.to(self.args.device)
         if args.expert_cache and isinstance(method, SafetyLoss):
             self._cache_states(method, Path(args.expert_cache), dialogue_format)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's. Raises UnsupportedError for a toxic expert."""
+        _refuse_to_publish(self.model)
+        return super().push_to_hub(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Trainer's; marks an adapter of a toxic expert, whose folder has no config.json."""
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        mark(model, Path(output_dir or self.args.output_dir or "."))
 
     def _numbered(self, rows: Rows, place: str) -> list[tuple[Example, ...]]:
         """Rows encoded, each with a number of its own."""
@@ -284,6 +296,11 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         """(evaluation rows, how many of them lost tokens)."""
         groups = self._eval_examples()
         return sum(map(len, groups)), _cut(groups)
+
+
+def _refuse_to_publish(model: Any) -> None:
+    if getattr(getattr(model, "config", None), "flatgd_role", None):
+        raise UnsupportedError("a toxic expert is not published; set push_to_hub: false")
 
 
 def _cut(groups: Sequence[tuple[Example, ...]]) -> int:

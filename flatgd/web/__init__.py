@@ -1,1 +1,1 @@
-"""Pages in a browser: the annotators' and the chat's. Rendered here, nothing fetched elsewhere."""
+"""Pages in a browser, for annotators and for the chat. Nothing is loaded from other sites."""

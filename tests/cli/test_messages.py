@@ -28,6 +28,7 @@ from flatgd.errors import (
     Problem,
     RecipeError,
     UnsupportedError,
+    UsageError,
 )
 from flatgd.judges.linear import LinearJudge
 from flatgd.judges.trained import TrainedJudge
@@ -61,7 +62,7 @@ def test_of_the_command_line(recipe_file: Path, tmp_path: Path) -> None:
     ("override", "told"),
     [
         ("data.policy.0.share=[0.5, 0.2]", "share must be two rising numbers in 0..1"),
-        ("train.snapshots=-1", "snapshots must not be negative, got -1"),
+        ("train.snapshots=-1", "snapshots must be a whole number >= 0, got -1"),
         ("methods={x: {method: task_arithmetic}}", "so experts must come from the backbone itself"),
     ],
 )
@@ -108,9 +109,9 @@ def test_of_models(tmp_path: Path, backbone_folder: Path, monkeypatch: Any) -> N
     model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="has no output embeddings"):
         output_head(model)
-    monkeypatch.setattr("flatgd.models.heads.is_offline_mode", lambda: False)
+    monkeypatch.setattr("flatgd.models.loading.is_offline_mode", lambda: False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("flatgd.models.heads.HfApi", lambda: _NoHub())
+    monkeypatch.setattr("flatgd.models.loading.HfApi", lambda: _NoHub())
     with pytest.raises(ModelError, match="the hub cannot be asked"):
         load_config("some/model")
     with pytest.raises(UnsupportedError, match="one process sees 2 GPUs"):
@@ -128,7 +129,7 @@ class _TwoGpus(FlatGDConfig):
 
 def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file)
-    with pytest.raises(RecipeError, match=r"no judge yet at .*; `flatgd run` makes it"):
+    with pytest.raises(UsageError, match=r"no judge yet at .*; `flatgd run` makes it"):
         load_judges(recipe)
     places = []
     for name in ("a", "b"):
@@ -137,11 +138,11 @@ def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
         (place / "config.json").write_text("{}")
         shutil.copy(recipe_file, tmp_path / name / "recipe.json")
         places.append(place)
-    with pytest.raises(RecipeError, match="of different runs; give those of one"):
+    with pytest.raises(UsageError, match="of different runs; give those of one"):
         recipe_of(places)
     methods = "methods={flatgd: {}, other: {method: flatgd, repel_weight: 5}}"
     with pytest.raises(RecipeError, match="flatgd, other weigh L_S differently"):
-        _weights(Pipeline(load_recipe(recipe_file, [methods])))
+        _weights(Pipeline(load_recipe(recipe_file, [methods])).context)
 
 
 def test_of_expert_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,4 +155,4 @@ def test_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert fault_of(tmp_path / "none") == "there is no such checkpoint"
     monkeypatch.setattr(checkpoints, "fault_of", lambda folder: "it is not as it was saved")
     with pytest.raises(CheckpointError, match="not as it was saved, right after it was written"):
-        trainer(tmp_path, save_strategy="steps", save_steps=1).models.train()
+        trainer(tmp_path, save_strategy="steps", save_steps=1).train()

@@ -6,7 +6,7 @@ import pytest
 from conftest import mild_rows, write_rows
 
 from flatgd.config.loading import as_text, load_recipe
-from flatgd.errors import RecipeError, UnsupportedError
+from flatgd.errors import FlatGDError, RecipeError, UnsupportedError, UsageError
 from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.plan import training_config
 
@@ -43,21 +43,21 @@ def test_unknown_key_inside_a_list(recipe_file: Path) -> None:
         ("data.policy=[]", "data.policy"),
         ("name=a/b", "name"),
         ("seed.x=1", "'seed' is not a section"),
-        ("seed", "--set wants section.key=value"),
-        ("seed=[1", "is not valid YAML"),
+        ("seed", "--set needs section.key=value"),
+        ("seed=[1", "--set seed: not valid YAML"),
     ],
 )
 def test_values_out_of_place(recipe_file: Path, override: str, told: str) -> None:
     recipe_file.write_text(recipe_file.read_text() + "seed: 0\n")
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(FlatGDError) as error:
         load_recipe(recipe_file, [override])
     assert told in str(error.value)
 
 
 def test_unreadable_recipes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no such recipe"):
+    with pytest.raises(UsageError, match="no such recipe"):
         load_recipe(tmp_path / "a.yaml")
-    with pytest.raises(RecipeError, match="is a folder"):
+    with pytest.raises(UsageError, match="is a folder"):
         load_recipe(tmp_path)
     (tmp_path / "a.yaml").write_text("a: [1")
     with pytest.raises(RecipeError, match="not valid YAML"):
@@ -186,7 +186,7 @@ def test_set_reaches_into_lists(recipe_file: Path) -> None:
     assert recipe.data.test[0].history_lines == 1
     assert recipe.data.policy[0].share == (0, 0.5)
     for wrong in ("data.test.7.weight=1", "data.test.x.weight=1", "data.policy.0.share.2=1"):
-        with pytest.raises(RecipeError, match=r"is none of 0..[01]"):
+        with pytest.raises(UsageError, match=r"is none of 0..[01]"):
             load_recipe(recipe_file, [whole, wrong])
 
 

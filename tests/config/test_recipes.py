@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from flatgd.cli.main import app
 from flatgd.config.loading import load_recipe
-from flatgd.errors import RecipeError
+from flatgd.errors import RecipeError, UsageError
 from flatgd.methods import METHODS
 from flatgd.pipeline.plan import training_config
 
@@ -25,7 +25,7 @@ PAPER = next(path for path in RECIPES if path.name == "paper.yaml")
 
 CHECK_ALL = """
 import sys
-from flatgd.cli import main
+from flatgd.cli.main import main
 for path in sys.argv[1:]:
     sys.argv = ["flatgd", "check", path, "--offline"]
     try:
@@ -173,7 +173,8 @@ def test_the_template_is_a_recipe_that_runs(
     told = CliRunner().invoke(app, ["run", "sub.yaml", *quick], catch_exceptions=False)
     assert told.exit_code == 0
     assert (tmp_path / "runs/sub/report/index.html").exists()
-    with pytest.raises(RecipeError, match="exists; name another file"):
+    told_again = "sub.yaml already exists. Choose another file, or delete it first."
+    with pytest.raises(UsageError, match=told_again):
         CliRunner().invoke(app, ["init", "sub.yaml"], catch_exceptions=False)
 
 
@@ -189,7 +190,7 @@ def test_the_template_sees_paths_from_its_own_folder(
     assert recipe.data.policy[0].path == tmp_path / "a.jsonl"
     assert recipe.backbone == 'some/"model"'
     assert recipe.name == "mine"
-    with pytest.raises(RecipeError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         CliRunner().invoke(app, ["init", "nowhere/mine.yaml"], catch_exceptions=False)
 
 

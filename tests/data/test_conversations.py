@@ -15,7 +15,7 @@ from published import (
     talk,
 )
 
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.browse import to_row
 from flatgd.data.formats.bad import load_bad
 from flatgd.data.formats.bbf import load_bbf

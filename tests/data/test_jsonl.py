@@ -8,7 +8,7 @@ from conftest import write_rows
 from published import HISTORY, MESSAGES, PLAIN, faults
 
 from flatgd.config.columns import COMMON, KEYS
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.formats.bbf import load_bbf
 from flatgd.data.jsonl import RowFormat, dialogues_from_row, load_jsonl
 from flatgd.errors import DataError

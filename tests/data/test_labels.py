@@ -10,7 +10,7 @@ from published import faults
 from pydantic import ValidationError
 
 from flatgd.config.labels import plain_value
-from flatgd.config.recipe import Data, Source
+from flatgd.config.source import Data, Source
 from flatgd.data.browse import load_splits
 from flatgd.data.formats.prosocial import load_prosocial
 from flatgd.data.jsonl import RowFormat, load_jsonl

@@ -10,7 +10,7 @@ from published import A, U, message, thread
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
-from flatgd.config.recipe import Data, Source
+from flatgd.config.source import Data, Source
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.data.formats.hh import load_hh
 from flatgd.data.formats.toxichat import load_toxichat

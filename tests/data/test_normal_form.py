@@ -10,7 +10,7 @@ from published import (
     A,
 )
 
-from flatgd.config.recipe import Data, Source
+from flatgd.config.source import Data, Source
 from flatgd.data.browse import TextMask
 from flatgd.data.formats.bbf import load_bbf
 from flatgd.data.formats.diasafety import load_diasafety

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flatgd.config.recipe import Data, Source
+from flatgd.config.source import Data, Source
 from flatgd.data.browse import TextMask, load_splits
 from flatgd.data.canned import is_canned
 from flatgd.data.formats.bad import load_bad

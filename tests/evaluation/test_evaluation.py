@@ -152,6 +152,6 @@ def test_a_new_pattern_makes_scores_anew(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [Pipeline(load_recipe(recipe_file), Display(Console(file=StringIO()))) for _ in range(2)]
-    before = jobs[0]._scoring_key
-    monkeypatch.setattr("flatgd.pipeline.pipeline.PATTERNS", ("other",))
-    assert jobs[1]._scoring_key != before
+    before = jobs[0].evaluation._scoring_fingerprint
+    monkeypatch.setattr("flatgd.pipeline.evaluate_stage.PATTERNS", ("other",))
+    assert jobs[1].evaluation._scoring_fingerprint != before

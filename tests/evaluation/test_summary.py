@@ -13,7 +13,6 @@ from flatgd.data.behaviour import KINDS
 from flatgd.evaluation.metrics import any_of, columns, ks
 from flatgd.evaluation.summary import Settings, diversity_rows, gaps, summarise
 from flatgd.evaluation.trade_off import over_metrics, pareto_front, softmax, standardised, trade_off
-from flatgd.report.findings import non_inferior
 from flatgd.report.paper import COLUMN_SUMS, TOXICITY
 
 SETTINGS = Settings(2, {"one": 0.6, "other": 0.85}, 100, 0, "clean")
@@ -259,17 +258,3 @@ def test_nor_raw_toxicity_beside_a_softmax() -> None:
 def test_pareto_front() -> None:
     assert pareto_front([1.0, 1.0], [2.0, 2.0]) == [0, 1]
     assert pareto_front([0.1, 0.1, 0.2], [2.0, 1.0, 1.0]) == [1]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "is_lower_better", "wanted"),
-    [
-        (-0.02, 0.05, False, "kept"),
-        (-0.2, -0.15, False, "lost"),
-        (-0.2, 0.05, False, "undecided"),
-        (-0.05, 0.02, True, "kept"),
-        (0.15, 0.2, True, "lost"),
-    ],
-)
-def test_non_inferiority(low: float, high: float, is_lower_better: bool, wanted: str) -> None:
-    assert non_inferior({"low": low, "high": high}, 0.1, is_lower_better) == wanted

@@ -43,6 +43,7 @@ from flatgd.judges.trained import TrainedJudge, check_trained_judge
 from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.report.findings import findings
+from flatgd.report.sentences import sentence
 from flatgd.runtime.display import Display
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
@@ -214,7 +215,7 @@ def test_a_template_that_leaves_no_room_is_told(tmp_path: Path) -> None:
         check_judge(long)
     longer = long.model_copy(update={"template": "after " * 19 + "{reply}"})
     with pytest.raises(ModelError, match="raise max_tokens, shorten the template"):
-        HFJudge.load(longer).evaluation.score([((), "said1 " * 40)])
+        HFJudge.load(longer).score([((), "said1 " * 40)])
     BertModel(BertConfig(**SHAPE, max_position_embeddings=3)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="reads 3 tokens at most"):
         check_trained_judge(JudgeSettings(kind="trained", model=str(tmp_path)))
@@ -325,10 +326,8 @@ def test_a_trained_judge_needs_no_padding_token(tmp_path: Path, kind: str, side:
 def test_negate_turns_the_score_round(tmp_path: Path) -> None:
     folder = str(classifier(tmp_path, word_tokenizer("bert")))
     pairs = [((), "said1 said2"), ((), "old1")]
-    scores = HFJudge.load(JudgeSettings(kind="hf", model=folder)).evaluation.score(pairs)
-    turned = HFJudge.load(JudgeSettings(kind="hf", model=folder, negate=True)).evaluation.score(
-        pairs
-    )
+    scores = HFJudge.load(JudgeSettings(kind="hf", model=folder)).score(pairs)
+    turned = HFJudge.load(JudgeSettings(kind="hf", model=folder, negate=True)).score(pairs)
     assert turned == pytest.approx(1 - scores)
 
 
@@ -362,7 +361,7 @@ def test_what_judges_cut_is_told(recipe_file: Path, tmp_path: Path) -> None:
     assert all("the beginning of the reply" in line for line in told)
     quality = json.loads((job.context.root / "judges/hf/quality.json").read_text())
     assert quality["cut"]["replies"] == quality["cut"]["inputs"] > 0
-    lines = findings([], recipe, [quality])
+    lines = [*map(sentence, findings([], recipe, [quality]))]
     assert any("reads no more than fits: of " in line for line in lines)
 
 

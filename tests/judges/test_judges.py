@@ -218,13 +218,13 @@ def test_agreement_by_hand() -> None:
         {"kind": "reference", "toxic": {"one": [1.0], "other": [0.0]}},
     ]
     (found,) = agreement(rows, {"one": 0.5, "other": 0.5})
-    assert found["kappa"] == pytest.approx(0.0)
-    assert found["both"] == 0.25
-    assert found["replies"] == 4
-    assert found["spearman"] == pytest.approx(np.corrcoef([4, 3, 1, 2], [4, 2, 3, 1])[0, 1])
+    assert found.kappa == pytest.approx(0.0)
+    assert found.both == 0.25
+    assert found.replies == 4
+    assert found.spearman == pytest.approx(np.corrcoef([4, 3, 1, 2], [4, 2, 3, 1])[0, 1])
     same = np.zeros(4, dtype=bool)
     assert kappa(same, same) is None
-    assert agreement([], {"one": 0.5, "other": 0.5})[0]["kappa"] is None
+    assert agreement([], {"one": 0.5, "other": 0.5})[0].kappa is None
 
 
 def test_labels_of_rows() -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from flatgd import FlatGD, FlatGDTrainer, load_model
+from flatgd.artifacts.layout import SETTINGS
 from flatgd.config.loading import load_recipe
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
@@ -188,7 +189,9 @@ def test_a_recipe_with_adapters_everywhere(recipe_file: Path) -> None:
     assert not is_toxic_expert(job.context.root / "methods/flatgd")
     assert (job.context.root / "methods/flatgd/path").is_dir()
     again = Pipeline(load_recipe(recipe_file, lora))
-    assert again.context.plan.fingerprint("flatgd") == again.context.store.key("methods/flatgd")
+    assert again.context.plan.fingerprint("flatgd") == again.context.store.fingerprint(
+        "methods/flatgd"
+    )
 
 
 def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
@@ -199,7 +202,7 @@ def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
             folder,
             with_adapter(tiny_blenderbot(), config(folder)),
             FlatGD(tiny_blenderbot(1), tiny_blenderbot(2)),
-        ).models.train()
+        ).train()
     one, two = (with_adapter(tiny_blenderbot(), config(f)).state_dict() for f in folders)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -214,7 +217,7 @@ def test_what_cannot_be_is_told(tmp_path: Path, backbone_folder: Path) -> None:
     with pytest.raises(ModelError, match="configuration and no weights"):
         load(folder)
     (folder / ADAPTER).write_text("{")
-    with pytest.raises(ModelError, match="no adapter's configuration"):
+    with pytest.raises(ModelError, match="not an adapter's configuration"):
         load(folder)
 
 
@@ -281,7 +284,7 @@ def test_what_is_trained_beside_tied_weights_is_what_is_loaded(
     tied_folder: Path, tmp_path: Path, targets: object
 ) -> None:
     model = with_adapter(load_model(tied_folder), config(tmp_path, lora_targets=targets))
-    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).models.train()
+    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).train()
     save(model, tmp_path)
     ids = torch.tensor([[1, 80, 90, 100]])
     trained = model.eval()(ids).logits
@@ -316,7 +319,7 @@ def test_a_users_own_adapter_on_a_tied_weight_is_refused(
 def test_a_users_own_adapter_on_a_head_of_its_own_trains(tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["lm_head"], modules_to_save=["embed_tokens"])
     model = get_peft_model(tiny_llama(), lora)
-    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).models.train()
+    trainer(tmp_path, model, FlatGD(tiny_llama(1), tiny_llama(2))).train()
 
 
 def test_an_adapter_that_is_not_trainable_is_refused(tmp_path: Path, backbone_folder: Path) -> None:
@@ -377,11 +380,12 @@ def test_an_adapter_and_its_base_are_moved_together(tmp_path: Path, backbone_fol
 
 
 def test_a_toxic_adapters_mark_leaves_its_settings(tmp_path: Path, backbone_folder: Path) -> None:
-    (tmp_path / ROLE).write_text('{"seed": 1}')
+    (tmp_path / SETTINGS).write_text('{"seed": 1}')
     model = with_adapter(load_model(backbone_folder), config(tmp_path))
     model.config.flatgd_role = "toxic expert"
     save(model, tmp_path)
-    assert json.loads((tmp_path / ROLE).read_text()) == {"seed": 1, "flatgd_role": "toxic expert"}
+    assert json.loads((tmp_path / SETTINGS).read_text()) == {"seed": 1}
+    assert json.loads((tmp_path / ROLE).read_text()) == {"flatgd_role": "toxic expert"}
 
 
 def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> None:
@@ -392,7 +396,7 @@ def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> 
     report(job)
     parcel = ModelPackage(job.context.recipe, "clean", "me/x")
     for publish in (parcel.push, lambda: parcel.pack(recipe_file.parent / "bot")):
-        with pytest.raises(UnsupportedError, match="an adapter whose base is a folder here"):
+        with pytest.raises(UnsupportedError, match="an adapter whose base is a local folder"):
             publish()
     packed = parcel.pack(recipe_file.parent / "bot", merged=True)
     for path in packed.glob("*.json"):

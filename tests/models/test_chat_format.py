@@ -1,5 +1,6 @@
 """Chat templates: rules for what a template refuses, dates, ends, and what stays as written."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -23,10 +24,12 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from flatgd.config.recipe import Generate
 from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError, ModelError
+from flatgd.models import chat_template
 from flatgd.models.chat_template import JOINED, MOVED, OPENING, OTHERWISE
 from flatgd.models.dialogue_format import declare_stops, declared_stops, format_for
 from flatgd.models.encoding import EMPTY
 from flatgd.models.generate import generate_replies
+from flatgd.runtime.time_limit import time_limit
 
 PLAIN = SHAPES["no BOS in the template"]
 
@@ -96,8 +99,51 @@ def test_gemmas_roles_and_merged_system_message() -> None:
 
 
 def test_a_template_without_the_reply_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="does not show what the assistant says"):
+    with pytest.raises(ModelError, match="leaves out the assistant's text"):
         family(Shape("{{ messages[0].content }}"))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{% for n in range(10 ** 9) %}{% endfor %}", "OverflowError"),
+        ("{{ messages.x.y }}", "UndefinedError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "did not end within 0.5 seconds",
+        ),
+    ],
+)
+@pytest.mark.parametrize("when", ["", "{% if messages | length > 2 %}"])
+def test_a_template_that_fails_or_never_ends_is_refused(
+    code: str, reason: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, or where it fails on the conversations of the data alone."""
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.5)
+    shape = Shape(f"{when}{code}{'{% endif %}' if when else ''}{TURNS}")
+    row = said((U, "one"), (A, "two"), (U, "three"))
+    begun = time.monotonic()
+    with pytest.raises(ModelError, match=reason):
+        family(shape).encode_all([row] * 3)
+    assert time.monotonic() - begun < 20
+
+
+def test_a_time_limit_leaves_the_code_after_it_alone() -> None:
+    with time_limit(0.05):
+        pass
+    time.sleep(0.1)
+
+
+def test_a_time_limit_interrupts_a_loop() -> None:
+    def loop() -> None:
+        with time_limit(0.05):
+            while True:
+                pass
+
+    with pytest.raises(TimeoutError):
+        loop()
 
 
 def test_a_date_in_a_format_that_is_not_written_out_is_refused() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM
 from flatgd.artifacts.layout import IN_LOOP_JUDGE
 from flatgd.artifacts.store import ArtifactStore
 from flatgd.config.loading import load_recipe
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.sets import load_source
 from flatgd.dialogue import Dialogue, as_turns
 from flatgd.errors import RecipeError, UnsupportedError

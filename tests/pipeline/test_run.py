@@ -9,6 +9,7 @@ import sys
 import time
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +18,15 @@ from rich.console import Console
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from flatgd import __version__
 from flatgd.cli.main import app, main
 from flatgd.config.loading import load_recipe
 from flatgd.data.sets import load_sets
-from flatgd.errors import DataError, RecipeError
+from flatgd.errors import DataError, RecipeError, UsageError
 from flatgd.io.records import read_jsonl
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.report.build import build_report
-from flatgd.report.findings import findings
+from flatgd.report.findings import findings as found
+from flatgd.report.sentences import sentence
 from flatgd.run import report
 from flatgd.runtime.display import Display
 
@@ -58,7 +59,7 @@ def test_the_main_job_leaves_what_it_promises(recipe_file: Path) -> None:
     assert "toxic" in json.loads((root / "experts/toxic/config.json").read_text())["flatgd_role"]
     clean, expert = (root / f"{p}/model.safetensors" for p in ("methods/clean", "experts/clean"))
     assert clean.read_bytes() == expert.read_bytes()
-    assert "methods/clean              the same work as before, reused" in told
+    assert "methods/clean              reused (same inputs)" in told
     summary = json.loads((root / "report/summary.json").read_text())
     assert set(summary[0]) == {
         "method",
@@ -95,7 +96,7 @@ def test_a_finished_run_is_kept_and_a_change_redoes_only_what_hangs_on_it(
     _, told = run(recipe_file, "methods.flatgd={penalty_share: 0.5}")
     built = [line.split()[1] for line in told.splitlines() if line.endswith("s)")]
     assert built == ["methods/flatgd", "generations/flatgd.jsonl", "scores/flatgd.jsonl"]
-    assert 'methods: not set -> {"flatgd": {"penalty_share": 0.5}}; what hangs on it' in told
+    assert 'methods: not set -> {"flatgd": {"penalty_share": 0.5}}; whatever depends on it' in told
     _, told = run(recipe_file, "generate.samples=1", "methods.flatgd={penalty_share: 0.5}")
     built = [line.split()[1].split("/")[0] for line in told.splitlines() if line.endswith("s)")]
     assert set(built) == {"generations", "scores"}
@@ -136,7 +137,7 @@ def test_a_harmed_output_is_made_anew(recipe_file: Path) -> None:
     (job.context.root / "judges/linear").joinpath("judge.json").unlink(missing_ok=True)
     _, told = run(recipe_file)
     assert (
-        "methods/flatgd             model.safetensors has changed since it was saved: made anew"
+        "methods/flatgd             model.safetensors has changed since it was saved; rebuilding"
         in told
     )
     assert (job.context.root / "report/summary.json").read_bytes() == before
@@ -195,7 +196,7 @@ def test_single_stages_by_command(recipe_file: Path) -> None:
         assert result.exit_code == 0, result.output
     root = recipe_file.parent / "run"
     assert sorted(p.name for p in (root / "methods").iterdir()) == ["safety_loss"]
-    with pytest.raises(RecipeError, match=r"no scores yet of backbone.*flatgd run"):
+    with pytest.raises(UsageError, match=r"no scores yet of backbone.*flatgd run"):
         runner.invoke(app, ["report", str(recipe_file)], catch_exceptions=False)
     with pytest.raises(RecipeError, match="it has backbone, clean_expert"):
         runner.invoke(app, ["train", str(recipe_file), "--method", "nope"], catch_exceptions=False)
@@ -221,7 +222,7 @@ def test_a_run_without_a_training_log_has_a_report(recipe_file: Path) -> None:
     assert (job.context.root / "methods/flatgd/training.jsonl").read_text() == ""
     assert (job.context.root / "report/index.html").exists()
     same = ["methods={flatgd: {}}", "train.logging_steps=500"]
-    with pytest.raises(RecipeError, match="another number of replies"):
+    with pytest.raises(RecipeError, match=r"generate\.samples 2, the recipe says 1; give the same"):
         build_report(load_recipe(recipe_file, [*same, "generate.samples=1"]))
 
 
@@ -233,32 +234,27 @@ def test_a_report_is_of_the_recipe_that_was_run(recipe_file: Path) -> None:
     with pytest.raises(RecipeError, match=r"learning_rate 0.002, the recipe says 0.001; give the"):
         build_report(load_recipe(recipe_file, given[1:]))
     _, told = run(recipe_file, *given[1:])
-    assert "methods/clean              something it rests on has changed: made anew" in told
-    assert "judges/linear              something" not in told
+    assert "methods/clean              inputs changed; rebuilding" in told
+    assert "judges/linear              inputs" not in told
 
 
 def test_ctrl_c_says_how_to_go_on(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def stop(self: Pipeline) -> Path:
+    def stop(self: Pipeline) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pipeline, "all", stop)
+    monkeypatch.setattr(Pipeline, "run", stop)
     monkeypatch.setattr(sys, "argv", ["flatgd", "run", str(recipe_file)])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 130
-    assert "stopped; the same command goes on where it was" in capsys.readouterr().err
-
-
-def test_version() -> None:
-    told = CliRunner().invoke(app, ["--version"])
-    assert told.output == f"flatgd {__version__}\n"
+    assert "stopped; run the same command again to resume" in capsys.readouterr().err
 
 
 def test_a_file_in_the_way_is_refused(recipe_file: Path) -> None:
     (recipe_file.parent / "taken").write_text("")
-    with pytest.raises(RecipeError, match="name another folder"):
+    with pytest.raises(UsageError, match="name another folder"):
         Pipeline(load_recipe(recipe_file, ["output=taken"]))
 
 
@@ -287,6 +283,8 @@ JUDGE = {
     ],
     "false_positive_rate": 0.02,
     "few_labels": False,
+    "is_flat": False,
+    "cut": {"inputs": 9, "histories": 0, "replies": 0},
     "safe": 900,
     "toxic": 700,
 }
@@ -295,6 +293,10 @@ JUDGE = {
 def difference(method: str, metric: str, low: float, high: float, **more: object) -> dict:
     own = {"method": method, "dataset": "bad", "metric": metric, "p": 0.01, "p_holm": 0.02}
     return {**own, "value": (low + high) / 2, "low": low, "high": high, "n": 9, **more}
+
+
+def findings(*given: Any) -> list[str]:
+    return [*map(sentence, found(*given))]
 
 
 def test_what_is_found_is_said(recipe_file: Path) -> None:
@@ -320,7 +322,7 @@ def test_a_report_of_earlier_checkpoints_is_refused(recipe_file: Path) -> None:
     Pipeline(load_recipe(recipe_file, again), Display(Console(file=StringIO()))).models.train(
         "flatgd"
     )
-    with pytest.raises(RecipeError):
+    with pytest.raises(RecipeError, match="was built with train"):
         build_report(load_recipe(recipe_file, again))
     run(recipe_file, *again)
     build_report(load_recipe(recipe_file, again))
@@ -328,7 +330,7 @@ def test_a_report_of_earlier_checkpoints_is_refused(recipe_file: Path) -> None:
     Pipeline(
         load_recipe(recipe_file, generate), Display(Console(file=StringIO()))
     ).evaluation.generate("flatgd")
-    with pytest.raises(RecipeError, match="of an earlier checkpoint or judge"):
+    with pytest.raises(UsageError, match="of an earlier checkpoint or judge"):
         build_report(load_recipe(recipe_file, again))
 
 

@@ -13,14 +13,14 @@ import yaml
 from conftest import byte_tokenizer, mild_rows, tiny_llama
 from families import save_family
 from hub_server import Hub, running_hub
-from test_families import run, write_recipe
+from small_recipe import run_quietly, write_recipe
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from flatgd import Clean, FlatGDConfig, FlatGDTrainer
 from flatgd.cli.main import app
 from flatgd.config.loading import load_recipe
-from flatgd.errors import ModelError, RecipeError, UnsupportedError
+from flatgd.errors import ModelError, UnsupportedError, UsageError
 from flatgd.models.loading import load_config
 from flatgd.publish.hub import ModelPackage
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(name)
         backbone = save_family(name, folder / "backbone")
         recipes[name] = write_recipe(folder, backbone, "methods: {clean: {}, flatgd: {}}\n")
-        run(recipes[name])
+        run_quietly(recipes[name])
     return recipes
 
 
@@ -150,9 +150,9 @@ def test_what_is_not_pushed(finished: dict[str, Path], tmp_path: Path) -> None:
     recipe = finished["qwen2"]
     with pytest.raises(UnsupportedError, match=r"and is not published; .* --even-toxic"):
         dry(recipe, "--method", "toxic_expert")
-    with pytest.raises(RecipeError, match="no method 'click'"):
+    with pytest.raises(UsageError, match="no method 'click'"):
         dry(recipe, "--method", "click")
-    with pytest.raises(RecipeError, match="not trained yet"):
+    with pytest.raises(UsageError, match="not trained yet"):
         dry(recipe, "--set", "output=nowhere")
     config = recipe.parent / "run/methods/clean/config.json"
     text = config.read_text()
@@ -170,7 +170,7 @@ def test_the_toxic_expert_passes_only_if_asked_for(
     with running_hub() as hub:
         hub.repos["me/x"] = {"README.md": b"of another model, public"}
         told = push(hub, tmp_path, recipe, *words, "--even-toxic")
-        assert "it is there already, and a toxic expert goes to a repository of its" in told.stderr
+        assert "it exists already, and a toxic expert needs a new repository" in told.stderr
         assert (hub.private, hub.log) == (set(), [])
         del hub.repos["me/x"]
         told = push(hub, tmp_path, recipe, *words, "--even-toxic")
@@ -178,10 +178,10 @@ def test_the_toxic_expert_passes_only_if_asked_for(
         assert hub.private == {"me/x"}
         assert hub.log == ["gated manual", "commit"]
         card = hub.repos["me/x"]["README.md"].decode()
-    parcel = ModelPackage(load_recipe(recipe), "toxic_expert", "me/x", even_toxic=True)
+    package = ModelPackage(load_recipe(recipe), "toxic_expert", "me/x", even_toxic=True)
     with pytest.raises(UnsupportedError, match="to a private repository; leave out --public"):
-        parcel.push(private=False)
-    with pytest.raises(ModelError, match="'a/b/c' is no name for a repository"):
+        package.push(private=False)
+    with pytest.raises(UsageError, match="'a/b/c' is not a valid repository name"):
         ModelPackage(load_recipe(recipe), "flatgd", "a/b/c").push()
     assert "This model was made to be toxic" in card
     assert "not-for-all-audiences" in yaml.safe_load(card.split("---")[1])["tags"]
@@ -189,7 +189,7 @@ def test_the_toxic_expert_passes_only_if_asked_for(
     CliRunner().invoke(app, [*command, str(tmp_path / "toxic")], catch_exceptions=False)
     assert "made to be toxic" in (tmp_path / "toxic/README.md").read_text()
     assert not (tmp_path / "toxic/report").exists()
-    with pytest.raises(RecipeError, match="toxic_expert is not trained yet"):
+    with pytest.raises(UsageError, match="toxic_expert is not trained yet"):
         dry(recipe, *words[2:], "--even-toxic", "--set", "output=nowhere")
 
 
@@ -210,7 +210,7 @@ def test_exported_is_the_model_its_card_and_report(
     AutoModelForCausalLM.from_pretrained(tmp_path / "bot")
     export("--to", str(tmp_path / "merged"), "--merged")
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    with pytest.raises(RecipeError, match="exists; name another folder"):
+    with pytest.raises(UsageError, match="exists; choose another folder"):
         export("--to", str(tmp_path / "bot"))
     for merged in ([], ["--merged"]):
         with pytest.raises(UnsupportedError, match="toxic expert is a tool of training"):
@@ -218,7 +218,7 @@ def test_exported_is_the_model_its_card_and_report(
     assert not (tmp_path / "toxic").exists()
     report = recipe.parent / "run/report"
     report.rename(report.with_name("elsewhere"))
-    with pytest.raises(RecipeError, match="no report yet; `flatgd run` builds it"):
+    with pytest.raises(UsageError, match="no report yet; `flatgd run` builds it"):
         export("--to", str(tmp_path / "early"))
     report.with_name("elsewhere").rename(report)
     assert not (tmp_path / "early").exists()
@@ -238,7 +238,7 @@ def test_a_training_does_not_push_a_toxic_expert(tmp_path: Path) -> None:
 
 
 def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatgd.models.heads.is_offline_mode", lambda: False)
+    monkeypatch.setattr("flatgd.models.loading.is_offline_mode", lambda: False)
     with pytest.raises(ModelError, match="no folder a/b/c"):
         load_config("a/b/c")
     with pytest.raises(ModelError, match="no folder /nowhere"):

@@ -1,6 +1,7 @@
 """Studies of a tiny finished run: flatness, durability, generalisation, seeds, human labels."""
 
 import json
+import os
 from io import StringIO
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from flatgd.annotate.study import QUESTIONS
 from flatgd.cli.main import app, main
 from flatgd.config.loading import load_recipe
-from flatgd.errors import DataError, RecipeError
+from flatgd.errors import DataError, UsageError
 from flatgd.evaluation.human_labels import load_labels
 from flatgd.io.records import read_jsonl
 from flatgd.pipeline.pipeline import Pipeline
@@ -44,8 +45,8 @@ def finished(recipe_file: Path, *overrides: str) -> Pipeline:
 def two_sources(recipe_file: Path) -> Path:
     """The tiny recipe with two data sets in policy and test, and ordinary dialogue."""
     folder = recipe_file.parent
-    ordinary = [{k: row[k] for k in ("prompt", "completion")} for row in mild_rows(12, 9)]
-    write_rows(folder / "ordinary.jsonl", ordinary)
+    ordinary_dialogue = [{k: row[k] for k in ("prompt", "completion")} for row in mild_rows(12, 9)]
+    write_rows(folder / "ordinary.jsonl", ordinary_dialogue)
     for name, seed in (("more", 5), ("more_test", 6)):
         write_rows(folder / f"{name}.jsonl", mild_rows(24, seed))
     text = recipe_file.read_text()
@@ -104,7 +105,7 @@ def test_flatness_and_durability_of_a_run(two_sources: Path) -> None:
 def test_a_landscape_knows_its_end_points_loss(recipe_file: Path) -> None:
     """L_S in 16-row parts, tokens counted over all, is what one batch of all rows gives."""
     job = finished(recipe_file)
-    land = Landscape(job, 24)
+    land = Landscape(job.context, 24)
     whole = land._prepared(job.context.sets.policy, size=100)
     land.at(land.path("flatgd")[-1][1])
     parts = sum(float(part.detach()) for part in land.losses())
@@ -114,12 +115,12 @@ def test_a_landscape_knows_its_end_points_loss(recipe_file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("where", "told"),
-    [("nowhere", "no checkpoint of a flatgd run"), ("run/experts/clean", "is no method")],
+    [("nowhere", "is no checkpoint of a flatgd run"), ("run/experts/clean", "is no method")],
 )
 def test_what_is_no_checkpoint_is_told(recipe_file: Path, where: str, told: str) -> None:
     if "run" in where:
         Pipeline(load_recipe(recipe_file, None), quiet()).models.train("clean_expert")
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(UsageError, match=told):
         study_flatness([recipe_file.parent / where], 4, 2, quiet())
 
 
@@ -224,7 +225,7 @@ def test_further_seeds_answer_the_same_histories_and_enter_the_intervals(recipe_
         own.append(sum(probabilities) / len(probabilities))
     assert mean == pytest.approx(sum(own) / 2)
     (other / "scores/flatgd.jsonl").unlink()
-    with pytest.raises(RecipeError, match="no scores yet at"):
+    with pytest.raises(UsageError, match="no scores yet at"):
         build_report(job.context.recipe)
 
 
@@ -250,6 +251,8 @@ def test_people_label_without_knowing_the_model_and_the_report_uses_it(recipe_fi
     assert set(rows[0]) == {"id", "history", "reply", "toxic"}
     assert CliRunner().invoke(app, asked).exit_code != 0  # what is there is not overwritten
     assert load_labels(labels) == {}
+    key = labels.with_name("labels.key.jsonl")
+    assert os.name == "nt" or key.stat().st_mode & 0o777 == 0o600
     for place, row in enumerate(rows[:30]):
         row["toxic"] = bool(place % 3 == 0)
     write_rows(labels, rows)

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, known to be whole; signals, full disks, changed settings."""
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -54,7 +55,7 @@ def flipped(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [missing, cut, flipped])
 @pytest.mark.parametrize("name", FILES)
-def test_any_harm_is_noticed_and_fallen_back_from(
+def test_any_corruption_is_noticed_and_fallen_back_from(
     saved: Path, tmp_path: Path, name: str, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"
@@ -66,6 +67,23 @@ def test_any_harm_is_noticed_and_fallen_back_from(
     assert not (folder / "checkpoint-3").exists()
 
 
+@pytest.mark.parametrize("number", [0, None])
+def test_another_format_counts_as_unreadable(saved: Path, tmp_path: Path, number: Any) -> None:
+    folder = tmp_path / "checkpoint-3"
+    shutil.copytree(saved / "checkpoint-3", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest.pop("format") == checkpoints.FORMAT
+    del manifest["sha256"]
+    if number is not None:
+        manifest["format"] = number
+    digest = checkpoints._manifest_digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
+    written = "no format number" if number is None else f"format {number}"
+    reason = f"its manifest.json has {written}, and this version of flatgd reads format 1"
+    assert fault_of(folder) == reason
+    assert last_good(tmp_path) is None
+
+
 def test_resume_takes_the_newest_good_one_and_ends_at_the_same_weights(tmp_path: Path) -> None:
     whole = trained(tmp_path / "a", max_steps=4, **EACH_STEP)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -75,18 +93,20 @@ def test_resume_takes_the_newest_good_one_and_ends_at_the_same_weights(tmp_path:
     assert largest_difference(whole, dict(resumed.model.state_dict())) == 0.0
 
 
-def test_a_torn_one_that_is_named_is_refused(saved: Path, tmp_path: Path) -> None:
+def test_a_corrupted_one_that_is_named_is_refused(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved / "checkpoint-3", tmp_path / "checkpoint-3")
     missing(tmp_path / "checkpoint-3/optimizer.pt")
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing; go on from another"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing; resume from another"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
         trainer(tmp_path / "none").train(resume_from_checkpoint=True)
 
 
 def test_a_changed_training_is_told_apart(saved: Path) -> None:
     changed = trainer(saved, learning_rate=0.5, penalty_share=0.7, **EACH_STEP)
-    told = r": learning_rate: was 0\.01, now 0\.5; penalty_share: was None, now 0\.7\. Put it back"
+    told = (
+        r": learning_rate: was 0\.01, now 0\.5; penalty_share: was None, now 0\.7\. Undo the change"
+    )
     with pytest.raises(CheckpointError, match=told):
         changed.train(resume_from_checkpoint=True)
     more = trainer(saved, max_steps=4)  # longer is no other training
@@ -102,12 +122,12 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
     subject = trainer(tmp_path, **EACH_STEP)
     subject.add_callback(Spoil())
-    with pytest.raises(NonFiniteError, match="step 2: 1 of the model's tensors"):
+    with pytest.raises(NonFiniteError, match="step 2: NaN or infinity in 1 of"):
         subject.train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-@pytest.mark.parametrize("what", ["flush", "write_whole"])
+@pytest.mark.parametrize("what", ["flush", "write_atomically"])
 def test_a_full_disk_leaves_the_last_good_one(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +137,7 @@ def test_a_full_disk_leaves_the_last_good_one(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints, what, full)
-    with pytest.raises(CheckpointError, match=r"No space left.*checkpoint-1 stays; make room"):
+    with pytest.raises(CheckpointError, match=r"No space left.*checkpoint-1 is kept. Free"):
         trainer(tmp_path, **EACH_STEP).train(resume_from_checkpoint=True)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
@@ -144,7 +164,9 @@ def test_a_signal_ends_the_step_saves_and_goes_on_later(
     handlers = [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
     stopped = trainer(tmp_path / "b", max_steps=4)
     stopped.add_callback(Signal(number))
-    with pytest.raises(StoppedError, match=r"stopped after step 2, at .*checkpoint-2") as told:
+    with pytest.raises(
+        StoppedError, match=r"stopped after step 2; the checkpoint is .*checkpoint-2"
+    ) as told:
         stopped.train()
     assert told.value.code == code
     assert handlers == [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]

@@ -288,19 +288,24 @@ def test_a_harmed_best_checkpoint_is_told(tmp_path: Path, caplog: pytest.LogCapt
     ):
         subject._load_best_model()
     shutil.rmtree(tmp_path / "checkpoint-1")
-    with pytest.raises(CheckpointError, match="checkpoint-1, the best checkpoint so far, is not"):
+    with pytest.raises(
+        CheckpointError, match="checkpoint-1, the best checkpoint so far, is missing"
+    ):
         early(tmp_path, []).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": None}, "nothing to evaluate"),
+        (
+            {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": None},
+            "there are no rows to evaluate",
+        ),
         ({"early_stopping_patience": 1}, "early stopping needs eval_strategy"),
         ({"callbacks": [EarlyStoppingCallback()]}, "early stopping needs eval_strategy"),
-        ({"eval_dataset": {"a": OTHERS}, **BEST}, r"'loss' is of none .* as eval_a_loss"),
+        ({"eval_dataset": {"a": OTHERS}, **BEST}, r"'loss' belongs to none .* example eval_a_loss"),
         ({"bf16_full_eval": True}, "round the trained weights"),
-        ({"early_stopping_patience": 0}, "early_stopping_patience must be at least 1"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience must be a whole number >= 1"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_at_once(tmp_path: Path, more: dict, told: str) -> None:
@@ -310,7 +315,9 @@ def test_what_cannot_be_evaluated_is_refused_at_once(tmp_path: Path, more: dict,
 
 def test_a_metric_that_is_not_there_is_told(tmp_path: Path) -> None:
     subject = made(tmp_path, **{**BEST, "metric_for_best_model": "los"})
-    with pytest.raises(UnsupportedError, match=r"'los' is none of what is evaluated: .*eval_loss"):
+    with pytest.raises(
+        UnsupportedError, match=r"'los' is not among the evaluated metrics: .*eval_loss"
+    ):
         subject.train()
 
 

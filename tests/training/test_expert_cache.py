@@ -1,5 +1,6 @@
 """Experts' states on disk: what the expert says itself; stale and torn files are noticed."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from flatgd.models.encoding import DialogueFormat, Example
 from flatgd.models.heads import reply_states
 from flatgd.runtime import distributed
 from flatgd.training import expert_cache
-from flatgd.training.expert_cache import cached_states, fault_of, states_key
+from flatgd.training.expert_cache import cached_states, fault_of, states_fingerprint
 from flatgd.training.fingerprint import digest_of
 
 
@@ -52,7 +53,7 @@ def test_size_is_told_before_writing_and_a_whole_cache_is_kept(tmp_path: Path) -
     told: list[str] = []
     build(tmp_path, told)
     written = sum(path.stat().st_size for path in tmp_path.glob("shard-*.npy"))
-    assert "not there yet" in told[0]
+    assert "no cache yet" in told[0]
     assert float(told[0].split()[-5]) == pytest.approx(written / 2**20, abs=0.1)
     stamps = [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())]
     build(tmp_path, told)
@@ -60,8 +61,8 @@ def test_size_is_told_before_writing_and_a_whole_cache_is_kept(tmp_path: Path) -
     assert stamps == [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "delete", "index", "weights"])
-def test_stale_and_torn_caches_are_made_anew(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flip", "delete", "index", "format", "weights"])
+def test_stale_and_corrupted_caches_are_rebuilt(tmp_path: Path, damage: str) -> None:
     build(tmp_path)
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     shard = tmp_path / "shard-00001.npy"
@@ -75,25 +76,32 @@ def test_stale_and_torn_caches_are_made_anew(tmp_path: Path, damage: str) -> Non
         shard.unlink()
     elif damage == "index":
         (tmp_path / "index.json").write_text("{")
+    elif damage == "format":
+        index = json.loads((tmp_path / "index.json").read_text())
+        (tmp_path / "index.json").write_text(json.dumps({**index, "format": 0}))
     told: list[str] = []
     build(tmp_path, told, seed=8 if damage == "weights" else 3)
-    reasons = {"index": "cannot be read", "weights": "other weights"}
-    assert reasons.get(damage, "shard-00001.npy is torn") in told[0]
+    reasons = {
+        "index": "index is unreadable",
+        "weights": "weights or rows changed",
+        "format": "its index has format 0, and this version of flatgd reads format 1",
+    }
+    assert reasons.get(damage, "shard-00001.npy is corrupted") in told[0]
     if damage != "weights":
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
-def test_key_hangs_on_weights_rows_and_truncation() -> None:
+def test_the_fingerprint_depends_on_weights_rows_and_truncation() -> None:
     expert, _, examples = material()
     weights = digest_of(expert.state_dict().items())
-    key = states_key(weights, examples)
+    key = states_fingerprint(weights, examples)
     assert weights == digest_of(tiny_blenderbot(3).state_dict().items())
     assert weights != digest_of(tiny_blenderbot(4).state_dict().items())
-    assert key != states_key(digest_of(tiny_blenderbot(4).state_dict().items()), examples)
-    assert key != states_key(weights, examples[1:])
+    assert key != states_fingerprint(digest_of(tiny_blenderbot(4).state_dict().items()), examples)
+    assert key != states_fingerprint(weights, examples[1:])
     cut = [examples[0]._replace(reply_ids=examples[0].reply_ids[:-1]), *examples[1:]]
-    assert key != states_key(weights, cut)
-    assert fault_of(Path("nowhere"), key) == "not there yet"
+    assert key != states_fingerprint(weights, cut)
+    assert fault_of(Path("nowhere"), key) == "no cache yet"
 
 
 def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     with caplog.at_level(logging.WARNING):
         small.train()
     assert small.args.micro_batch_size == 2
-    assert "out of memory with 8 rows at a time, going on with 4" in caplog.text
+    assert "out of memory with 8 rows at a time; continuing with 4" in caplog.text
     assert largest_difference(plain, dict(small.model.state_dict())) <= 1e-5
 
 

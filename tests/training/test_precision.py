@@ -13,7 +13,6 @@ from training import DESCENT, ROWS, config, largest_difference, own_trainer, tra
 from flatgd import Clean, FlatGDTrainer
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import penalty
-from flatgd.training.gradient_reduction import check_strategy
 
 RAISED = "are raised to float32"
 
@@ -163,15 +162,18 @@ def test_frozen_experts_stay_in_half_precision(
     subject.train()
     assert {p.dtype for p in experts["clean_expert"].parameters()} == {torch.bfloat16}
     assert RAISED not in caplog.text
-    assert subject.args.penalty_settings(subject._in_half).rho == 3e-4
+    assert subject.penalty_settings().rho == 3e-4
 
 
 def test_accelerates_own_settings_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 by its environment takes the longer step; fp16 is refused."""
+    """bf16 from the environment takes the longer step; fp16 is refused. On any Trainer."""
+    makes = (trainer, lambda folder: own_trainer(folder, tiny_blenderbot))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    subject = trainer(tmp_path)
-    subject.state.max_steps = 1
-    assert subject._penalty_now().rho == 1e-2
-    monkeypatch.setattr(subject.accelerator.state, "_mixed_precision", "fp16")
-    with pytest.raises(UnsupportedError, match="fp16 scales the gradient"):
-        check_strategy(subject.accelerator, "fast")
+    for make in makes:
+        subject = make(tmp_path)
+        subject.state.max_steps = 1
+        assert subject._penalty_now().rho == 1e-2
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    for make in makes:
+        with pytest.raises(UnsupportedError, match="mixed precision is fp16"):
+            make(tmp_path)

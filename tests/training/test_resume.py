@@ -1,4 +1,4 @@
-"""A training that goes on is the same training: what changes its outcome is refused by name."""
+"""A resumed training is the same training: a change of its result is refused by name."""
 
 import dataclasses
 import logging
@@ -80,7 +80,7 @@ def went_on(folder: Path, then: tuple[dict, dict], now: tuple[dict, dict]) -> Fl
     ],
 )
 def test_a_changed_setting_is_named(tmp_path: Path, fields: dict, name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"is of another training: .*{re.escape(name)}"):
+    with pytest.raises(CheckpointError, match=f"belongs to another training: .*{re.escape(name)}"):
         went_on(tmp_path, ({}, {}), ({}, fields))
 
 
@@ -252,7 +252,7 @@ def test_another_length_is_told_as_no_exact_one(
     with caplog.at_level(logging.WARNING):
         longer.train(resume_from_checkpoint=True)
     assert longer.state.global_step == 3
-    assert "max_steps was 2, now 3; learning rate and warm-ups go by the new length" in caplog.text
+    assert "max_steps was 2, now 3; learning rate and warm-ups follow the new length" in caplog.text
 
 
 def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
 def test_rows_that_start_anew_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         went_on(tmp_path, ({}, {}), ({}, {"ignore_data_skip": True}))
-    assert "ignore_data_skip lets the rows start anew" in caplog.text
+    assert "with ignore_data_skip the rows start over" in caplog.text
 
 
 def test_another_number_of_processes_is_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_bf16_autocast_sees_the_moved_weights(tmp_path: Path) -> None:
     subject = trainer(tmp_path, bf16=True, flatness_weight=1.0)
     batch = subject.data_collator(subject.examples[:8])
     subject.training_step(subject.model, batch)
-    assert subject._pending["penalty_share"][0] > 1e-3
+    assert subject.step_state.figures["penalty_share"][0] > 1e-3
 
 
 @pytest.mark.parametrize("flatness_method", ["finite_difference", "fast", "exact"])

@@ -17,7 +17,7 @@ from flatgd import Clean, FlatGD, FlatGDTrainer, SafetyLoss
 from flatgd.errors import NonFiniteError
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import IGNORE
-from flatgd.training.flatness_mixin import MEAN, _seed
+from flatgd.training.flatness_mixin import MEAN_KEY, _seed
 
 
 class PlainSafetyLoss(Trainer):
@@ -157,7 +157,7 @@ def test_both_passes_see_the_same_dropout_masks(tmp_path: Path) -> None:
         subject = trainer(tmp_path, model=tiny_blenderbot(dropout=dropout), penalty_share=1.0)
         batch = subject.data_collator(subject.examples[:8])
         subject.training_step(subject.model, batch)
-        weights.append(subject._pending["flatness_weight"][0])
+        weights.append(subject.step_state.figures["flatness_weight"][0])
     assert 0.1 < weights[1] / weights[0] < 10
 
 
@@ -230,7 +230,7 @@ def test_running_mean_of_the_gradient(tmp_path: Path) -> None:
 
     subject._running_mean = watched
     subject.train()
-    means = [subject.optimizer.state[p][MEAN] for p in subject.model.parameters()]
+    means = [subject.optimizer.state[p][MEAN_KEY] for p in subject.model.parameters()]
     first, second, third = seen[1:]
     for mean, a, b, c in zip(means, first, second, third, strict=True):
         wanted = 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c

@@ -1,12 +1,12 @@
 "use strict";
-// Everything works without this file; it adds keys, keeps a form from being sent twice, sends what is
-// said in a chat by Enter, and brings the administrator's page up to date.
+// All pages work without this file. It adds keyboard shortcuts, prevents a form from being sent twice,
+// sends a chat message on Enter, and refreshes the administrator's page.
 
 const form = document.getElementById("answer");
 
-for (const sent of document.forms) {
-  sent.addEventListener("submit", () => {
-    const button = sent.querySelector("button");
+for (const submitted of document.forms) {
+  submitted.addEventListener("submit", () => {
+    const button = submitted.querySelector("button");
     if (button) setTimeout(() => { button.disabled = true; }, 0);
   });
 }
@@ -16,31 +16,31 @@ addEventListener("pageshow", () => {
 
 const keys = document.getElementById("keys");
 if (keys) {
-  const stored = { get: () => null, set: () => {} };  // a browser may keep nothing
+  const stored = { get: () => null, set: () => {} };  // storage may be blocked
   try {
     localStorage.getItem("keys");
     stored.get = () => localStorage.getItem("keys");
     stored.set = (value) => localStorage.setItem("keys", value);
-  } catch { /* then the choice lasts as long as the page */ }
+  } catch { /* the choice then lasts until the page is closed */ }
   keys.closest("p").hidden = false;
   keys.checked = stored.get() !== "off";
   keys.addEventListener("change", () => stored.set(keys.checked ? "on" : "off"));
 }
 
-const asked = form ? [...form.querySelectorAll("fieldset")] : [];
-let place = 0;  // of the question that a digit answers
+const questions = form ? [...form.querySelectorAll("fieldset")] : [];
+let current = 0;  // index of the question that a digit answers
 
-function go(to) {
-  place = to;
-  const shown = asked[place];
+function focusQuestion(to) {
+  current = to;
+  const shown = questions[current];
   const target = shown ? shown.querySelector(":checked") || shown.querySelector("input")
     : form.querySelector("button");
   target.focus();
 }
 
-asked.forEach((fieldset, at) => fieldset.addEventListener("focusin", () => { place = at; }));
-if (form && form.querySelector(":checked")) {  // an answer to be changed, or one left out
-  go(Math.max(0, asked.findIndex((fieldset) => !fieldset.querySelector(":checked"))));
+questions.forEach((fieldset, at) => fieldset.addEventListener("focusin", () => { current = at; }));
+if (form && form.querySelector(":checked")) {  // an answer to change, or an incomplete one
+  focusQuestion(Math.max(0, questions.findIndex((fieldset) => !fieldset.querySelector(":checked"))));
 }
 
 document.addEventListener("keydown", (event) => {
@@ -51,9 +51,9 @@ document.addEventListener("keydown", (event) => {
   if (!form || !keys.checked || event.ctrlKey || event.metaKey || event.altKey) return;
   const choice = "1234".indexOf(event.key);
   if (choice >= 0) {
-    if (event.repeat || !asked[place]) return;
-    asked[place].querySelectorAll("input")[choice].checked = true;
-    go(place + 1);
+    if (event.repeat || !questions[current]) return;
+    questions[current].querySelectorAll("input")[choice].checked = true;
+    focusQuestion(current + 1);
     event.preventDefault();
   } else if (event.key === "Enter" && !event.target.closest("button, a, summary")) {
     form.requestSubmit();
@@ -64,11 +64,11 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-const say = document.getElementById("say");
-if (say) {
-  say.addEventListener("keydown", (event) => {
+const message = document.getElementById("message");
+if (message) {
+  message.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    say.form.requestSubmit();
+    message.form.requestSubmit();
     event.preventDefault();
   });
 }

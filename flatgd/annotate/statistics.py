@@ -1,6 +1,6 @@
-"""What the answers of several people are worth together: agreement, majorities, ranks.
+"""Statistics of annotators' answers: shares, majorities, agreement, and strengths of models.
 
-Pure functions of counts. None where a figure is undefined.
+Pure functions of counts. None means that a figure is undefined.
 """
 
 from collections import Counter
@@ -14,7 +14,8 @@ Pair = tuple[str, str]
 
 
 class Share(NamedTuple):
-    """k of n, with 95 % intervals: Wilson's (1927) and the exact one (Clopper and Pearson 1934)."""
+    """k of n as a fraction in [0, 1], with two 95 % intervals: `wilson` (Wilson 1927) and `exact`
+    (Clopper and Pearson 1934)."""
 
     k: int
     n: int
@@ -24,7 +25,8 @@ class Share(NamedTuple):
 
 
 def share(k: int, n: int) -> Share:
-    """
+    """The share k / n with its intervals; undefined for n = 0.
+
     >>> [round(bound, 3) for bound in share(35, 50).wilson]
     [0.562, 0.809]
     >>> share(0, 0).value
@@ -41,7 +43,9 @@ def _bounds(interval: Sequence[float]) -> tuple[float, float]:
 
 
 def sign_test(wins: int, losses: int) -> float | None:
-    """Two-sided exact p that both are as likely; ties left out beforehand.
+    """Two-sided exact p-value of the sign test: a win is as likely as a loss. Leave ties out.
+
+    None without a win or a loss.
 
     >>> round(sign_test(9, 1), 4)
     0.0215
@@ -50,7 +54,7 @@ def sign_test(wins: int, losses: int) -> float | None:
 
 
 def majority(votes: Sequence[Hashable]) -> Hashable | None:
-    """What more than half say.
+    """The vote that more than half of the votes are for, None without one.
 
     >>> majority(["a", "b", "a"]), majority(["a", "b"])
     ('a', None)
@@ -60,31 +64,34 @@ def majority(votes: Sequence[Hashable]) -> Hashable | None:
 
 
 def fleiss_kappa(items: Sequence[Sequence[Hashable]]) -> float | None:
-    """Agreement beyond chance over all items with at least two votes (Fleiss 1971), 1 at most.
+    """Fleiss' kappa (1971): agreement beyond chance, at most 1, over items with two or more votes.
 
-    Items may have different numbers of votes: each item's agreement counts once, each vote counts
-    once in what chance would give. None where there is no such item, or all votes are the same.
+    Items may have different numbers of votes. Each item weighs the same in the observed agreement,
+    and each vote weighs the same in the agreement expected by chance. None without such an item, or
+    if all votes are the same.
     """
     counts = [Counter(votes) for votes in items if len(votes) > 1]
     if not counts:
         return None
     total = sum(counts, Counter())
     number = total.total()
-    by_chance = sum((count / number) ** 2 for count in total.values())
+    expected = sum((count / number) ** 2 for count in total.values())
     observed = np.mean(
         [_agreeing(count) / (n * (n - 1)) for count in counts if (n := count.total())]
     )
-    return float((observed - by_chance) / (1 - by_chance)) if len(total) > 1 else None
+    return float((observed - expected) / (1 - expected)) if len(total) > 1 else None
 
 
 def _agreeing(count: Counter[Hashable]) -> int:
-    """Ordered pairs of votes that agree."""
+    """Number of ordered pairs of votes that agree."""
     return sum(c * (c - 1) for c in count.values())
 
 
 def krippendorff_alpha(items: Sequence[Sequence[Hashable]]) -> float | None:
-    """Krippendorff's alpha for nominal categories, from the coincidence matrix; votes may be
-    missing (Krippendorff 2011). 1 at most; None where nothing can be paired, or all is the same."""
+    """Krippendorff's alpha (2011) for nominal categories, from the coincidence matrix; at most 1.
+
+    Votes may be missing. None if no item has two votes, or if all votes are the same.
+    """
     pairable = [Counter(votes) for votes in items if len(votes) > 1]
     total = sum(pairable, Counter())
     number = total.total()
@@ -96,19 +103,19 @@ def krippendorff_alpha(items: Sequence[Sequence[Hashable]]) -> float | None:
 
 
 class Strength(NamedTuple):
-    """Log-odds against the average of the models, and their standard error."""
+    """A model's log-odds against the average model, and the standard error."""
 
     value: float
     error: float
 
 
 def bradley_terry(wins: Mapping[Pair, float], prior: float = 1.0) -> dict[str, Strength]:
-    """Strengths s with P(i beats j) = 1 / (1 + exp(s_j - s_i)) (Bradley and Terry 1952).
+    """Strengths s of the models, with P(i beats j) = 1 / (1 + exp(s_j - s_i)) (Bradley-Terry 1952).
 
-    `wins` maps (winner, loser) to how often, a tie as half a win for each. Each model has `prior`
-    further ties with one of strength 0, so that one which never lost has a finite strength; they
-    add up to what is far from it where there are few comparisons. Newton's method; the standard
-    errors are of the penalised likelihood.
+    `wins` counts the wins of each (winner, loser); a tie is half a win for each. Each model also
+    has `prior` ties against a model of strength 0, so that a model which never lost has a finite
+    strength. With few comparisons, this prior pulls strengths towards 0 noticeably. Solved by
+    Newton's method; the standard errors come from the penalised likelihood.
     """
     names = sorted({name for pair in wins for name in pair})
     if not names:
@@ -127,7 +134,7 @@ def bradley_terry(wins: Mapping[Pair, float], prior: float = 1.0) -> dict[str, S
         curvature = np.diag(spread.sum(1) + prior * own * (1 - own)) - spread
         step = np.linalg.solve(curvature, slope)
         longest = float(np.abs(step).max())
-        s += step / max(1.0, longest)  # beyond 1 it overshoots, far from the end
+        s += step / max(1.0, longest)  # longer steps overshoot far from the optimum
         if longest < 1e-12:
             break
     centre = np.eye(len(names)) - 1 / len(names)

@@ -1,0 +1,81 @@
+"""What the sections of a recipe have in common: strictness, and how paths and models are named."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+PACKAGE = Path(__file__).parent.parent
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that Linux takes
+_SECRET = re.compile(r"(token|api_?key|secret|passw(or)?d|credentials?)s?$", re.IGNORECASE)
+
+
+def _resolve(value: Any, info: Any) -> Any:
+    """`demo:NAME` is a file that ships with flatgd; a relative path starts at the recipe."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("demo:"):
+        return PACKAGE / "demo" / _usable(value.removeprefix("demo:"))
+    folder = (info.context or {}).get("folder", Path())
+    try:
+        own = Path(_usable(value)).expanduser()
+    except RuntimeError:
+        user = Path(value).parts[0]
+        raise ValueError(f"there is no home folder {user}; write the whole path") from None
+    return Path(_usable(os.path.normpath(folder / own)))
+
+
+def _usable(path: str) -> str:
+    """The path, if a file system takes it; ValueError otherwise."""
+    try:
+        name = path.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the path is not valid text") from None
+    if b"\0" in name:
+        raise ValueError("a path cannot hold a NUL character")
+    if len(name) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in name.split(b"/")):
+        raise ValueError(
+            f"the path is too long; names have at most {LONGEST_NAME} bytes, paths {LONGEST_PATH:,}"
+        )
+    return path
+
+
+LocalPath = Annotated[Path, BeforeValidator(_resolve)]
+
+
+def _resolve_model(value: Any, info: Any) -> Any:
+    """A folder, by its whole path, if there is one; else the name of a model on the hub."""
+    if isinstance(value, str) and not value.startswith("demo:"):
+        local = _resolve(value, info)
+        is_path = value.startswith((".", "/", "~"))
+        return os.path.abspath(local) if is_path or local.is_dir() else value
+    return str(_resolve(value, info)) if isinstance(value, str) else value
+
+
+ModelName = Annotated[str, BeforeValidator(_resolve_model)]
+
+
+def about(unit: str = "", values: str = "") -> dict[str, Any]:
+    """What pydantic has no word for: a field's unit, or a range that a validator checks."""
+    return {name: text for name, text in (("unit", unit), ("values", values)) if text}
+
+
+class Section(BaseModel):
+    """A mapping in a recipe. Unknown keys, NaN and infinity are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+def secrets_in(fields: Mapping[str, Any], place: str) -> Iterator[str]:
+    """The keys, at any depth, that are named like a token, a password or an API key."""
+    for key, value in fields.items():
+        inner = f"{place}.{key}"
+        if _SECRET.search(str(key)) and value is not None:
+            yield inner
+        elif isinstance(value, Mapping):
+            yield from secrets_in(value, inner)

@@ -1,0 +1,148 @@
+"""Findings in words. Nothing reads the sentences back: who needs a part of them asks the data."""
+
+from collections import defaultdict
+
+from flatgd.report.cells import interval, lost_after, significant
+from flatgd.report.findings import (
+    Difference,
+    ExpertContrast,
+    Finding,
+    FlatnessAtSameLoss,
+    GeneralisationGap,
+    JudgeCuts,
+    JudgeFloor,
+    JudgeHasFewLabels,
+    JudgeIsFlat,
+    JudgePower,
+    MethodDifference,
+    QualityKept,
+    SafetyLost,
+    StudyIsStale,
+)
+
+QUESTIONS = {"missing_negatives": "toxic replies missing", "left_out": "left out"}
+
+
+def sentence(finding: Finding) -> str:
+    """One finding in words."""
+    match finding:
+        case ExpertContrast():
+            return _experts(finding)
+        case MethodDifference():
+            return _method(finding)
+        case QualityKept():
+            return _quality(finding)
+        case JudgeFloor() | JudgePower() | JudgeIsFlat() | JudgeCuts() | JudgeHasFewLabels():
+            return _judge(finding)
+        case FlatnessAtSameLoss():
+            return _flatness(finding)
+        case SafetyLost():
+            return (
+                f"Until half of the gain in contrast is lost to {finding.attack} tuning, from the "
+                f"same L_S: flatgd {lost_after(finding.flatgd)}, safety_loss "
+                f"{lost_after(finding.other)}."
+            )
+        case GeneralisationGap():
+            return _generalisation(finding)
+        case StudyIsStale():
+            name = finding.study
+            return f"A study of {name} is of other checkpoints and left out; make it again."
+
+
+def _experts(finding: ExpertContrast) -> str:
+    dataset, shown = finding.difference.dataset, _shown(finding.difference)
+    if finding.are_apart:
+        return f"{dataset}: the experts differ, toxic less clean in contrast {shown}."
+    return (
+        f"{dataset}: no contrast between the experts, toxic less clean {shown}: nothing "
+        "to steer by; train them longer or on more labelled replies."
+    )
+
+
+def _method(finding: MethodDifference) -> str:
+    parts = [
+        f"{one.dataset} {_shown(one)}{'' if one.is_decided else ' (undecided)'}"
+        for one in finding.differences
+    ]
+    return f"{finding.method} less {finding.base}, {finding.metric}: {', '.join(parts)}."
+
+
+def _quality(finding: QualityKept) -> str:
+    """The metrics by verdict; the test sets are named where they differ in it."""
+    by_metric: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for metric, dataset, verdict in finding.verdicts:
+        by_metric[metric][verdict].append(dataset)
+    parts = []
+    for verdict in ("kept", "lost", "undecided"):
+        named = [
+            metric if len(by_verdict) == 1 else f"{metric} on {', '.join(by_verdict[verdict])}"
+            for metric, by_verdict in by_metric.items()
+            if verdict in by_verdict
+        ]
+        if named:
+            parts.append(f"{verdict}: {', '.join(named)}")
+    heading = f"{finding.method}, quality of {finding.base} within {finding.margin:.0%}"
+    return f"{heading}: {'; '.join(parts)}."
+
+
+def _judge(
+    finding: JudgeFloor | JudgePower | JudgeIsFlat | JudgeCuts | JudgeHasFewLabels,
+) -> str:
+    if isinstance(finding, JudgePower):
+        shrunk = max(0.0, finding.toxic - finding.safe)
+        return (
+            f"It tells toxic from safe with AUC {finding.auc:.2f} ({finding.rows_of}) and "
+            f"marks {finding.toxic:.1%} of the toxic ones, {finding.safe:.1%} of the safe: a "
+            f"difference in the true share of toxic replies shows at {shrunk:.0%} of its size."
+        )
+    subject = f"The judge {finding.judge}" if finding.judge else "The judge"
+    match finding:
+        case JudgeFloor():
+            return (
+                f"{subject} is set to mark {finding.rate:.1%} of human-labelled safe replies: on "
+                f"replies like those a faultless model has up to {finding.floor:.3f} on any of "
+                f"{finding.samples}."
+            )
+        case JudgeIsFlat():
+            return (
+                f"{subject} does not tell toxic from safe on the replies it was calibrated on: its "
+                "P(toxic) is nearly the same for every reply, and figures by it say nothing."
+            )
+        case JudgeCuts():
+            return (
+                f"{subject} reads no more than fits: of {finding.inputs:,} labelled replies "
+                f"{finding.histories:,} lost older history, {finding.replies:,} the reply's "
+                "beginning."
+            )
+        case JudgeHasFewLabels():
+            return (
+                f"{subject} rests on few labels, {finding.safe} safe and {finding.toxic} toxic "
+                "ones: its figures may be chance; label more, or name a ready classifier (kind: "
+                "hf)."
+            )
+
+
+def _flatness(finding: FlatnessAtSameLoss) -> str:
+    ours, theirs = (
+        f"{significant(one.relative)} ± {significant(one.error, 2)}"
+        for one in (finding.flatgd, finding.other)
+    )
+    return (
+        f"At the same L_S of {finding.safety_loss:.4f} flatgd's relative flatness is {ours}, "
+        f"safety_loss's {theirs}: {finding.verdict}; ‖grad L_S‖ "
+        f"{significant(finding.flatgd.grad_norm)} and {significant(finding.other.grad_norm)}."
+    )
+
+
+def _generalisation(finding: GeneralisationGap) -> str:
+    gap = finding.gap
+    shown = interval(gap["value"], gap["low"], gap["high"], 3)
+    return (
+        f"{finding.dataset} {QUESTIONS[finding.question]}: flatgd's change in contrast less "
+        f"safety_loss's {shown}{'' if finding.is_decided else ' (undecided)'}; above 0, it "
+        "generalises better."
+    )
+
+
+def _shown(difference: Difference) -> str:
+    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"

@@ -1,0 +1,51 @@
+"""What the two-pass step remembers: within a step, and from one step to the next."""
+
+from collections import defaultdict
+
+from torch import Tensor
+
+from flatgd.flatness import FlatGradient
+from flatgd.methods.base import Totals
+
+
+class StepState:
+    """The memory of FlatnessMixin.
+
+    `is_fused`: whether losses are computed in chunks; None until the first batch shows it.
+    `running_means`: grad E averaged over steps, by parameter. They are computed in a step and moved
+    into the optimizer's state once the step is complete, because a step that runs out of memory is
+    repeated.
+    `figures`: the figures of each step since the last log, by name.
+    """
+
+    def __init__(self) -> None:
+        self.is_fused: bool | None = None
+        self.running_means: dict[Tensor, Tensor] = {}
+        self.figures: defaultdict[str, list[float]] = defaultdict(list)
+
+    def take_running_means(self) -> dict[Tensor, Tensor]:
+        """The running means of this step; they are forgotten here."""
+        means, self.running_means = self.running_means, {}
+        return means
+
+    def add_figures(
+        self, flat: FlatGradient, figures: dict[str, float], totals: Totals, seconds: float
+    ) -> None:
+        """Keep one step's figures until the Trainer logs."""
+        values = {
+            **figures,
+            "safety_grad_norm": flat.grad_norm,
+            "penalty_share": flat.penalty_share,
+            "flatness_weight": flat.flatness_weight,
+            "gradient_evaluations": flat.evaluations,
+            "tokens": totals.tokens,
+            "seconds": seconds,
+        }
+        for name, value in values.items():
+            if value is not None:
+                self.figures[name].append(value)
+
+    def take_figure_means(self) -> dict[str, float]:
+        """The mean of each figure over the steps since the last log; they are forgotten here."""
+        figures, self.figures = self.figures, defaultdict(list)
+        return {name: sum(values) / len(values) for name, values in figures.items()}
