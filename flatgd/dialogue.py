@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
 
 Role = Literal["user", "assistant"]
-Speaker = Literal["human", "bot"]
+Author = Literal["human", "bot"]
 
 
 class Message(TypedDict):
-    """A turn as files and chat templates have it."""
+    """A turn in the form of files and chat templates."""
 
     role: Role
     content: str
 
 
 class Turn(NamedTuple):
-    """What one side says, as written."""
+    """One turn of a conversation, as written."""
 
     role: Role
     text: str
@@ -27,11 +27,11 @@ class Turn(NamedTuple):
 class Dialogue:
     """A history and one reply to it.
 
-    `history` is oldest turn first. It also takes plain strings: they alternate, and the last one is
-    of the side that the reply answers. `is_safe` is the human label of the reply, None where there
-    is none. `conversation` names what rows belong together: a split never cuts through one.
-    `speaker` is who gave the reply. `system` is the system message, "" where there is none. `where`
-    is the file and line of the row, for messages alone.
+    `history` begins with the oldest turn. It may also be plain strings: their roles alternate, and
+    the last string belongs to the side that the reply answers. `is_safe` is the reply's human
+    label, None if it has none. `conversation` names the conversation of the row; a split never
+    cuts through one. `speaker` is the author of the reply. `system` is the system message, "" if
+    there is none. `where` is the row's file and line, for error messages.
     """
 
     history: tuple[Turn, ...]
@@ -39,7 +39,7 @@ class Dialogue:
     is_safe: bool | None
     source: str
     conversation: str
-    speaker: Speaker = "bot"
+    speaker: Author = "bot"
     system: str = ""
     where: str = field(default="", compare=False, repr=False)
 
@@ -53,13 +53,13 @@ class Dialogue:
 
     @property
     def exchange(self) -> tuple[str, str]:
-        """The last turn and the reply in normal form: what two sets must not share."""
+        """The last turn and the reply in normal form. Two data sets must not share one."""
         last = self.history[-1].text if self.history else ""
         return normal_form(last), normal_form(self.reply)
 
     @property
     def normal_form(self) -> tuple[tuple[Turn, ...], str]:
-        """History and reply in normal form, roles as they are."""
+        """History and reply in normal form; roles stay unchanged."""
         turns = tuple(Turn(role, normal_form(text)) for role, text in self.history)
         return turns, normal_form(self.reply)
 
@@ -67,8 +67,8 @@ class Dialogue:
 def as_turns(items: Iterable[Any], last: Role = "user") -> tuple[Turn, ...]:
     """Turns from turns, from messages {"role", "content"}, or from strings.
 
-    Strings have no roles: they alternate, and the last one is of the role `last`. ValueError where
-    strings stand beside turns.
+    Strings have no roles: roles alternate, and the last string gets the role `last`. Raises
+    ValueError for a mixture of strings and turns.
 
     >>> as_turns(["hi", "hello!", "how are you?"])[1]
     Turn(role='assistant', text='hello!')
@@ -91,8 +91,8 @@ def as_turns(items: Iterable[Any], last: Role = "user") -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def before(texts: Iterable[Any], speaker: Speaker = "bot") -> tuple[Turn, ...]:
-    """The history before a reply of `speaker`: strings alternate, turns stay as they are.
+def before(texts: Iterable[Any], speaker: Author = "bot") -> tuple[Turn, ...]:
+    """The history before a reply of `speaker`: roles of strings alternate, turns stay unchanged.
 
     >>> before(["hello!"], "human")
     (Turn(role='assistant', text='hello!'),)
@@ -101,7 +101,7 @@ def before(texts: Iterable[Any], speaker: Speaker = "bot") -> tuple[Turn, ...]:
 
 
 def as_messages(history: Iterable[Turn]) -> list[Message]:
-    """The history as files and chat templates have it.
+    """The history in the form of files and chat templates.
 
     >>> as_messages([Turn("user", "hi")])
     [{'role': 'user', 'content': 'hi'}]
@@ -110,8 +110,8 @@ def as_messages(history: Iterable[Turn]) -> list[Message]:
 
 
 def normal_form(text: str) -> str:
-    """The form in which two texts are compared: NFKC, no format characters (zero-width spaces,
-    soft hyphens, direction marks), case and white space folded.
+    """The form in which texts are compared: NFKC, without format characters (zero-width spaces,
+    soft hyphens, direction marks), with case and white space folded.
 
     >>> normal_form("Caf\\u0065\\u0301\\u200b  NOIR") == normal_form("caf\\u00e9 noir")
     True

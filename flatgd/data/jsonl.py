@@ -27,7 +27,7 @@ from typing import Any
 from flatgd.config.columns import KEYS, TURNS
 from flatgd.config.labels import Default, Labels, plain_value
 from flatgd.data.conversations import FORMS, Conversation, conversation, pair, unified
-from flatgd.dialogue import Dialogue, Role, Speaker, before, normal_form
+from flatgd.dialogue import Author, Dialogue, Role, before, normal_form
 from flatgd.errors import DataError, Problem
 from flatgd.io.records import clean_text, digest, parse_json, parse_rows, unpacked_name, word_field
 from flatgd.io.tables import parse_table
@@ -107,7 +107,7 @@ def _dialogues(
         raise ValueError(
             f"unknown key {unknown[0]!r}; drop it, or say with `columns` which keys to read"
         )
-    speaker: Speaker = row.get("speaker", "bot")
+    speaker: Author = row.get("speaker", "bot")
     if speaker not in ("bot", "human"):
         raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
     side: Role = "assistant" if speaker == "bot" else "user"
@@ -136,7 +136,7 @@ def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dialogue(
-    row: dict[str, Any], said: Conversation, is_safe: bool | None, speaker: Speaker
+    row: dict[str, Any], said: Conversation, is_safe: bool | None, speaker: Author
 ) -> Dialogue:
     source = word_field(row, "source") if "source" in row else "jsonl"
     history = before(said.history, speaker)
