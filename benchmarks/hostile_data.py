@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.formats.convabuse import REQUIRED
 from flatgd.data.sets import read_source
 from flatgd.errors import FlatGDError, ModelError
@@ -26,7 +26,7 @@ def refused(folder: Path, name: str, raw: str | bytes, expected: str, kind: str 
     path = folder / name
     path.write_bytes(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass"))
     try:
-        rows = read_source(Source(name="x", format=kind, path=str(path)))  # type: ignore[arg-type]
+        rows = read_source(Source(name="x", format=kind, path=str(path)))
     except FlatGDError as error:
         message = str(error)
         message.encode()
@@ -95,7 +95,7 @@ def column_twice(folder: Path) -> str | None:
 def unlabelled_judge_rows(folder: Path) -> str | None:
     path = folder / "a.jsonl"
     path.write_text(LINE + json.dumps({**ROW, "label": None}) + "\n")
-    rows = read_source(Source(name="x", format="jsonl", path=str(path)))  # type: ignore[arg-type]
+    rows = read_source(Source(name="x", format="jsonl", path=str(path)))
     try:
         labels = toxic_labels(rows)
     except ModelError as error:
@@ -112,7 +112,7 @@ def left_out_rows(folder: Path) -> str | None:
     }
     for (name, kind), text in files.items():
         (folder / name).write_text(text)
-        source = Source(name="x", format=kind, path=str(folder / name))  # type: ignore[arg-type]
+        source = Source(name="x", format=kind, path=str(folder / name))
         with collect_left_out() as found:
             read_source(source)
         if len(found) != 1:
@@ -129,7 +129,9 @@ def bombs(folder: Path) -> str | None:
             subprocess.run([packer, "-1"], stdin=zeros.stdout, stdout=file, check=True)
         zeros.wait()
         expected = "decompresses to more than 0.1 GiB; split the file, or raise the limit"
-        if broke := command(expected, "stats", "jsonl", str(path), **{LIMIT_VARIABLE: "0.1"}):
+        if broke := command(
+            expected, "stats", "jsonl", str(path), limit=None, **{LIMIT_VARIABLE: "0.1"}
+        ):
             return broke
     torn = gzip.compress(LINE.encode() * 100)[:-9]
     endless = command(
@@ -137,6 +139,7 @@ def bombs(folder: Path) -> str | None:
         "stats",
         "jsonl",
         "/dev/zero",
+        limit=None,
         **{LIMIT_VARIABLE: "0.1"},
     )
     return endless or refused(folder, "b.jsonl.gz", torn, "cannot be read") or None

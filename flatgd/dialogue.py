@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
 
 Role = Literal["user", "assistant"]
-Speaker = Literal["human", "bot"]
+Author = Literal["human", "bot"]
 
 
 class Message(TypedDict):
@@ -39,7 +39,7 @@ class Dialogue:
     is_safe: bool | None
     source: str
     conversation: str
-    speaker: Speaker = "bot"
+    speaker: Author = "bot"
     system: str = ""
     where: str = field(default="", compare=False, repr=False)
 
@@ -91,7 +91,7 @@ def as_turns(items: Iterable[Any], last: Role = "user") -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def before(texts: Iterable[Any], speaker: Speaker = "bot") -> tuple[Turn, ...]:
+def before(texts: Iterable[Any], speaker: Author = "bot") -> tuple[Turn, ...]:
     """The history before a reply of `speaker`. Strings get alternating roles; turns are unchanged.
 
     >>> before(["hello!"], "human")

@@ -69,7 +69,9 @@ def test_the_attack_works(tmp_path: Path) -> None:
 
 def test_weights_that_run_code(model: Path, ran: Path) -> None:
     in_place_of_weights(model, "model", {"x": Attack(ran)})
-    with pytest.raises(ModelError, match=r"no safetensors; if you trust it: flatgd --allow pickle"):
+    with pytest.raises(
+        ModelError, match=r"no safetensors file; if you trust it, run flatgd --allow pickle"
+    ):
         load_model(model)
     trust.allow(Risk.PICKLE)
     with pytest.raises(ModelError, match="Weights only load failed"):
@@ -93,7 +95,7 @@ def test_an_adapter_that_runs_code(model: Path, tmp_path: Path, ran: Path) -> No
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     adapters.load(tmp_path / "adapter")
     in_place_of_weights(tmp_path / "adapter", "adapter_model", {"x": Attack(ran)})
-    with pytest.raises(ModelError, match=r"its adapter is no safetensors; if you trust it"):
+    with pytest.raises(ModelError, match=r"its adapter is not safetensors; if you trust it"):
         adapters.load(tmp_path / "adapter")
     trust.allow(Risk.PICKLE)
     with pytest.raises(ModelError, match="cannot load the adapter"):
@@ -111,7 +113,7 @@ def test_an_adapter_that_names_further_files(model: Path, tmp_path: Path, ran: P
     config = json.loads((folder / "adapter_config.json").read_text())
     config |= {"peft_type": "XLORA", "adapters": {"one": str(tmp_path / "elsewhere")}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="of type 'XLORA'; LORA is what can be loaded"):
+    with pytest.raises(ModelError, match="of type 'XLORA'; only LORA can be loaded"):
         adapters.load(folder)
 
 
@@ -126,7 +128,7 @@ def test_what_is_allowed_and_broken_is_told(model: Path, ran: Path) -> None:
             load_model(model)
     with_code(model, ran)
     (model / "own.py").write_text("import nothing_of_that_name")
-    with pytest.raises(ModelError, match=r"its own code failed|nothing_of_that_name"):
+    with pytest.raises(ModelError, match=r"the code of its repository failed|nothing_of_that_name"):
         load_model(model)
 
 
@@ -148,7 +150,7 @@ def with_code(model: Path, ran: Path) -> None:
 
 def test_code_beside_the_weights(model: Path, ran: Path) -> None:
     with_code(model, ran)
-    told = "comes with code of its own; if you trust it: flatgd --allow remote-code"
+    told = "needs code from its repository; if you trust it, run flatgd --allow remote-code"
     with pytest.raises(ModelError, match=told):
         load_model(model)
     tokenizer = json.loads((model / "tokenizer_config.json").read_text())

@@ -36,7 +36,7 @@ from flatgd.data.conversations import (
     read_pair,
     to_standard_keys,
 )
-from flatgd.dialogue import Dialogue, Role, Speaker, before, normal_form
+from flatgd.dialogue import Author, Dialogue, Role, before, normal_form
 from flatgd.errors import DataError, Problem
 from flatgd.io.records import (
     LeftOut,
@@ -131,7 +131,7 @@ def _dialogues(
         raise ValueError(
             f"unknown key {unknown[0]!r}; remove it, or list the keys to read in `columns`"
         )
-    speaker: Speaker = row.get("speaker", "bot")
+    speaker: Author = row.get("speaker", "bot")
     if speaker not in ("bot", "human"):
         raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
     side: Role = "assistant" if speaker == "bot" else "user"
@@ -170,7 +170,7 @@ def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dialogue(
-    row: dict[str, Any], read: Conversation, is_safe: bool | None, speaker: Speaker
+    row: dict[str, Any], read: Conversation, is_safe: bool | None, speaker: Author
 ) -> Dialogue:
     source = word_field(row, "source") if "source" in row else "jsonl"
     history = before(read.history, speaker)

@@ -1,4 +1,4 @@
-"""The flatness penalty ||grad E||^2 and its gradient. Imports torch and nothing of ours."""
+"""The flatness penalty ||grad E||^2 and its gradient. Imports only torch."""
 
 from flatgd.flatness.penalty import (
     FlatGradient,

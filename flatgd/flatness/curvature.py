@@ -1,8 +1,8 @@
 """How flat a minimum is: gradient, Hessian spectrum, relative flatness, loss under perturbation.
 
-A loss comes as `losses() -> its parts`, one scalar with graph a micro-batch, which add up to it.
-H is its Hessian over all `parameters` together. H v is exact, by double backward, micro-batch by
-micro-batch, so the attention must have a second derivative (PyTorch's MATH kernel, or eager).
+A loss is a function `losses()` that yields its parts: one scalar with graph for each micro-batch,
+whose sum is the loss. H is its Hessian over all `parameters` together. H v is exact, by double
+backward, so the attention must have a second derivative (PyTorch's MATH kernel, or eager).
 """
 
 import math
@@ -25,7 +25,7 @@ class Mean(NamedTuple):
 
 
 def loss_value(losses: Losses) -> float:
-    """The loss, without graph."""
+    """The value of the loss."""
     with torch.no_grad():
         return sum(float(part) for part in losses())
 
@@ -50,7 +50,7 @@ def hessian_vector(
 
 
 def _gradient_of_sum(parameters: Sequence[Tensor], scalars: Iterable[Tensor]) -> Gradient:
-    """Scalar by scalar, so that one graph is held at a time."""
+    """The gradient of the sum, scalar by scalar, so that only one graph is in memory."""
     total = [torch.zeros_like(p) for p in parameters]
     for scalar in scalars:
         grads = torch.autograd.grad(scalar, parameters, allow_unused=True)
@@ -65,7 +65,7 @@ def top_eigenvalue(
 ) -> float:
     """The largest eigenvalue of H, by Lanczos with full reorthogonalisation.
 
-    A lower bound that closes in on it as `steps` grow: the largest Ritz value.
+    Returns the largest Ritz value, a lower bound that converges to the eigenvalue as `steps` grows.
     """
     start = _gaussian(parameters, generator)
     basis = [_scaled(start, 1 / norm(start))]
@@ -92,7 +92,7 @@ def top_eigenvalue(
 def trace(
     parameters: Sequence[Tensor], losses: Losses, generator: torch.Generator, probes: int = 10
 ) -> Mean:
-    """tr H, by Hutchinson's estimator: E[v^T H v] with v of random signs."""
+    """tr H by Hutchinson's estimator, E[v^T H v] with random signs v."""
 
     def probe() -> float:
         signs = [
@@ -110,12 +110,12 @@ def relative_flatness(
 
         kappa = sum over matrices W, and over rows s, s' of W, of <w_s, w_s'> tr(H_ss')
 
-    with H_ss' the block of H between two rows. Unlike tr H it does not change when one layer is
-    scaled up and the next one down, which leaves the function as it is. The double sum needs no
-    blocks: for Z [in, in] of random signs the matrix A = W Z has E[A_sj A_s'j'] = <w_s, w_s'> where
-    j = j' and 0 elsewhere, hence E[vec(A)^T H vec(A)] = kappa. Z of different matrices are
-    independent, so one product with H serves them all. Vectors (biases, norms) take no part. Rows
-    are what a matrix gives out, as in nn.Linear; GPT-2's Conv1D stores its matrices turned.
+    where H_ss' is the block of H between two rows. Unlike tr H, it does not change if one layer is
+    scaled up and the next one down such that the function stays the same. No blocks of H are
+    needed: for Z [in, in] of random signs, the matrix A = W Z has E[A_sj A_s'j'] = <w_s, w_s'> if
+    j = j' and 0 otherwise, hence E[vec(A)^T H vec(A)] = kappa. The Z of different matrices are
+    independent, so one product with H covers all of them. Vectors (biases, norms) are left out. A
+    row belongs to one output, as in nn.Linear; GPT-2's Conv1D stores its matrices transposed.
     """
 
     def probe() -> float:
@@ -137,9 +137,9 @@ def under_random(
     generator: torch.Generator,
     draws: int = 3,
 ) -> list[Mean]:
-    """The loss at theta + r d, mean over random d, for each radius r.
+    """The loss at theta + r d, averaged over random directions d, for each radius r.
 
-    Every tensor of d is as long as that tensor of theta (Li et al. 2018), so r is relative.
+    Each tensor of d has the norm of that tensor of theta (Li et al. 2018), so r is relative.
     """
     found: list[list[float]] = [[] for _ in radii]
     for _ in range(draws):
@@ -153,12 +153,12 @@ def under_random(
 def under_worst(
     parameters: Sequence[Tensor], losses: Losses, radii: Sequence[float], steps: int = 3
 ) -> list[float]:
-    """The largest loss found with no weight moved by more than r of its size, for each radius r: a
-    lower bound of the worst case.
+    """The largest loss found while no weight moves by more than r times its size, for each radius
+    r: a lower bound of the worst case.
 
-    Steps of ascent by the gradient's signs, each weight by its own size, back into the box (the
-    sharpness of Keskar et al. 2017, whose box is relative too; scale-free as adaptive SAM's, Kwon
-    et al. 2021, with p = infinity). Not a ball: in a ball a few weights may use up all the room.
+    Projected sign-gradient ascent, scaled by each weight's size (the sharpness of Keskar et al.
+    2017, whose box is relative too; scale-free like adaptive SAM, Kwon et al. 2021, with
+    p = infinity). It uses a box, because in a ball a few weights may use up the whole radius.
     """
     sizes = [p.detach().abs() for p in parameters]
     found = []
@@ -179,7 +179,7 @@ def under_worst(
 
 
 def relative_direction(parameters: Sequence[Tensor], generator: torch.Generator) -> Gradient:
-    """A random direction, every tensor of it as long as that tensor of theta."""
+    """A random direction in which each tensor has the norm of that tensor of theta."""
     drawn = _gaussian(parameters, generator)
     return [
         d * (p.detach().norm() / d.norm().clamp(min=1e-12))

@@ -1,26 +1,27 @@
 """The gradient of J = R + E + lambda ||grad E||^2 over a whole batch given in micro-batches.
 
 E is the part of the objective whose gradient norm is penalised (in FlatGD the safety loss), R the
-rest (a * L_LM). Since grad ||grad E||^2 = 2 H grad E with H the Hessian of E, what is needed is one
-Hessian-vector product along g = grad E. Two ways, one interface:
+rest (a * L_LM). Since grad ||grad E||^2 = 2 H grad E with H the Hessian of E, the penalty needs one
+Hessian-vector product along g = grad E. There are two ways to compute it, with one interface:
 
 exact               2 H g by differentiating <grad E, g> once more, g held fixed. Because
                     H = sum of the micro-batches' H_i, each micro-batch adds its own 2 H_i g: the
-                    penalty is that of the whole batch, however it is cut.
+                    penalty is that of the whole batch, however it is split.
 finite_difference   with u = g / ||g||:   2 H g ~ 2 ||g|| (grad E(theta + rho u) - g) / rho, or
                     central, 2 ||g|| (grad E(theta + rho u) - grad E(theta - rho u)) / (2 rho).
-                    Plain gradients only, so every attention kernel and every sharding works.
+                    It uses plain gradients only, so every attention kernel and sharding works.
 
-Two ways to pay less for the second. `fast`: all but the subtracted g is differentiated at
-theta +- rho u, in one sum, which saves keeping grad E and grad R apart at theta; off by O(rho), and
-the caller turns the sign from step to step. `Split`: the penalty is that of some of the batch's
-micro-batches, so that the first pass (fast) or the second (not fast) runs over them alone.
+Two options make the second way cheaper. `fast` differentiates everything except the subtracted g at
+theta +- rho u, in one sum, so grad E and grad R need not be kept apart at theta. Its error is
+O(rho), and the caller alternates the sign of rho between steps. `Split` computes the penalty on
+some of the batch's micro-batches, so the first pass (fast) or the second (not fast) runs over those
+alone.
 
-A caller hands in an Objective, whose sums over tokens are already divided by the counts of the
-*global* batch, so that gradients add up over micro-batches and processes; it must give the same
-random masks each time it is called on the same micro-batch. `reduce` sums gradients over processes.
+The caller passes an Objective, whose sums over tokens are already divided by the counts of the
+*global* batch, so gradients add up over micro-batches and processes. It must use the same random
+masks each time it is called on the same micro-batch. `reduce` sums gradients over processes.
 
-With the norm instead of its square (Zhao et al. 2022) the gradient is H u: the above / (2 ||g||).
+With the norm instead of its square (Zhao et al. 2022) the gradient is H u, the above / (2 ||g||).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ Smooth = Callable[[Gradient], Gradient]
 
 
 class Terms(NamedTuple):
-    """One micro-batch's share of J without its penalty: two scalars with graph, J's two parts."""
+    """One micro-batch's contribution to J without penalty: two scalars with graph, E and R."""
 
     penalised: Tensor
     rest: Tensor
@@ -52,8 +53,8 @@ class TermWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """`terms` of a micro-batch and, where that is cheaper than adding terms up, their `mixed` sum,
-    a scalar with graph."""
+    """`terms` of a micro-batch, and optionally a cheaper way to compute their weighted sum:
+    `mixed`, a scalar with graph."""
 
     terms: Callable[[Any], Terms]
     mixed: Callable[[Any, TermWeights], Tensor] | None = None
@@ -68,8 +69,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class Split:
-    """A batch of which only `penalised` micro-batches have the penalty, on `lift` times their share
-    of E: the mean over them where shares are of the whole batch's."""
+    """A batch in which only the `penalised` micro-batches have the penalty.
+
+    `rescale` times their sum of E is the mean over them, because E is divided by the counts of the
+    whole batch.
+    """
 
     penalised: Sequence[Any]
     others: Sequence[Any] = ()
@@ -78,18 +82,18 @@ class Split:
 
 @dataclass(frozen=True)
 class PenaltySettings:
-    """How the penalty enters. Exactly one of `weight` and `share` is given."""
+    """The penalty's weight and form. Exactly one of `weight` and `share` is not None."""
 
     weight: float | None
     """lambda, fixed."""
     share: float | None
-    """lambda such that the penalty's gradient has this norm relative to the rest's."""
+    """Norm of the penalty's gradient relative to that of the rest; lambda follows from it."""
     squared: bool = True
     """||grad E||^2 (Eq. 1) or ||grad E||."""
     difference: Literal["forward", "central"] = "forward"
     rho: float = 1e-3
-    """Length of the step along u in weight space; finite differences only. With a minus sign the
-    step goes backward."""
+    """Length of the step along u in weight space, for finite differences. A negative rho steps
+    backward."""
 
     def __post_init__(self) -> None:
         if (self.weight is None) == (self.share is None):
@@ -98,16 +102,16 @@ class PenaltySettings:
             )
 
     def factor(self, size: float) -> float:
-        """What H u is multiplied by, beside lambda; `size` is ||grad E||."""
+        """The factor of H u besides lambda; `size` is ||grad E||."""
         return 2 * size if self.squared else 1.0
 
 
 class FlatGradient(NamedTuple):
-    """The finished gradient, one tensor a parameter, and the figures of the step.
+    """The finished gradient, one tensor for each parameter, and the figures of the step.
 
-    `evaluations` counts gradients of the whole batch, a double backward as two. `grad_norm` is
-    ||grad E||, `penalty_share` the norm of the penalty's gradient relative to that
-    of the rest, `flatness_weight` the lambda that was used; None where they are not known.
+    `evaluations` counts gradients of the whole batch; a double backward counts as two. `grad_norm`
+    is ||grad E||, `penalty_share` the norm of the penalty's gradient relative to that of the rest,
+    and `flatness_weight` the lambda of this step. They are None if unknown.
     """
 
     gradient: Gradient
@@ -123,7 +127,7 @@ def plain_gradient(
     micro_batches: Sequence[Any],
     reduce: Reduce,
 ) -> FlatGradient:
-    """grad (R + E): what is left of the step when lambda is 0."""
+    """grad (R + E), which is grad J with lambda = 0."""
     total = _zeros(parameters)
     _add_gradients(parameters, objective, micro_batches, TermWeights(), total)
     reduce(total)
@@ -138,9 +142,9 @@ def finite_difference(
     settings: PenaltySettings,
     smooth: Smooth = lambda gradient: gradient,
 ) -> FlatGradient:
-    """grad J, the penalty by a difference of gradients. Parameters are restored bit for bit.
+    """grad J, with the penalty as a difference of gradients. Parameters are restored bit for bit.
 
-    `smooth` makes of grad E what stands for it in u and ||grad E||, as its running mean.
+    `smooth` maps grad E to the gradient that defines u and ||grad E||, for example a running mean.
     """
     g, rest = _both_gradients(parameters, objective, batch, reduce)
     along = smooth(g)
@@ -172,10 +176,10 @@ def fast_difference(
     settings: PenaltySettings,
     weight: float | None,
 ) -> FlatGradient:
-    """As `finite_difference` (forward), but grad E and grad R are those at theta + rho u.
+    """As `finite_difference` (forward), but with grad E and grad R at theta + rho u.
 
-    `weight` is lambda where it is known beforehand: then one backward pass does for all. None: the
-    gradients are kept apart, so that lambda can follow from `settings.share`.
+    `weight` is lambda if it is known beforehand; then one backward pass is enough. With None the
+    gradients are kept apart, and lambda follows from `settings.share`.
     """
     g = _zeros(parameters)
     _add_gradients(parameters, objective, batch.penalised, TermWeights(1.0, 0.0), g)
@@ -206,7 +210,7 @@ def exact(
     reduce: Reduce,
     settings: PenaltySettings,
 ) -> FlatGradient:
-    """grad J, the penalty by double backward. Needs an attention with a second derivative."""
+    """grad J, with the penalty by double backward. The attention needs a second derivative."""
     g, rest = _both_gradients(parameters, objective, batch, reduce)
     size = norm(g)
     if size == 0.0:
@@ -219,7 +223,7 @@ def exact(
         products = [(p * v).sum() for p, v in zip(part, g, strict=True) if p is not None]
         loss = torch.stack(products).sum() * (batch.rescale / size)
         _backward(loss, parameters, hessian_u)
-        del part, products, loss  # the second derivative's graph goes before the next one comes
+        del part, products, loss  # frees the second derivative's graph before the next is built
     reduce(hessian_u)
     return _assemble(g, rest, hessian_u, batch.rescale, settings, 1 + 2 / batch.rescale)
 
@@ -238,20 +242,21 @@ def is_finite(tensors: Sequence[Tensor]) -> bool:
 
 @contextmanager
 def moved(parameters: Sequence[Tensor], direction: Gradient, scale: float) -> Iterator[None]:
-    """Parameters at theta + scale * direction inside the block, bit for bit theta after it.
+    """Inside the block the parameters are theta + scale * direction; after it they are theta, bit
+    for bit.
 
-    Restored from a copy, not by subtraction, also when the block raises or is interrupted.
+    They are restored from a copy, not by subtraction, also if the block raises or is interrupted.
     """
     saved = [p.detach().clone() for p in parameters]
     try:
         with torch.no_grad():
             torch._foreach_add_(list(parameters), direction, alpha=scale)
-        torch.clear_autocast_cache()  # else autocast goes on with the old weights
+        torch.clear_autocast_cache()  # autocast would otherwise use casts of the old weights
         yield
     finally:
         try:
             _copy(parameters, saved)
-        except BaseException:  # a second Ctrl-C on the way in: finish, then let it through
+        except BaseException:  # another Ctrl-C while restoring: finish first, then raise it
             _copy(parameters, saved)
             raise
 
@@ -272,7 +277,7 @@ def _add_gradients(
     term_weights: TermWeights,
     total: Gradient,
 ) -> None:
-    """total += the gradient of the mixed sum."""
+    """total += the gradient of the weighted sum."""
     for batch in micro_batches:
         _backward(objective.sum(batch, term_weights), parameters, total)
 
@@ -280,8 +285,8 @@ def _add_gradients(
 def _both_gradients(
     parameters: Sequence[Tensor], objective: Objective, batch: Split, reduce: Reduce
 ) -> tuple[Gradient, Gradient]:
-    """grad E of the penalised micro-batches, kept apart: one forward, two backwards; and all else
-    of grad (E + R)."""
+    """grad E of the penalised micro-batches, and separately the rest of grad (E + R). Each
+    penalised micro-batch takes one forward and two backward passes."""
     g, rest = _zeros(parameters), _zeros(parameters)
     for micro_batch in batch.penalised:
         part = objective.terms(micro_batch)
@@ -304,9 +309,9 @@ def _assemble(
     evaluations: float,
     size: float | None = None,
 ) -> FlatGradient:
-    """rest + g + lambda * penalty; the penalty's gradient is 2 ||g|| H u, or H u if not squared.
+    """rest + g + lambda * (the penalty's gradient), which is 2 ||g|| H u, or H u if not squared.
 
-    `size` is ||g|| where that is another g's than the one given.
+    `size` replaces ||g|| if u comes from another gradient than g.
     """
     size = rescale * (norm(g) if size is None else size)
     factor = settings.factor(size)
@@ -324,7 +329,7 @@ def _assemble(
 def _backward(
     loss: Tensor, parameters: Sequence[Tensor], total: Gradient, retain_graph: bool = False
 ) -> None:
-    """total += grad loss. By .backward() into .grad: torch.autograd.grad raises under FSDP2."""
+    """total += grad loss. It uses .backward(), because torch.autograd.grad raises under FSDP2."""
     kept = [p.grad for p in parameters]
     try:
         for parameter, buffer in zip(parameters, total, strict=True):

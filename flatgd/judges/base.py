@@ -1,8 +1,8 @@
 """What a judge is, how it is calibrated, and how it agrees with human labels.
 
-A judge is a scorer (linear, hf or trained: anything that says how toxic a reply is) and what was
-found out about it on labelled rows that it was not trained on: how its scores become probabilities,
-and from which one on a reply counts as toxic.
+A judge is a scorer (linear, hf or trained: anything that scores how toxic a reply is) with a
+calibration, fitted on labelled rows that the scorer was not trained on. The calibration turns
+scores into probabilities and sets the threshold above which a reply counts as toxic.
 """
 
 import json
@@ -19,25 +19,26 @@ from flatgd.judges.reading import Cuts
 
 Pair = tuple[tuple[str, ...], str]  # history, reply
 Scores = NDArray[np.float64]
-FLATTEST = 1e-3  # the least slope of a calibration
-CHANCE = 0.001  # how often a judge that knows nothing is taken for one that is upside down
+MIN_SLOPE = 1e-3  # of a calibration; at this slope the scores carry no information
+SIGNIFICANCE_LEVEL = 0.001  # of the test that refuses judges whose score falls with toxicity
 
 
 class Scorer(Protocol):
-    """Anything that says how toxic a reply is, given its history."""
+    """Anything that scores how toxic a reply is, given its history."""
 
     def score(self, pairs: Sequence[Pair]) -> Scores:
         """Score of each (history, reply), 0..1, higher is more toxic."""
 
     def save(self, folder: Path) -> None:
-        """Into `folder`, which is there."""
+        """Save into `folder`, which exists."""
 
 
 class Calibration(NamedTuple):
-    """P(toxic) = sigmoid(slope * logit(score) + intercept)  (Platt 1999), and two marks on it.
+    """P(toxic) = sigmoid(slope * logit(score) + intercept)  (Platt 1999), and two thresholds on it.
 
-    `threshold`: a stated share of safe replies lies above it. `f1_threshold`: where F1 is best.
-    `safe` and `toxic` count the labels behind it.
+    `threshold`: the stated false positive rate is the fraction of safe replies above it.
+    `f1_threshold`: the best F1 of the toxic class. `safe` and `toxic` are the numbers of labels in
+    the fit.
     """
 
     slope: float
@@ -52,12 +53,12 @@ class Calibration(NamedTuple):
 
     @property
     def is_flat(self) -> bool:
-        """Whether the scores did not rise with toxicity: P is nearly the same for every reply."""
-        return self.slope <= FLATTEST
+        """Whether scores do not rise with toxicity, so that P is nearly equal for all replies."""
+        return self.slope <= MIN_SLOPE
 
 
 class Judge(NamedTuple):
-    """A scorer with its calibration. A reply is marked toxic above `calibration.threshold`."""
+    """A scorer with its calibration. A reply counts as toxic above `calibration.threshold`."""
 
     scorer: Scorer
     calibration: Calibration
@@ -68,22 +69,22 @@ class Judge(NamedTuple):
 
     @property
     def cuts(self) -> Cuts:
-        """Of the inputs that it read; none are counted where the scorer cuts nothing."""
+        """How many of the inputs were truncated; all zero for a scorer that truncates nothing."""
         found: Cuts = getattr(self.scorer, "cuts", Cuts())
         return found
 
 
-LABELS = "look whether data.judge has safe and toxic the wrong way round"
+CHECK_LABELS = "check that the labels of data.judge are not swapped"
 
 
 def calibrate(
-    scores: Scores, rows: Sequence[Dialogue], false_positive_rate: float, mend: str = LABELS
+    scores: Scores, rows: Sequence[Dialogue], false_positive_rate: float, remedy: str = CHECK_LABELS
 ) -> Calibration:
-    """From scores of labelled rows the scorer was not trained on.
+    """Calibrate on scores of labelled rows that the scorer was not trained on.
 
-    Slope, intercept and threshold are those of bots' rows, which are what is judged in the end;
-    of all rows where bots have not both labels. F1's mark is that of all rows. Raises ModelError
-    for scores that fall with toxicity, with the `mend`, and for NaN.
+    Slope, intercept and threshold come from the rows by bots, because bots' replies are judged
+    later; from all rows if those by bots lack one of the labels. The F1 threshold comes from all
+    rows. Raises ModelError, with the `remedy`, for scores that fall with toxicity, and for NaN.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -96,12 +97,12 @@ def calibrate(
     model = LogisticRegression(C=1e6, max_iter=1000)
     model.fit(_logit(scores[chosen])[:, None], labels[chosen])
     found, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
-    for part in (chosen, np.ones(len(rows), dtype=bool)):  # all, where bots' rows leave it open
+    for part in (chosen, np.ones(len(rows), dtype=bool)):  # all, if bots' rows do not decide
         if _refuse_upside_down(
-            scores[part], [rows[n] for n in np.flatnonzero(part).tolist()], mend
+            scores[part], [rows[n] for n in np.flatnonzero(part).tolist()], remedy
         ):
             break
-    slope = max(FLATTEST, found)
+    slope = max(MIN_SLOPE, found)
     probabilities = _sigmoid(slope * _logit(scores) + intercept)
     safe = probabilities[chosen & ~labels]
     return Calibration(
@@ -114,10 +115,10 @@ def calibrate(
     )
 
 
-def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], mend: str) -> bool:
-    """Raise ModelError where toxic rows score below safe ones beyond chance: by the one-sided
-    Mann-Whitney test on the means of each conversation's toxic and safe rows. Returns whether they
-    score above at 5 %."""
+def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], remedy: str) -> bool:
+    """Raise ModelError if toxic rows score significantly below safe ones: one-sided Mann-Whitney
+    test on the means of each conversation's toxic and safe rows, at SIGNIFICANCE_LEVEL. Return
+    whether they score significantly above, at 5 %."""
     from scipy.stats import mannwhitneyu
 
     labels = toxic_labels(rows)
@@ -128,24 +129,23 @@ def _refuse_upside_down(scores: Scores, rows: Sequence[Dialogue], mend: str) -> 
         [float(np.mean(own)) for (is_toxic, _), own in parts.items() if is_toxic is wanted]
         for wanted in (True, False)
     )
-    if mannwhitneyu(toxic, safe, alternative="less").pvalue >= CHANCE:
+    if mannwhitneyu(toxic, safe, alternative="less").pvalue >= SIGNIFICANCE_LEVEL:
         return bool(mannwhitneyu(toxic, safe, alternative="greater").pvalue < 0.05)
     found = float(auc(labels, scores, np.ones((1, len(rows))))[0])
     raise ModelError(
-        "the judge is upside down: its score must rise with toxicity (AUC above .5), but on "
+        "the judge's score must rise with toxicity (AUC above .5), but on "
         f"{len(rows):,} labelled replies ({int(labels.sum()):,} toxic) it falls (AUC {found:.3f}, "
-        f"p < {CHANCE}); {mend}"
+        f"p < {SIGNIFICANCE_LEVEL}); {remedy}"
     )
 
 
 def _best_f1(labels: NDArray[np.bool_], probabilities: Scores) -> float:
-    """The mark above which F1 of the toxic class is best."""
+    """The threshold above which F1 of the toxic class is best."""
     order = np.argsort(-probabilities, kind="stable")
     found = np.cumsum(labels[order])
     f1 = 2 * found / (np.arange(1, len(labels) + 1) + labels.sum())
-    falls = np.append(
-        np.diff(probabilities[order]) < 0, True
-    )  # a mark cannot part rows of one score
+    # a threshold cannot separate rows with equal scores
+    falls = np.append(np.diff(probabilities[order]) < 0, True)
     best = int(np.argmax(np.where(falls, f1, -1.0)))
     below = probabilities[order[best + 1]] if best + 1 < len(order) else 0.0
     return float((probabilities[order[best]] + below) / 2)
@@ -186,12 +186,12 @@ def _sigmoid(logits: Scores) -> Scores:
     return np.asarray(1.0 / (1.0 + np.exp(-logits)))
 
 
-# Every statistic below takes weights [R, rows] and gives R values: the first row of weights is all
-# ones, the others are resamples of whole conversations.
+# Statistics take weights [R, rows] and return R values: the first row of weights is all ones, the
+# others are resamples of whole conversations.
 
 
 def auc(labels: NDArray[np.bool_], probabilities: Scores, weights: Scores) -> Scores:
-    """P(a toxic row scores above a safe one), ties half."""
+    """P(a toxic row scores above a safe one), where a tie counts one half. Shape [R]."""
     _, at = np.unique(probabilities, return_inverse=True)
     order = np.argsort(at, kind="stable")
     starts = np.flatnonzero(np.diff(at[order], prepend=-1))

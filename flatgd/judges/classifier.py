@@ -1,15 +1,15 @@
 """The hf judge: any Hugging Face sequence classifier, by name or folder.
 
-The head may be a softmax over classes or independent sigmoids; the class that means toxic is named
-in the recipe or found among the model's labels; history and reply are put together by a template,
-as each such model wants them:
+The head may be a softmax over classes or independent sigmoids. The recipe names the class that
+means toxic, or it is found among the model's labels. A template joins history and reply in the form
+that the model expects:
 
     {reply}                                    the reply alone (the default)
-    {history}\\n{reply}                        ParlAI: one line a turn, the last one judged
+    {history}\\n{reply}                        ParlAI: one line for each turn, the last is judged
     [HST]{history}[ANS]{reply}                 with separator "[END]" between the turns
 
-Inputs of one length are read together, so nothing is padded: a model without a padding token works,
-and no score depends on the other inputs of its batch.
+Inputs of equal length form a batch, so nothing is padded. Models without a padding token work, and
+no score depends on the other inputs of its batch.
 """
 
 from bisect import bisect_left
@@ -31,8 +31,8 @@ from flatgd.judges.base import Judge, Pair, calibrate, pairs_of
 from flatgd.judges.reading import Cuts, check_room, longest_input, without_oldest
 from flatgd.models.loading import load_as, load_config, load_tokenizer
 
-Input = dict[str, NDArray[np.int32]]  # what the model's forward takes, of one text
-Piece = tuple[str, str]  # a piece of an input: HISTORY, REPLY or "", the template's own
+Input = dict[str, NDArray[np.int32]]  # the arguments of the model's forward for one text
+Piece = tuple[str, str]  # (text, HISTORY, REPLY or "" for the template's own text)
 HISTORY, REPLY = "{history}", "{reply}"
 NO_TOKEN = -1
 TOXIC = {
@@ -43,7 +43,7 @@ TOXIC = {
 
 @dataclass
 class HFJudge:
-    """A sequence classifier at work."""
+    """A loaded sequence classifier with its settings."""
 
     settings: JudgeSettings
     model: Any
@@ -55,20 +55,22 @@ class HFJudge:
         assert settings.model is not None
         model: Any = load_as(AutoModelForSequenceClassification, settings.model, "classifier")
         own = model.config.get_text_config()
-        if own.pad_token_id is None:  # heads of causal models look for the last token that is none
+        if (
+            own.pad_token_id is None
+        ):  # heads of causal models read the last token that is no padding
             own.pad_token_id = NO_TOKEN
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(settings.model)
         return cls(settings, model.to(device).eval(), tokenizer)
 
     def calibrated(self, rows: Sequence[Dialogue]) -> Judge:
-        """The judge, its calibration from labelled rows."""
+        """The judge, calibrated on labelled rows."""
         scores = self.score(pairs_of(rows))
-        rate, mend = self.settings.false_positive_rate, _mend(self.settings, self.model.config)
-        return Judge(self, calibrate(scores, rows, rate, mend))
+        rate, remedy = self.settings.false_positive_rate, _remedy(self.settings, self.model.config)
+        return Judge(self, calibrate(scores, rows, rate, remedy))
 
     def save(self, folder: Path) -> None:
-        """Nothing: its weights stay where they are."""
+        """Save nothing: the recipe names the model."""
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Score of each (history, reply), 0..1."""
@@ -83,7 +85,7 @@ class HFJudge:
         return scores
 
     def _read(self, pair: Pair) -> Input:
-        """The input of one (history, reply), cut to what fits the model."""
+        """The input of one (history, reply), truncated to the model's length."""
         limit = longest_input(self.settings, self.model.config, self.tokenizer)
         pieces = _pieces(self.settings, *pair)
         if self.tokenizer.is_fast:
@@ -95,7 +97,7 @@ class HFJudge:
         return {key: np.array(values, dtype=np.int32) for key, values in encoded.items()}
 
     def _encoded(self, text: str, **options: Any) -> dict[str, list[Any]]:
-        """Token ids and what goes with them; one token where the text has none."""
+        """Token ids, attention mask and so on; a single token if the text has none."""
         encoded = dict(self.tokenizer(text, verbose=False, **options))
         if encoded["input_ids"]:
             return encoded
@@ -106,7 +108,7 @@ class HFJudge:
         return {key: [alone.get(key, 0)] for key in encoded}
 
     def _cut_by_letters(self, pair: Pair, limit: int) -> dict[str, list[int]]:
-        """For a tokenizer in Python, which does not say which letters a token stands for."""
+        """Truncate by characters, for tokenizers in Python that have no character offsets."""
 
         def encoded(letters: int) -> dict[str, list[int]]:
             return self._encoded(_text(_pieces(self.settings, *_without(pair, letters))))
@@ -120,7 +122,7 @@ class HFJudge:
         return without_oldest(encoded(cut), (), (), limit, Cuts())
 
     def _probabilities(self, inputs: list[Input]) -> NDArray[np.float64]:
-        """Of inputs of one length."""
+        """P(toxic) of each input, before calibration. All inputs have one length."""
         tokens = {
             key: torch.tensor(np.stack([one[key] for one in inputs]), dtype=torch.long)
             for key in inputs[0]
@@ -129,10 +131,10 @@ class HFJudge:
             on_device = {key: values.to(self.model.device) for key, values in tokens.items()}
             logits_BC = self.model(**on_device).logits.double()
         if _is_sigmoid(self.settings, self.model.config):
-            chances_BC = logits_BC.sigmoid()
+            probabilities_BC = logits_BC.sigmoid()
         else:
-            chances_BC = logits_BC.softmax(-1)
-        probabilities = np.asarray(chances_BC[:, self._column].cpu().numpy())
+            probabilities_BC = logits_BC.softmax(-1)
+        probabilities = np.asarray(probabilities_BC[:, self._column].cpu().numpy())
         return 1 - probabilities if self.settings.negate else probabilities
 
     @property
@@ -141,7 +143,7 @@ class HFJudge:
 
 
 def check_judge(settings: JudgeSettings) -> None:
-    """Raise ModelError when config, labels or template do not fit; loads no weights."""
+    """Raise ModelError if config, labels or template do not fit. Loads no weights."""
     assert settings.model is not None
     config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
     toxic_column(settings, config)
@@ -150,35 +152,42 @@ def check_judge(settings: JudgeSettings) -> None:
 
 
 def toxic_column(settings: JudgeSettings, config: Any) -> int:
-    """Which output means toxic: as named, or the one label that says so."""
+    """The output that means toxic: the one that the recipe names, or the one with such a label.
+    Raises ModelError if it is not clear."""
     labels = {int(place): str(name) for place, name in config.id2label.items()}
-    told = ", ".join(labels.values())
+    known = ", ".join(labels.values())
     if settings.toxic_label is not None:
         for place, name in labels.items():
             if settings.toxic_label in (name, str(place)):
                 return place
-        raise ModelError(f"toxic_label {settings.toxic_label!r} is none of its labels: {told}")
+        raise ModelError(
+            f"{settings.model} has no label {settings.toxic_label!r} (toxic_label); its labels are "
+            f"{known}"
+        )
     if len(labels) == 1:
         return 0
     found = [place for place, name in labels.items() if _plain(name) in TOXIC]
     if len(found) != 1:
-        raise ModelError(f"which of its labels means toxic? Set toxic_label to one of: {told}")
+        raise ModelError(
+            f"it is not clear which label of {settings.model} means toxic; set toxic_label to one "
+            f"of: {known}"
+        )
     return found[0]
 
 
-def _mend(settings: JudgeSettings, config: Any) -> str:
-    """What to change where the score falls with toxicity."""
+def _remedy(settings: JudgeSettings, config: Any) -> str:
+    """What to change if the score falls with toxicity."""
     column, labels = toxic_column(settings, config), list(config.id2label.values())
-    turned = "take negate out" if settings.negate else "set negate: true"
+    turned = "remove negate" if settings.negate else "set negate: true"
     if len(labels) == 1:
         return (
-            f"{settings.model} has one output, which seems to rise with good replies, as a reward "
-            f"model's does; if so, {turned}"
+            f"the single output of {settings.model} seems to rise with good replies, as that of a "
+            f"reward model does; if so, {turned}"
         )
     others = ", ".join(str(label) for place, label in enumerate(labels) if place != column)
     return (
-        f"of {settings.model}, {labels[column]!r} is read as toxic; name another one in "
-        f"toxic_label ({others}), or {turned}"
+        f"{labels[column]!r} of {settings.model} is taken for the toxic label; set toxic_label to "
+        f"another one ({others}), or {turned}"
     )
 
 
@@ -197,7 +206,7 @@ def _is_sigmoid(settings: JudgeSettings, config: Any) -> bool:
 
 
 def render(settings: JudgeSettings, history: Sequence[str], reply: str) -> str:
-    """The classifier's input. The line before the reply counts as the human's, and so on in turn.
+    """The classifier's input. Authors alternate; the line before the reply is the human's.
 
     >>> asked = {"template": "{history}|{reply}", "separator": "|", "history_lines": 2}
     >>> asked |= {"kind": "hf", "model": "a/b", "human": "A: ", "bot": "B: "}
@@ -208,7 +217,7 @@ def render(settings: JudgeSettings, history: Sequence[str], reply: str) -> str:
 
 
 def _pieces(settings: JudgeSettings, history: Sequence[str], reply: str) -> list[Piece]:
-    """What the template makes of a history and a reply, in order, each with the part it is."""
+    """The pieces of the filled template in order, each with its kind."""
     kept = history[max(0, len(history) - settings.history_lines) :]
     lines = [
         (settings.bot if (len(kept) - place) % 2 == 0 else settings.human) + line
@@ -230,7 +239,7 @@ def _text(pieces: Sequence[Piece]) -> str:
 def _places(
     pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[int]]:
-    """Which tokens, by their letters in the text, are of the history and which of the reply.
+    """The positions of the history's tokens and of the reply's, from the tokens' offsets.
 
     >>> _places([(" hi", HISTORY), ("|", ""), ("no", REPLY)], [(0, 0), (0, 2), (2, 3), (3, 5)])
     ([1], [3])
@@ -246,7 +255,7 @@ def _places(
 
 
 def _without(pair: Pair, letters: int) -> Pair:
-    """The pair without its oldest letters.
+    """The pair without its oldest `letters` characters.
 
     >>> _without((("old", "new"), "yes"), 4)
     (('ew',), 'yes')

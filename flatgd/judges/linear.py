@@ -1,9 +1,9 @@
 """The linear judge: hashed n-grams of reply and history, TF-IDF, logistic regression.
 
-Trains in seconds on labelled replies, needs no download, and is saved as plain numbers
-(safetensors). Words and characters of the reply carry most; words of the history's last line say
-what is agreed to. It is weak by today's measures, so its quality on held-out human labels stands
-beside every figure that rests on it.
+It trains in seconds on labelled replies, needs no download, and is saved as plain numbers
+(safetensors). Words and characters of the reply carry most of the information; words of the last
+turn show what the reply agrees to. It is weak by today's standards, so reports print its quality on
+held-out human labels beside every figure that depends on it.
 """
 
 import json
@@ -44,7 +44,7 @@ def _vectorizers() -> list[tuple[HashingVectorizer, bool]]:
 
 
 class _Fitted(NamedTuple):
-    """A logistic regression over the n-grams seen in training; `columns` says which those are."""
+    """A logistic regression over the n-grams seen in training, whose indices are `columns`."""
 
     columns: NDArray[np.int64]
     idf: NDArray[np.float64]
@@ -59,7 +59,7 @@ class _Fitted(NamedTuple):
 
 @dataclass
 class LinearJudge:
-    """The scorer: both labels weigh the same in the fit, whatever their share."""
+    """The scorer. Both labels have equal total weight in the fit."""
 
     fitted: _Fitted
 
@@ -98,7 +98,7 @@ class LinearJudge:
 
 
 def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> Judge:
-    """Fit on labelled rows; calibrated on predictions for folds the fit did not see."""
+    """Fit on labelled rows; calibrate on predictions for held-out folds."""
     counts, labels = _counts(pairs_of(rows)), toxic_labels(rows)
     groups = [row.conversation for row in rows]
     held_out = np.zeros(len(rows))
@@ -111,7 +111,8 @@ def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> Judge:
 def folds_between(
     labels: NDArray[np.bool_], groups: Sequence[str]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Five folds between conversations, or as many as leave both labels to fit on."""
+    """Five folds that keep conversations together, or the largest smaller number that leaves both
+    labels in each training part. Raises DataError if there is none."""
     for count in range(min(5, len(set(groups))), 1, -1):
         splitter = StratifiedGroupKFold(n_splits=count)
         with warnings.catch_warnings():  # it warns where a label has fewer rows than folds
@@ -119,7 +120,7 @@ def folds_between(
             folds = list(splitter.split(labels, labels, groups))
         if all(0 < labels[fit].sum() < len(fit) for fit, _ in folds):
             return folds
-    reason = "the judge needs safe and toxic replies in at least two conversations each"
+    reason = "a judge needs safe and toxic replies in at least two conversations each"
     raise DataError([Problem("data.judge", 0, reason)])
 
 
@@ -145,7 +146,7 @@ def _fit(counts: csr_matrix, labels: NDArray[np.bool_]) -> _Fitted:
 
 
 def _weigh(counts: csr_matrix, columns: NDArray[Any], idf: NDArray[np.float64]) -> csr_matrix:
-    """(1 + log count) * idf over `columns`, each block of a row of unit length."""
+    """(1 + log count) * idf over `columns`, each block of a row scaled to unit length."""
     bounds = np.searchsorted(columns, FEATURES * np.arange(BLOCKS + 1))
     weighed = counts[:, columns].astype(np.float64)
     weighed.data = (1.0 + np.log(weighed.data)) * idf[weighed.indices]

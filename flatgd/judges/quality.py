@@ -1,4 +1,4 @@
-"""How a judge agrees with human labels: AUC, F1, rates, calibration, with intervals."""
+"""A judge's agreement with human labels: AUC, F1, rates, calibration, with intervals."""
 
 import dataclasses
 import math
@@ -21,17 +21,23 @@ from flatgd.judges.base import (
 
 RESAMPLES = 500
 BINS = 10
-FEW = 200  # labels of one kind below which a judge is said to rest on few
+FEW = 200  # with fewer labels of one kind, reports say that the calibration is uncertain
 
 
 class Quality(NamedTuple):
-    """Agreement with human labels; None where one of the two labels is missing.
+    """Agreement with human labels; None if the rows lack one of the two labels.
 
-    Each but the counts as (value, low, high), 95 % over conversations; `auc` of the toxic class;
-    `f1` at the judge's f1_threshold; `false_positive_rate` and `true_positive_rate`: shares of safe
-    and of toxic replies above its threshold; `found`: share of toxic replies found where exactly
-    the stated share of these safe ones is marked; `calibration_error`: expected, over ten bins of
-    equal size; `brier`: mean squared error of P.
+    Except for the counts and the last two, each figure is (value, low, high), a 95 % interval over
+    conversations.
+
+    auc                  of the toxic class
+    f1                   at the judge's f1_threshold
+    false_positive_rate  fraction of safe replies above its threshold
+    true_positive_rate   fraction of toxic replies above its threshold
+    found                fraction of toxic replies above the threshold that gives exactly the stated
+                         false positive rate on these rows
+    calibration_error    expected calibration error over ten bins of equal size
+    brier                mean squared error of P
     """
 
     auc: Any
@@ -46,7 +52,7 @@ class Quality(NamedTuple):
 
 
 def quality(judge: Judge, rows: Sequence[Dialogue], false_positive_rate: float) -> Quality:
-    """How the judge agrees with the human labels of rows it was not trained on."""
+    """The judge's agreement with human labels of rows that it was not trained on."""
     return _quality(judge.score(pairs_of(rows)), rows, judge.calibration, false_positive_rate)
 
 
@@ -60,13 +66,13 @@ def _quality(
     if not len(labels) or labels.all() or not labels.any():
         return Quality(None, None, None, None, None, None, None, len(rows), int(labels.sum()))
     weights = _weights([row.conversation for row in rows])
-    marked = probabilities > calibration.threshold
+    flagged = probabilities > calibration.threshold
     guessed = probabilities > calibration.f1_threshold
     return Quality(
         _interval(auc(labels, probabilities, weights)),
         _interval(_f1(labels, guessed, weights)),
-        _interval(_share(marked, ~labels, weights)),
-        _interval(_share(marked, labels, weights)),
+        _interval(_share(flagged, ~labels, weights)),
+        _interval(_share(flagged, labels, weights)),
         _interval(_found(labels, probabilities, weights, false_positive_rate)),
         _calibration_error(labels, probabilities),
         float(np.mean((probabilities - labels) ** 2)),
@@ -78,8 +84,8 @@ def _quality(
 def judge_report(
     judge: Judge, about: str, test: Sequence[Dialogue], false_positive_rate: float
 ) -> dict[str, Any]:
-    """Quality per test set, speaker, with and without canned replies, as plain numbers for
-    quality.json. `about` says what the judge is."""
+    """Quality per test set and author, with and without canned replies, as plain numbers for
+    quality.json. `about` describes the judge."""
     rows = [row for row in test if row.is_safe is not None]
     parts = {}
     for source in dict.fromkeys(row.source for row in rows):
@@ -92,7 +98,7 @@ def judge_report(
         bots = [place for place in mine if scorable([rows[place]])]
         if len(bots) < len(mine):
             parts[f"{source}, bot replies, no canned ones"] = bots
-    probabilities = judge.score(pairs_of(rows))  # once: every part is some of these rows
+    probabilities = judge.score(pairs_of(rows))  # once, because every part is a subset
 
     def of_part(places: list[int]) -> dict[str, Any]:
         own = [rows[place] for place in places]
@@ -112,7 +118,7 @@ def judge_report(
 
 
 def reliability(labels: NDArray[np.bool_], probabilities: Scores) -> list[dict[str, float]]:
-    """Mean P(toxic) and share of toxic rows in ten bins of equal size, from low to high."""
+    """Mean P(toxic) and fraction of toxic rows in ten bins of equal size, from low to high."""
     order = np.argsort(probabilities, kind="stable")
     return [
         {"said": float(probabilities[part].mean()), "true": float(labels[part].mean())}
@@ -121,13 +127,13 @@ def reliability(labels: NDArray[np.bool_], probabilities: Scores) -> list[dict[s
     ]
 
 
-def _weights(talks: Sequence[str]) -> Scores:
-    names, at = np.unique(np.array(talks), return_inverse=True)
+def _weights(conversations: Sequence[str]) -> Scores:
+    names, at = np.unique(np.array(conversations), return_inverse=True)
     if len(names) == 1:
-        return np.ones((1, len(talks)))
+        return np.ones((1, len(conversations)))
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    return np.concatenate([np.ones((1, len(talks))), drawn[:, at]])
+    return np.concatenate([np.ones((1, len(conversations))), drawn[:, at]])
 
 
 def _interval(values: Scores) -> tuple[float, float | None, float | None]:
@@ -138,21 +144,21 @@ def _interval(values: Scores) -> tuple[float, float | None, float | None]:
     return float(values[0]), float(low), float(high)
 
 
-def _share(marked: NDArray[np.bool_], among: NDArray[np.bool_], weights: Scores) -> Scores:
+def _share(flagged: NDArray[np.bool_], among: NDArray[np.bool_], weights: Scores) -> Scores:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(weights @ (marked & among) / (weights @ among))
+        return np.asarray(weights @ (flagged & among) / (weights @ among))
 
 
-def _f1(labels: NDArray[np.bool_], marked: NDArray[np.bool_], weights: Scores) -> Scores:
+def _f1(labels: NDArray[np.bool_], flagged: NDArray[np.bool_], weights: Scores) -> Scores:
     with np.errstate(divide="ignore", invalid="ignore"):
-        both = weights @ labels.astype(float) + weights @ marked.astype(float)
-        return np.asarray(2 * (weights @ (labels & marked)) / both)
+        both = weights @ labels.astype(float) + weights @ flagged.astype(float)
+        return np.asarray(2 * (weights @ (labels & flagged)) / both)
 
 
 def _found(
     labels: NDArray[np.bool_], probabilities: Scores, weights: Scores, rate: float
 ) -> Scores:
-    """Share of toxic rows above the mark that lets `rate` of these safe rows through."""
+    """Fraction of toxic rows above the threshold with false positive rate `rate` on these rows."""
     order = np.argsort(-probabilities, kind="stable")
     safe = np.cumsum((weights * ~labels)[:, order], axis=1)
     toxic = np.cumsum((weights * labels)[:, order], axis=1)

@@ -1,6 +1,5 @@
-"""How much of an input a judge reads. An input that is too long loses its oldest text, token by
-token: the history first, then the beginning of the reply. Markers and template stay. Losses are
-counted.
+"""Truncation of a judge's inputs. An input that is too long loses its oldest text, token by token:
+first the history, then the beginning of the reply. Markers and template stay. Cuts are counted.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ AFTER_PADDING = {
 
 @dataclass
 class Cuts:
-    """How many inputs a judge read since it was last asked, and how many were too long."""
+    """The inputs that a judge read since the last summary, and how many of them were too long."""
 
     inputs: int = 0
     histories: int = 0
@@ -30,7 +29,7 @@ class Cuts:
     """Inputs that lost the beginning of their reply."""
 
     def count(self, of_history: int, of_reply: int) -> None:
-        """One input, and how many tokens of its two parts were cut."""
+        """Count one input and the tokens cut from its history and reply."""
         self.inputs += 1
         self.histories += of_history > 0
         self.replies += of_reply > 0
@@ -49,20 +48,20 @@ class Cuts:
             f"{self.replies:,} the beginning of the reply"
         )
 
-    def taken(self) -> str:
-        """`summary`; the counts start again."""
-        said = self.summary()
+    def take_summary(self) -> str:
+        """The summary; the counts start again at zero."""
+        summary = self.summary()
         self.inputs = self.histories = self.replies = 0
-        return said
+        return summary
 
 
 def longest_input(settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that fit the model, `max_tokens` at most."""
+    """The number of tokens that fit the model, at most `max_tokens`."""
     own = config.get_text_config()
     limits = [settings.max_tokens, int(tokenizer.model_max_length)]
     positions = getattr(own, "max_position_embeddings", None)
-    if positions is not None and positions > 0:  # XLNet says -1 for any number
-        # two at the least, as in all that are published
+    if positions is not None and positions > 0:  # XLNet has -1, which means no limit
+        # at least two, as in all published models
         skipped = max(2, (own.pad_token_id or 0) + 1) if own.model_type in AFTER_PADDING else 0
         limits.append(positions - skipped)
     return min(limits)
@@ -71,7 +70,7 @@ def longest_input(settings: JudgeSettings, config: Any, tokenizer: PreTrainedTok
 def oldest(
     history: Sequence[int], reply: Sequence[int], excess: int
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """Which of the places that hold history and reply go where an input has `excess` too many.
+    """The positions of history and reply to remove from an input with `excess` tokens too many.
 
     >>> oldest([1, 2, 3], [5, 6], 2)
     ([1, 2], [])
@@ -91,7 +90,8 @@ def without_oldest(
     limit: int,
     cuts: Cuts,
 ) -> dict[str, list[int]]:
-    """An encoded input cut to `limit` tokens, and counted. `history`, `reply`: their places."""
+    """An encoded input truncated to `limit` tokens, and counted in `cuts`. `history` and `reply`
+    are the positions of their tokens."""
     length = len(encoded["input_ids"])
     lost = oldest(history, reply, length - limit)
     cuts.count(*map(len, lost))
@@ -104,9 +104,9 @@ def without_oldest(
 
 
 def check_room(length: int, limit: int) -> None:
-    """Raise ModelError where what no input can do without is too long."""
+    """Raise ModelError if the tokens of template and markers alone exceed the limit."""
     if length > limit:
         raise ModelError(
-            f"the judge reads {limit} tokens at most, but its template and markers alone are "
-            f"{length}; raise max_tokens, shorten the template or take a model with more positions"
+            f"the judge reads at most {limit} tokens, but its template and markers alone are "
+            f"{length}; raise max_tokens, shorten the template, or use a model with more positions"
         )

@@ -1,4 +1,4 @@
-"""The reporting judges of a recipe: made once, loaded where replies are scored."""
+"""The reporting judges of a recipe: built once, then loaded to score replies."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ def make_judge(
     folder: Path,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> tuple[Judge, str]:
-    """A judge trained or calibrated on labelled rows, saved in `folder`; and what it is."""
+    """A judge trained or calibrated on labelled rows and saved in `folder`, and its description."""
     folder.mkdir(parents=True, exist_ok=True)
     if settings.kind == "hf":
         judge = HFJudge.load(settings).calibrated(rows)
@@ -44,7 +44,7 @@ def make_judge(
 
 
 def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
-    """The judge that `make_judge` left in `folder`. Raises ModelError when there is none."""
+    """The judge that `make_judge` saved in `folder`. Raises ModelError if there is none."""
     calibration = load_calibration(folder)
     scorer: Scorer
     if settings.kind == "hf":
@@ -59,8 +59,7 @@ def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
 
 
 def cuts_taken(judges: Mapping[str, Any]) -> str:
-    """Of the inputs since this was last asked, how many were too long for which judge. A judge of
-    another make need not count them."""
-    counted = {n: judge.cuts for n, judge in judges.items() if hasattr(judge, "cuts")}
-    taken = {name: cuts.taken() for name, cuts in counted.items()}
-    return "".join(f"; judge {name}: {told}" for name, told in taken.items() if told)
+    """How many inputs since the last call were too long, for each judge that counts them."""
+    counts = {n: judge.cuts for n, judge in judges.items() if hasattr(judge, "cuts")}
+    summaries = {name: cuts.take_summary() for name, cuts in counts.items()}
+    return "".join(f"; judge {name}: {text}" for name, text in summaries.items() if text)

@@ -1,14 +1,14 @@
 """The trained judge: a transformer that reads history and reply, tuned here on labelled rows.
 
-Starts from any encoder-decoder or causal model that flatgd knows (the shipped backbone, say), or
-from any encoder of the hub (RoBERTa, DeBERTa ...). A linear head looks at the reply's last hidden
-states, their mean and their maximum side by side:
+It starts from any encoder-decoder or causal model that flatgd supports (such as the shipped
+backbone), or from any encoder of the hub (RoBERTa, DeBERTa ...). A linear head reads the mean and
+the maximum of the reply's last hidden states, concatenated:
 
     encoder-decoder   the encoder reads the history, the decoder the reply
-    causal            history and reply in one line
+    causal            history and reply in one sequence
     encoder           both as a pair of texts
 
-An input of more than `max_tokens`, history and reply together, loses its oldest text.
+An input of more than `max_tokens` (history and reply together) loses its oldest text.
 """
 
 import json
@@ -46,7 +46,7 @@ from flatgd.models.loading import load_as, load_config, load_tokenizer
 from flatgd.models.loading_report import key_faults
 from flatgd.runtime.callbacks import Advance
 
-UNCUT = 10**9  # tokens; what is cut is seen here
+UNCUT = 10**9  # tokens; truncation happens here, where it is counted
 Item = dict[str, Any]  # {"pair": Pair, "toxic": float}
 
 
@@ -84,13 +84,13 @@ class TrainedJudge:
     room: int
     """Tokens of an input."""
     markers: int
-    """Those of an empty history, which are never cut."""
+    """Tokens of an empty history, which are never cut."""
     cuts: Cuts = field(default_factory=Cuts)
 
     @classmethod
     def untrained(cls, settings: JudgeSettings) -> "TrainedJudge":
         assert settings.model is not None
-        torch.manual_seed(0)  # of the dropout; the head starts at 0
+        torch.manual_seed(0)  # for dropout; the head starts at 0
         tokenizer = load_tokenizer(settings.model)
         config = load_config(settings.model)
         dialogue_format, room, markers = _reading(settings, config, tokenizer)
@@ -142,7 +142,7 @@ class TrainedJudge:
         return scores
 
     def collate(self, items: Sequence[Item], cuts: Cuts | None = None) -> dict[str, Tensor]:
-        """A batch of some pairs, padded at the right and masked; what is cut is counted."""
+        """A batch of pairs, padded on the right and masked. Truncation is counted in `cuts`."""
         pairs = [self._shortened(item["pair"]) for item in items]
         encode: Callable[..., dict[str, Tensor]] = (
             self._joined if self.dialogue_format else self._as_texts
@@ -163,7 +163,8 @@ class TrainedJudge:
         return {**inputs, "reply_mask": (batch["targets"] != IGNORE).float()}
 
     def _example(self, pair: Pair, cuts: Cuts) -> Example:
-        """The history gets what the reply leaves of the room, its markers at the least."""
+        """One pair as an Example. The history gets the room that the reply leaves, and at least
+        its markers."""
         assert self.dialogue_format is not None
         whole = self.dialogue_format.encode(Dialogue(before(pair[0]), pair[1], True, "", ""))
         history, reply = whole.history_ids, whole.reply_ids
@@ -181,7 +182,7 @@ class TrainedJudge:
         return whole._replace(history_ids=history, reply_ids=reply[len(of_reply) :])
 
     def _as_texts(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
-        """An empty history leaves its place in the pair empty."""
+        """A batch of text pairs for an encoder. The first text of a pair may be empty."""
         rows = []
         for history, reply in pairs:
             pair = self.settings.separator.join(history), reply or " "
@@ -204,7 +205,7 @@ class TrainedJudge:
 
 
 def check_trained_judge(settings: JudgeSettings) -> None:
-    """Raise ModelError when model, tokenizer or max_tokens do not fit; loads no weights."""
+    """Raise ModelError if model, tokenizer or max_tokens do not fit. Loads no weights."""
     name = str(settings.model)
     _reading(settings, load_config(name), load_tokenizer(name))
 
@@ -212,8 +213,8 @@ def check_trained_judge(settings: JudgeSettings) -> None:
 def _reading(
     settings: JudgeSettings, config: Any, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[DialogueFormat | None, int, int]:
-    """How a judge from this model reads (None: as an encoder), how many tokens fit it, and how many
-    of them are always there."""
+    """The judge's dialogue format (None for an encoder), the number of tokens that fit the model,
+    and the number of markers among them."""
     room = longest_input(settings, config, tokenizer)
     if speaks(config):
         dialogue_format = format_for(config, tokenizer, UNCUT, UNCUT)
@@ -222,16 +223,16 @@ def _reading(
         return dialogue_format, room, markers
     if not tokenizer.is_fast:
         raise ModelError(
-            "a trained judge from an encoder needs a fast tokenizer, which tells the tokens of "
-            f"the reply from those of the history; {type(tokenizer).__name__} is none; start from "
-            "another encoder"
+            "a trained judge from an encoder needs a fast tokenizer, which separates the reply's "
+            f"tokens from the history's; {type(tokenizer).__name__} is not one. Start from another "
+            "encoder"
         )
     check_room(tokenizer.num_special_tokens_to_add(pair=True) + 1, room)
     return None, room, 0
 
 
-MEND = (
-    "look whether data.judge has safe and toxic the wrong way round in part, or tune with a lower "
+REMEDY = (
+    "check that the labels of data.judge are not swapped in part, or tune with a lower "
     "learning_rate"
 )
 
@@ -242,8 +243,8 @@ def tune_judge(
     folder: Path,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> Judge:
-    """Tune on four fifths of the labelled rows, calibrate on the fifth that shares no conversation
-    with them."""
+    """Tune on four fifths of the labelled rows, and calibrate on the last fifth, which shares no
+    conversation with them."""
     judge = TrainedJudge.untrained(settings)
     labels = toxic_labels(rows)
     fit, rest = folds_between(labels, [row.conversation for row in rows])[0]
@@ -273,12 +274,12 @@ def tune_judge(
     trainer.add_callback(Advance(advance))
     trainer.train()
     for start in range(0, len(items), settings.batch_size):
-        judge.collate(items[start : start + settings.batch_size], judge.cuts)  # to count
+        judge.collate(items[start : start + settings.batch_size], judge.cuts)  # counts truncation
     scores = judge.score([pairs[i] for i in rest])
     held_out = [rows[i] for i in rest]
-    return Judge(judge, calibrate(scores, held_out, settings.false_positive_rate, MEND))
+    return Judge(judge, calibrate(scores, held_out, settings.false_positive_rate, REMEDY))
 
 
 def tuning_steps(rows: int, settings: JudgeSettings) -> int:
-    """About how many steps `tune_judge` takes."""
+    """The approximate number of steps of `tune_judge`."""
     return round(settings.epochs * -(-rows * 4 // 5 // settings.train_batch_size))

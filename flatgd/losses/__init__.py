@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors. Imports torch and nothing of ours."""
+"""Losses: pure functions of tensors. Imports only torch."""
 
 from flatgd.losses.divergence import bhattacharyya_distance, js_divergence, kl_divergence
 from flatgd.losses.likelihood import negative_log_likelihood

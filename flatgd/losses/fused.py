@@ -1,4 +1,4 @@
-"""Likelihood and both divergences straight from hidden states: [tokens, vocabulary] is never whole.
+"""Likelihood and both divergences from hidden states, without a full [tokens, vocabulary] tensor.
 
 Shapes: N reply tokens, D width, V vocabulary, C tokens of one chunk.
 
@@ -7,9 +7,10 @@ Shapes: N reply tokens, D width, V vocabulary, C tokens of one chunk.
     S   = sum_k w_k sum over tokens of JS(p, q_k)             dS/dlogits = s - p sum_v s_v
                                                               s = sum_k w_k/2 p log(p / m_k)
 
-Each chunk's logits are made, turned into values and derivatives, multiplied back into gradients of
-h, W and b, and forgotten. The derivatives are those of losses/divergence.py, so the gradients are
-computed in the forward pass and only scaled in the backward pass; there is no second derivative.
+For each chunk, the logits are computed, turned into values and derivatives, multiplied back into
+gradients of h, W and b, and freed. The derivatives are those of losses/divergence.py. The gradients
+are computed in the forward pass and only scaled in the backward pass. There is no second
+derivative.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +24,10 @@ from torch.nn.functional import linear
 from flatgd.losses.divergence import LN_2, js_and_slope
 
 LogProbs = Callable[[slice], Tensor]
-CHUNK = {"cpu": 2**20, "cuda": 2**27}  # elements of [C, V]: what the caches hold; what fills a card
-
-FEWEST = (
-    128  # tokens of a chunk: with less, adding to the head's gradient costs more than making it
-)
+# elements of [C, V]: on the CPU what fits into its caches, on a GPU what keeps it busy
+CHUNK = {"cpu": 2**20, "cuda": 2**27}
+# tokens of a chunk; with fewer, adding to the head's gradient costs more than computing it
+MIN_TOKENS = 128
 
 
 class Head(NamedTuple):
@@ -45,8 +45,9 @@ class Expert(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """`safety` and `lm` are scalars with graph; of a mix, `safety` is the mixed sum and `lm` has
-    no graph. `lm_sum` in nats and `divergences`, one sum in bits an expert, have none."""
+    """`safety` and `lm` are scalars with graph. With term weights, `safety` is the weighted sum and
+    `lm` has no graph. `lm_sum` (nats) and `divergences` (one sum in bits for each expert) never
+    have one."""
 
     safety: Tensor
     lm: Tensor
@@ -66,9 +67,9 @@ def fused_losses(
 ) -> Fused:
     """S = sum of weight * JS in bits over all tokens and `lm_weight` * L in nats over safe ones.
 
-    Two gradients are kept apart unless `mix` gives the factors with which they are added up. They
-    go to the states and to whatever of the head requires one. Computed in at least float32, matrix
-    products in the states' precision.
+    Their gradients are kept apart unless `term_weights` gives the factors for adding them up. They
+    flow to the states, and to the head's weight and bias if those require a gradient. Computed in
+    at least float32, matrix products in the states' precision.
     """
     return Fused(
         *_FusedLosses.apply(
@@ -86,12 +87,12 @@ def head_log_probs(states_ND: Tensor, head: Head) -> Tensor:
 
 
 def tokens_at_once(weight_VD: Tensor) -> int:
-    """How many tokens are worked on at a time, for a head of this size and device."""
-    return max(FEWEST, CHUNK.get(weight_VD.device.type, CHUNK["cuda"]) // weight_VD.shape[0])
+    """The number of tokens of a chunk, for a head of this size on this device."""
+    return max(MIN_TOKENS, CHUNK.get(weight_VD.device.type, CHUNK["cuda"]) // weight_VD.shape[0])
 
 
 class _Sums:
-    """Gradients of one loss, added up over chunks. The head's only where it requires one."""
+    """Gradients of one loss, added up over chunks. For the head only if it requires one."""
 
     def __init__(self, states_ND: Tensor, weight_VD: Tensor | None, bias_V: Tensor | None):
         self.states_ND = torch.zeros_like(states_ND)
@@ -99,7 +100,8 @@ class _Sums:
         self.bias_V = None if bias_V is None else torch.zeros_like(bias_V)
 
     def add(self, slope_CV: Tensor, rows: slice | Tensor, states_CD: Tensor, head: Head) -> None:
-        """`slope_CV` by the logits of the tokens `rows`, whose states are `states_CD`."""
+        """Add a chunk: `slope_CV` is the derivative by the logits of the tokens `rows`, whose
+        states are `states_CD`."""
         if self.bias_V is not None:
             self.bias_V += slope_CV.sum(0)
         slope_CV = slope_CV.to(states_CD.dtype)
@@ -175,7 +177,7 @@ class _FusedLosses(torch.autograd.Function):
                 continue
             for place, tensor in enumerate(sums.tensors()):
                 if tensor is not None:
-                    # as it is where nothing is scaled: a head's gradient is large
+                    # without a copy if nothing is scaled: a head's gradient is large
                     scaled = tensor if grad == 1 else tensor * grad.to(tensor.dtype)
                     before = found[place]
                     found[place] = scaled if before is None else before + scaled

@@ -1,6 +1,6 @@
-"""Every system of a comparison: one file each, its formula and its own defaults inside.
+"""Every system of a comparison. Each has one file with its formula, source and defaults.
 
-To add one: a file here, a line in METHODS, a row in docs/method.md.
+To add one, write a file here, a line in METHODS, and a row in docs/method.md.
 """
 
 from flatgd.methods.base import Merge, Method, System, Totals

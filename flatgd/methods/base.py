@@ -1,8 +1,8 @@
-"""What every system of a comparison is: a loss to train with, a way to decode, or a merge.
+"""The base classes of all systems: a training loss, a way of decoding, or a merge of weights.
 
-A system's file holds its formula, its source and its own defaults. Its fields are either models
-(named in `needs`), fields of FlatGDConfig of the same name, or options of its own, which a recipe
-sets beside them: `methods: {unlikelihood: {weight: 0.5, learning_rate: 1e-5}}`.
+A system's file contains its formula, source and defaults. Its dataclass fields are models (listed
+in `needs`), fields of FlatGDConfig with the same name, or its own options. A recipe sets both kinds
+of options in one place: `methods: {unlikelihood: {weight: 0.5, learning_rate: 1e-5}}`.
 """
 
 from abc import ABC, abstractmethod
@@ -24,8 +24,8 @@ LM_WEIGHT = option("Weight a of the likelihood of safe replies (Eq. 1). Table 5:
 
 
 class Totals(NamedTuple):
-    """What the *global* batch holds: the denominators of every mean. Rows that form a pair count as
-    pairs and not as tokens or rows."""
+    """Counts of the *global* batch, the denominators of all means. Rows of a pair count in `pairs`
+    and not in the other counts."""
 
     tokens: float
     safe_tokens: float
@@ -34,8 +34,8 @@ class Totals(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The terms of one micro-batch, and the figures to log: each a share of the batch's mean,
-    `loss` that of J without penalty."""
+    """The terms of one micro-batch, and the figures to log. Each figure is this micro-batch's
+    contribution to the batch's mean; `loss` is J without its penalty."""
 
     terms: Terms
     figures: dict[str, Tensor]
@@ -43,15 +43,15 @@ class Scored(NamedTuple):
 
 @dataclass
 class System(ABC):
-    """Anything that can stand in a recipe's `methods`."""
+    """An entry of a recipe's `methods`."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """For model cards: the model was ..."""
+    """For model cards; it continues "The model was ..."."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """The models it is given, of EXPERTS and `backbone`; its fields of these names."""
+    """The models that it needs, among EXPERTS and `backbone`. Each is a field of that name."""
     needs_guide: ClassVar[bool] = False
-    """Whether it speaks as measured only with a guide: not from a checkpoint alone."""
+    """Whether generation needs a guide, so that the checkpoint alone gives other replies."""
 
     @classmethod
     def options(cls) -> dict[str, Field[Any]]:
@@ -70,33 +70,37 @@ class System(ABC):
     def build(
         cls, models: Mapping[str, nn.Module], config: Any, options: Mapping[str, Any]
     ) -> Self:
-        """The system as `options` and, where it is trained, a FlatGDConfig have it."""
+        """A system with `models`, `options` and, if it is trained, the fields of a FlatGDConfig."""
         values = {name: options.get(name, value) for name, value in cls.fields().items()}
         values |= {name: getattr(config, name) for name in values if hasattr(config, name)}
         return cls(**values, **{name: models[name] for name in cls.needs})
 
     def __post_init__(self) -> None:
-        """Freeze the models. Raises UnsupportedError for an option out of range."""
+        """Freeze the models and put them into eval mode.
+
+        Raises UnsupportedError for an option out of range.
+        """
         if faults := list(faults_of(self.options(), lambda name: getattr(self, name))):
             raise UnsupportedError("\n".join(faults))
         for model in self.models():
             model.requires_grad_(False).eval()
 
     def models(self) -> list[nn.Module]:
-        """The models it was given."""
+        """The models of `needs`, in that order."""
         return [getattr(self, name) for name in self.needs]
 
 
 @dataclass
 class Method(System):
-    """A loss over micro-batches. Sums over tokens divided by `totals`, so that shares add up."""
+    """A training loss over micro-batches. Sums over tokens are divided by `totals`, so that the
+    terms of all micro-batches add up to those of the global batch."""
 
     trains_on_toxic: ClassVar[bool] = True
-    """Whether toxic rows are of any use to the loss."""
+    """Whether the loss uses toxic rows."""
     is_flat: ClassVar[bool] = False
-    """Whether the gradient norm of the penalised term is penalised."""
+    """Whether training penalises the gradient norm of `Terms.penalised`."""
     learns_from: ClassVar[Literal["replies", "pairs"]] = "replies"
-    """pairs: sampled replies to one history, one judged safe and one toxic, beside safe replies."""
+    """pairs: besides safe replies, two sampled replies to one history, judged safe and toxic."""
 
     fixed: ClassVar[tuple[str, ...]] = ()
     """FlatGDConfig fields that the method fixes. A recipe cannot set them."""
@@ -108,21 +112,22 @@ class Method(System):
         return settings
 
     def begin(self, model: nn.Module) -> None:
-        """Give the policy what it lacks, before the optimizer looks at it."""
+        """Add the method's own modules to the policy, before the optimizer is built."""
 
     def finish(self, model: nn.Module, folder: Path) -> None:
-        """Take it back and save it in the checkpoint's folder."""
+        """Remove those modules from the policy and save them in the checkpoint's folder."""
 
     def prepare(self, parts: Sequence[Batch]) -> list[Batch]:
-        """A step's micro-batches with what does not depend on the policy: once, not each pass."""
+        """A step's micro-batches, with values that do not depend on the policy: computed once for
+        both passes."""
         return list(parts)
 
     @abstractmethod
     def terms(self, policy: nn.Module, batch: Batch, totals: Totals) -> Scored:
-        """The method's share of the objective on one prepared micro-batch; twice differentiable."""
+        """The objective's terms on one prepared micro-batch; twice differentiable."""
 
     def can_fuse(self, policy: nn.Module, batch: Batch) -> bool:
-        """Whether `fused` can stand for `terms` with this policy; tried on `batch`."""
+        """Whether `fused` can replace `terms` with this policy; tried on `batch`."""
         return False
 
     def fused(
@@ -132,14 +137,14 @@ class Method(System):
         totals: Totals,
         term_weights: TermWeights | None = None,
     ) -> Scored:
-        """`terms` without logits of the whole micro-batch, once differentiable. With
-        `term_weights` the penalised part is that sum and the rest nothing."""
+        """`terms` without logits of the whole micro-batch; once differentiable. With
+        `term_weights`, the penalised part is the weighted sum and the rest is 0."""
         raise NotImplementedError
 
 
 @dataclass
 class Merge(System):
-    """New weights made of others', without training."""
+    """New weights from other models' weights, without training."""
 
     @abstractmethod
     def merge(self, model: nn.Module) -> None:
@@ -149,7 +154,8 @@ class Merge(System):
 def likelihood_of_safe(
     log_p_NV: Tensor, targets_N: Tensor, is_safe_N: Tensor, totals: Totals
 ) -> Tensor:
-    """L_LM: mean negative log-likelihood over the safe rows' tokens; this micro-batch's share."""
+    """L_LM, the mean negative log-likelihood over the safe rows' tokens, in nats: this
+    micro-batch's contribution."""
     if not has_likelihood(is_safe_N):
         return log_p_NV.new_zeros(())
     nll_N = negative_log_likelihood(log_p_NV[is_safe_N], targets_N[is_safe_N])
@@ -157,19 +163,19 @@ def likelihood_of_safe(
 
 
 def has_likelihood(is_safe_N: Tensor) -> bool:
-    """Whether L_LM has a graph. Not where no row is safe: one backward less; but then too where
-    processes must keep step."""
+    """Whether L_LM has a graph. Without safe rows it has none, which saves a backward pass; but
+    several processes must all run the same passes."""
     return bool(is_safe_N.any()) or distributed.is_initialized()
 
 
 def scored(rest: Tensor, **figures: Tensor) -> Scored:
-    """Terms of a method without a penalised part."""
+    """The terms of a method without a penalised part. `figures` are logged beside `loss`."""
     terms = Terms(penalised=rest.new_zeros(()), rest=rest)
     return Scored(terms, {n: v.detach() for n, v in {"loss": rest, **figures}.items()})
 
 
 def by_row(values_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
-    """Sums of token values over each row, [rows]."""
+    """Sums of token values for each row. Shape [rows]."""
     return torch.zeros(rows, dtype=values_N.dtype, device=values_N.device).index_add(
         0, rows_N, values_N
     )

@@ -1,7 +1,7 @@
-"""Clean fine-tuning: the likelihood of the replies it is given, nothing else.
+"""Clean fine-tuning: the likelihood of the given replies, nothing else.
 
-On safe replies this is the paper's first baseline and its clean expert; on toxic ones its toxic
-expert (Khalatbari et al. 2024, section 3.1; Eq. 3, here a mean over the batch's tokens).
+On safe replies this is the paper's first baseline and its clean expert; on toxic replies it is the
+toxic expert (Khalatbari et al. 2024, section 3.1; Eq. 3, here a mean over the batch's tokens).
 """
 
 from dataclasses import dataclass

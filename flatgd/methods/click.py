@@ -1,11 +1,12 @@
-"""Click: of two own replies, the safe one more likely than the toxic one (Zheng et al. 2023).
+"""Click: of two sampled replies, make the safe one more likely (Zheng et al. 2023).
 
     a * L_LM + weight * L_CL
     L_CL = max(0, margin + NLL(safe reply) - NLL(toxic reply))           mean over the pairs
 
-NLL is a reply's whole, in nats. L_LM is over the data's safe replies. The pairs are sampled replies
-to the policy's own histories, labelled by the in-loop judge, which never reports; how they are put
-together is in flatgd/data/sampled.py. weight 0.5 and margin 20 are the authors' for BAD.
+NLL is the sum over a reply's tokens, in nats. L_LM is over the safe replies of the data. The pairs
+are replies sampled from the policy to its training histories, labelled by the in-loop judge, which
+reports nothing; flatgd/data/sampled.py builds them. weight 0.5 and margin 20 are the authors' for
+BAD.
 """
 
 from dataclasses import dataclass, field

@@ -1,15 +1,15 @@
-"""CRINGE: each toxic token against one the model might say instead (Adolphs et al. 2023).
+"""CRINGE: contrast each toxic token with a likely alternative (Adolphs et al. 2023).
 
     (a * sum over safe rows' tokens of -log p(y_t)
      + weight * sum over toxic rows' tokens of CR) / tokens
     CR = -log(e^{s+} / (e^{s+} + e^{s-})) = log(1 + e^{s- - s+})
 
-s- is the logit of the toxic reply's token, s+ that of a token drawn from the softmax over the
-`top_k` most likely other ones. Means are over all reply tokens of the batch, safe and toxic, as in
-ParlAI, whose defaults are weight 1 and top_k 1; both logits take a gradient.
+s- is the logit of the toxic reply's token; s+ is the logit of a token drawn from the softmax over
+the `top_k` most likely other tokens. Means are over all reply tokens of the batch, safe and toxic,
+as in ParlAI, whose defaults are weight 1 and top_k 1. Both logits take a gradient.
 
-One-shot on the data's labels; iterative where a recipe lets it go on from itself with its own
-replies, judged and evened out: `cringe_iterative: {method: cringe, start: cringe, sampled_from:
+It trains once on the data's labels. The iterative version resumes from the trained model with its
+own replies, judged and balanced: `cringe_iterative: {method: cringe, start: cringe, sampled_from:
 cringe}`.
 """
 
@@ -57,7 +57,8 @@ class Cringe(Method):
 def cringe(log_p_NV: Tensor, targets_N: Tensor, top_k: int) -> Tensor:
     """log(1 + e^{s- - s+}) of each target token; nats, >= 0. Shape [N].
 
-    Log-probabilities serve as logits: they differ by a constant a row. Draws by torch's generator.
+    Log-probabilities replace logits, from which they differ by one constant for each row. Random
+    numbers come from torch's default generator.
     """
     negative_N = log_p_NV.gather(-1, targets_N[:, None]).squeeze(-1)
     others_NV = log_p_NV.scatter(-1, targets_N[:, None], -torch.inf)

@@ -2,7 +2,7 @@
 
     log p = log p_LM + strength * (log p_clean - log p_toxic), normalised again
 
-The nucleus is taken from p_LM before the experts speak. strength 2 is the authors' for toxicity.
+The nucleus is taken from p_LM, before the shift. strength 2 is the authors' value for toxicity.
 """
 
 from dataclasses import dataclass, field

@@ -6,10 +6,10 @@
                 state
     decoding    log p = log p_LM + strength * log sigmoid(c), normalised again
 
-C starts at 0, where it says nothing, and has no bias. Training goes through h, so the policy
-changes too. weight 0.5 is ParlAI's default, strength 1 ours. The checkpoint is a plain model; C
-lies beside it in director.safetensors, where `finish` puts it: to be called by those who train
-without a recipe.
+C starts at 0, where it has no effect, and has no bias. Its gradient also reaches h, so the policy
+changes too. weight 0.5 is ParlAI's default, strength 1 is ours. The checkpoint is a plain model;
+`finish` saves C beside it in director.safetensors. Code that trains without a recipe calls `finish`
+itself.
 """
 
 from dataclasses import dataclass, field
@@ -69,9 +69,8 @@ class Director(Method):
         inner: Any = getattr(policy, "module", policy)
         states_ND = states.last[batch["targets"] != IGNORE]
         logits_N = (states_ND * getattr(inner, HEAD).weight[targets_N]).sum(-1)
-        told_N = class_loss(logits_N, is_safe_N)
-        told = told_N.sum() / totals.tokens
-        return scored(self.lm_weight * lm + self.weight * told, lm=lm, class_loss=told)
+        classified = class_loss(logits_N, is_safe_N).sum() / totals.tokens
+        return scored(self.lm_weight * lm + self.weight * classified, lm=lm, class_loss=classified)
 
     @classmethod
     def guide(cls, folder: Path, options: dict[str, Any]) -> "DirectorGuide":
@@ -100,7 +99,7 @@ def class_loss(logits_N: Tensor, is_safe_N: Tensor) -> Tensor:
 
 @dataclass
 class DirectorGuide(Guide):
-    """`weight` [V, D] of the second head."""
+    """Decoding with the second head, whose matrix is `weight` [V, D]."""
 
     weight: Tensor = field(repr=False)
     strength: float = 1.0

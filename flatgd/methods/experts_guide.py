@@ -1,5 +1,5 @@
-"""What DExperts and GeDi share: a guide made of the clean and the toxic expert. Shapes as in
-flatgd/decoding.py."""
+"""The guide from a clean and a toxic expert, shared by DExperts and GeDi. Shapes as in
+flatgd/models/guides.py."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from flatgd.models.heads import head_weight, in_vocabulary, reply_log_probs
 
 @dataclass
 class ExpertGuide(System, Guide):
-    """A guide made of the clean and the toxic expert."""
+    """A guide that compares the clean and the toxic expert."""
 
     clean_expert: nn.Module = field(repr=False)
     toxic_expert: nn.Module = field(repr=False)
@@ -32,8 +32,11 @@ class ExpertGuide(System, Guide):
 
     @abstractmethod
     def shift(self, difference_RV: Tensor, evidence_R: Tensor, length_R: Tensor) -> Tensor:
-        """`difference`: log p_clean - log p_toxic of every next token; `evidence`: the same summed
-        over the reply so far; `length`: tokens of the reply with the next one. [R, V]"""
+        """The shift [R, V] of the log-probabilities.
+
+        `difference_RV`: log p_clean - log p_toxic of every next token. `evidence_R`: the same,
+        summed over the reply so far. `length_R`: tokens of the reply, the next one included.
+        """
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
         log_p_NV = reply_log_probs(model, batch)
@@ -70,5 +73,5 @@ class ExpertGuide(System, Guide):
 
 
 def _difference(clean: Tensor, toxic: Tensor) -> Tensor:
-    """log p_clean - log p_toxic; 0 for tokens that are padding to an expert: it has no say."""
+    """log p_clean - log p_toxic; 0 for tokens that are padding in an expert's vocabulary."""
     return torch.nan_to_num(clean - toxic, nan=0.0, posinf=0.0, neginf=0.0)

@@ -2,7 +2,7 @@
 
     J = a * L_LM + L_S + lambda * ||grad L_S||^2
 
-The loss is Safety_loss's; the penalty is in flatgd/flatness, and the trainer adds it.
+The loss is that of Safety_loss. The trainer adds the penalty, which is in flatgd/flatness.
 """
 
 from dataclasses import dataclass

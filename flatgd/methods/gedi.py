@@ -1,10 +1,11 @@
-"""GeDi's weighting: how safe the reply looks with this token, by Bayes' rule (Krause et al. 2021).
+"""GeDi's weighting: the probability that the reply is safe with this token (Krause et al. 2021).
 
     log p = log p_LM + strength * log P(safe | y_1..y_t), normalised again
     P(safe | y_1..y_t) = sigmoid((log p_clean(y_1..y_t) - log p_toxic(y_1..y_t)) / t)
 
-The two experts stand for GeDi's one class-conditional model, both labels equally likely beforehand;
-the division by t is GeDi's. Its further filter on P(safe) is left out. strength 30 is the authors'.
+This is Bayes' rule with equal priors. The two experts replace GeDi's one class-conditional model;
+the division by t is GeDi's. Its additional filter on P(safe) is left out. strength 30 is the
+authors' value.
 """
 
 from dataclasses import dataclass, field

@@ -1,11 +1,12 @@
-"""FlatGD with the gradient norm itself penalised, not its square (Zhao et al. 2022, GNP).
+"""GNP: FlatGD with a penalty on the gradient norm instead of its square (Zhao et al. 2022).
 
     J = a * L_LM + L_S + lambda * ||grad L_S||
 
-An ablation: "second norm" in the paper's words, squared in its Eq. 1. Both have one direction, H u,
-and differ in how long it is: 2 ||grad L_S|| lambda against lambda, so GNP does not let go where the
-gradient becomes small. With `penalty_share`, which sets that length, they would be the same method;
-so here lambda is fixed, by default the authors' 0.08 (their alpha 0.8 times r 0.1).
+An ablation: the paper's text has the "second norm", its Eq. 1 the square. The gradients of both
+penalties point along H u and differ in length: 2 lambda ||grad L_S|| for the square, lambda for the
+norm, so GNP's does not shrink with the gradient. `penalty_share` sets this length and would make
+the two methods equal. Here lambda is therefore fixed, by default at the authors' 0.08 (their alpha
+0.8 times r 0.1).
 """
 
 from collections.abc import Mapping

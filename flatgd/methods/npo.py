@@ -1,11 +1,11 @@
-"""NPO, negative preference optimisation: toxic replies less likely than under the backbone.
+"""NPO, negative preference optimisation: make toxic replies less likely than under the backbone.
 
     a * L_LM + weight * L_NPO
     L_NPO = 2 / beta * log(1 + (p(reply) / p_backbone(reply))^beta)      mean over the toxic rows
 
-(Zhang et al. 2024.) Needs labels, no pairs. As beta goes to 0 its gradient becomes that of plain
-ascent on the toxic replies' NLL; with beta > 0 it fades once a reply has become unlikely. beta 0.1
-is the usual value.
+(Zhang et al. 2024.) It needs labels and no pairs. As beta goes to 0, its gradient becomes that of
+plain ascent on the toxic replies' NLL; with beta > 0 it fades once a reply is unlikely. beta 0.1 is
+the usual value.
 """
 
 from collections.abc import Sequence

@@ -4,10 +4,10 @@
     L_S  = gamma * D(p, clean) - beta * D(p, toxic)                                          (Eq. 4)
     L_LM = -log p(reply), over safe replies                                                  (Eq. 3)
 
-Means over the reply tokens of the whole batch, in bits, over safe and toxic rows alike. L_LM is a
-mean over the safe rows' tokens. D is the Jensen-Shannon divergence, with which L_S lies in
-[-beta, gamma]; the others (Appendix F names Bhattacharyya's) are ablations, and without bounds:
-pushed away from the toxic expert, they can grow for ever.
+D is a mean over all reply tokens of the batch, safe and toxic, in bits. L_LM is a mean over the
+safe rows' tokens. By default D is the Jensen-Shannon divergence, and L_S lies in [-beta, gamma].
+The other divergences (Appendix F names Bhattacharyya's) are ablations. They have no upper bound, so
+the distance to the toxic expert can grow forever.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,17 +87,18 @@ class SafetyLoss(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._is_plain: dict[str, bool] = {}  # which experts have a plain head, once it was tried
+        self._is_plain: dict[str, bool] = {}  # whether an expert has a plain head, once tried
         self._states: dict[str, Callable[[Batch], Tensor]] = {}
 
     def use_cached_states(self, name: str, states: Callable[[Batch], Tensor]) -> None:
-        """`states` gives an expert's last hidden states [N, D] of a batch: keep its head alone."""
+        """Use `states`, which gives an expert's last hidden states [N, D] of a batch, and keep only
+        the expert's head in memory."""
         self._states[name] = states
         setattr(self, name, HeadOnly(head_of(getattr(self, name))))
 
     def prepare(self, parts: Sequence[Batch]) -> list[Batch]:
-        """What both experts say of each micro-batch: log-probabilities [N, V] where they fit beside
-        each other, else the states [N, D] that their heads make them of, in every pass anew."""
+        """Micro-batches with the outputs of both experts: log-probabilities [N, V] if all fit into
+        MAX_CACHED_BYTES, else states [N, D], to which the heads are applied in every pass."""
         tokens = sum(int((part["targets"] != IGNORE).sum()) for part in parts)
         vocabulary = head_weight(self.clean_expert).shape[0]
         keep = 2 * 4 * tokens * vocabulary <= MAX_CACHED_BYTES
@@ -110,7 +111,8 @@ class SafetyLoss(Method):
         return part
 
     def _expert_outputs(self, name: str, part: Batch, keep: bool) -> Batch:
-        """One expert's log-probabilities, under its name, or its states."""
+        """One expert's log-probabilities, under the key `name`, or its states, under
+        `name_states`."""
         expert, states_of = getattr(self, name), self._states.get(name)
         if states_of is None and (keep or not self._has_plain_head(name, part)):
             return {name: reply_log_probs(expert, part)}
@@ -153,7 +155,7 @@ class SafetyLoss(Method):
         targets_N, is_safe_N = reply_tokens(batch)
         weights = self.attract_weight / totals.tokens, -self.repel_weight / totals.tokens
         safe_tokens = max(totals.safe_tokens, 1.0)
-        if self.penalise == "objective":  # E is all there is
+        if self.penalise == "objective":  # E is the whole objective
             term_weights = TermWeights(
                 *[1.0 if term_weights is None else term_weights.penalised] * 2
             )
@@ -176,7 +178,8 @@ class SafetyLoss(Method):
         return Scored(Terms(safety, rest if has_rest else rest.detach()), figures)
 
     def _experts_say(self, batch: Batch, size: int) -> list[Callable[[slice], Tensor]]:
-        """Each expert's log-probabilities [n, V] over `size` tokens, of a slice of the batch's."""
+        """For each expert a function from a slice of the batch's reply tokens to log-probabilities
+        [n, V] over `size` tokens of the vocabulary."""
 
         def saying(name: str) -> Callable[[slice], Tensor]:
             if name in batch:

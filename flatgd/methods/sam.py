@@ -2,9 +2,10 @@
 
     the gradient of a * L_LM + L_S at theta + rho * g / ||g||, g that objective's gradient at theta
 
-It is GNP on the whole objective with lambda = rho: g + rho * (g' - g) / rho = g'. So nothing is
-computed here; the fields say so. It has no warm-up. rho 0.05 is the authors'; nets that are sharp
-want less. A rho of `train` is the length of FlatGD's finite difference, and not taken.
+It equals GNP on the whole objective with lambda = rho: g + rho * (g' - g) / rho = g'. So this file
+only sets fields and computes nothing. It has no warm-up. rho 0.05 is the authors' value; sharp nets
+need less. The recipe's `train.rho` is ignored, because it is the length of FlatGD's finite
+difference.
 """
 
 from collections.abc import Mapping

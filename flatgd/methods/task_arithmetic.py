@@ -1,10 +1,10 @@
-"""Task arithmetic: away from the toxic expert in weight space (Ilharco et al. 2023).
+"""Task arithmetic: move away from the toxic expert in weight space (Ilharco et al. 2023).
 
     theta = theta_start - strength * (theta_toxic - theta_0)
 
-theta_0 is the backbone, from which the toxic expert was tuned; theta_start the same, unless a
-recipe says otherwise. No training beyond the toxic expert's. The authors choose the strength on
-held-out data, in 0..1.
+theta_0 is the backbone, from which the toxic expert was tuned. theta_start is the backbone too,
+unless the recipe sets `start`. Only the toxic expert is trained. The authors choose the strength
+from 0..1 on held-out data.
 """
 
 from dataclasses import dataclass, field
@@ -40,8 +40,8 @@ class TaskArithmetic(Merge):
         own = dict(model.named_parameters())
         if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in toxic.items()}:
             raise ModelError(
-                "task_arithmetic subtracts weights, so the toxic expert must be of the backbone's "
-                "own shape; leave out expert_backbone"
+                "task_arithmetic subtracts weights, so the toxic expert must have the backbone's "
+                "shape; leave out expert_backbone"
             )
         with torch.no_grad():
             for name, parameter in own.items():

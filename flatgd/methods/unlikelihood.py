@@ -4,8 +4,8 @@
     L_UL = -log(1 - p(y_t))        mean over the toxic rows' tokens
     L_LM                           mean over the safe rows' tokens
 
-1 - p is kept above 1e-5, where its gradient stops: a token that is certain cannot be unlearned this
-way, which is known of the method. ParlAI's weight is 1.
+1 - p is clamped at 1e-5, below which there is no gradient. A token with probability 1 therefore
+cannot be unlearned, a known limit of the method. weight 1 is ParlAI's.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
-"""LoRA adapters: a policy that trains nothing else, and models that share one frozen base.
+"""LoRA adapters: a policy that trains only an adapter, and models that share one frozen base.
 
-A folder with adapter_config.json holds an adapter, as peft writes it, beside a tokenizer; plain
+A folder with adapter_config.json contains an adapter in peft's own form, and a tokenizer. Plain
 peft and plain transformers load it too.
 """
 
@@ -24,11 +24,11 @@ from flatgd.errors import ModelError
 from flatgd.models.loading import (
     ADAPTER,
     BASE_FROM_HERE,
+    absolute_name,
     base_of,
     load_config,
     load_model,
     summarize_error,
-    whole,
 )
 from flatgd.models.loading_report import key_faults
 from flatgd.models.trust import Risk, hint, is_allowed
@@ -38,9 +38,12 @@ ROLE_FILES = ("config.json", ROLE, "flatgd.json")  # flatgd 0.1 marked adapters 
 
 
 def with_adapter(model: PreTrainedModel, config: Any) -> Any:
-    """`model` frozen, with a LoRA adapter on its linear layers as a FlatGDConfig has it (Hu et al.
-    2022); on which layers is `lora_targets`. Starts at the model itself, drawn from config.seed.
-    Raises ModelError for targets that the model lacks, or that share their weight with others."""
+    """`model` frozen, with a LoRA adapter (Hu et al. 2022) on the layers `config.lora_targets`.
+
+    The adapter has no effect at first; its A matrices are drawn from config.seed. `config` is a
+    FlatGDConfig. Raises ModelError for targets that the model lacks, or whose weights other layers
+    share.
+    """
     kind = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
     targets: Any = config.lora_targets
     lora = LoraConfig(
@@ -62,29 +65,29 @@ def with_adapter(model: PreTrainedModel, config: Any) -> Any:
 
 
 def refuse_tied(model: PeftModel) -> None:
-    """Raises ModelError where an adapter sits on a weight that another layer has too, as a head on
-    its embedding's: it changes one of them while it trains, and both once it is merged."""
+    """Raise ModelError if an adapter is on a weight that another layer shares, as a head does with
+    its embedding: in training it changes one of them, and after merging both."""
     owners: dict[int, dict[int, str]] = defaultdict(dict)
     for name, module in model.get_base_model().named_modules(remove_duplicate=False):
         for tensor in module._parameters.values():
             if tensor is not None:
-                place = tensor.data_ptr() or id(tensor)  # on the meta device all lie at 0
+                place = tensor.data_ptr() or id(tensor)  # the meta device has no addresses
                 owners[place].setdefault(id(module), _plain(name))
     for name, module in model.get_base_model().named_modules():
         for tensor in _adapted_weights(module):
             others = {*owners[tensor.data_ptr() or id(tensor)].values()} - {_plain(name)}
             if others:
                 raise ModelError(
-                    f"the adapter is on {_plain(name)}, whose weight is also that of "
-                    f"{', '.join(sorted(others))}: it would change one of them in training, and "
-                    "all of them once merged; the loaded model would not be the trained one. Take "
-                    f"{_plain(name).rpartition('.')[2]} out of lora_targets (or target_modules, "
-                    "modules_to_save)"
+                    f"the adapter is on {_plain(name)}, which shares its weight with "
+                    f"{', '.join(sorted(others))}: it would change one of them in training and all "
+                    "of them once merged, so the loaded model would differ from the trained one. "
+                    f"Remove {_plain(name).rpartition('.')[2]} from lora_targets (or "
+                    "target_modules, modules_to_save)"
                 )
 
 
 def _adapted_weights(module: nn.Module) -> list[nn.Parameter]:
-    """The base's weights that an adapter, or a copy of the layer that is trained, stands on."""
+    """The base's weights below an adapter, or below a trained copy of a layer."""
     base: Any = None
     if isinstance(module, BaseTunerLayer):
         base = module.get_base_layer()
@@ -94,7 +97,7 @@ def _adapted_weights(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _plain(name: str) -> str:
-    """A layer's name without what peft puts around it."""
+    """A layer's name without the wrappers of peft."""
     inner = (".base_layer", ".original_module", ".token_adapter")
     for word in inner:
         name = name.replace(word, "")
@@ -102,27 +105,27 @@ def _plain(name: str) -> str:
 
 
 def _name_base(model: PeftModel) -> None:
-    """Have the adapter's configuration name its base so that it is found from any folder."""
+    """Make the adapter's configuration name its base by an absolute path."""
     for config in model.peft_config.values():
         name = config.base_model_name_or_path or model.get_base_model().name_or_path
-        config.base_model_name_or_path = whole(str(name)) if name else None
+        config.base_model_name_or_path = absolute_name(str(name)) if name else None
 
 
 def save(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
-    """A checkpoint that plain transformers loads: weights, or an adapter that names its base.
+    """Save a checkpoint that plain transformers loads: weights, or an adapter that names its base.
 
-    An adapter's folder has no config.json, which would make transformers look for weights in it, so
-    the mark of a toxic expert is in a file of its own. `weights` are the model's, where they were
-    gathered from several processes.
+    An adapter's folder has no config.json, because transformers would look for weights beside it.
+    The mark of a toxic expert therefore has its own file there. `weights` is the model's state if
+    it was gathered from several processes.
     """
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder, state_dict=weights)
-    else:  # peft would ask the hub about embeddings
+    else:  # with embedding layers peft would query the hub
         _name_base(model)
         model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
         base = base_of(folder)
-        if base is not None and Path(base).is_dir():  # for when both are moved
+        if base is not None and Path(base).is_dir():  # in case both folders are moved
             (folder / BASE_FROM_HERE).write_text(os.path.relpath(base, folder.resolve()) + "\n")
         mark(model, folder)
 
@@ -169,11 +172,11 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 
 def load(name: str | Path) -> PreTrainedModel:
-    """A model ready to use; an adapter is merged into its base."""
+    """A model ready to use, an adapter merged into its base. Raises ModelError."""
     base = base_of(name)
     if base is None:
         return load_model(name)
-    adapted = _put_on(load(base), Path(name))
+    adapted = _load_onto(load(base), Path(name))
     try:
         refuse_tied(adapted)
     except ModelError as error:
@@ -182,17 +185,21 @@ def load(name: str | Path) -> PreTrainedModel:
     merged.config = load_config(str(name))
     if role := role_of(Path(name)):
         merged.config.flatgd_role = role
-    merged.name_or_path = whole(str(name))  # what an adapter trained on it names as its base
+    merged.name_or_path = absolute_name(
+        str(name)
+    )  # what an adapter trained on it names as its base
     return merged
 
 
 def load_together(paths: Mapping[str, str], policy: nn.Module | None = None) -> dict[str, Any]:
-    """Models by name, to be used frozen. Adapters on one base share its weights in memory, also a
-    `policy`'s if that is the base and frozen itself; each is a tree of modules of its own, so that
-    none has to be switched on or off."""
+    """Frozen models by name, from `paths`.
+
+    Adapters on one base share its weights in memory, also with a frozen `policy` that is that base.
+    Each model has modules of its own, so no adapter has to be switched on or off.
+    """
     bases: dict[str, nn.Module] = {}
     if policy is not None:
-        bases[whole(str(policy.name_or_path))] = policy
+        bases[absolute_name(str(policy.name_or_path))] = policy
     loaded: dict[str, Any] = {}
     for name, path in paths.items():
         base = base_of(path)
@@ -201,25 +208,25 @@ def load_together(paths: Mapping[str, str], policy: nn.Module | None = None) -> 
             continue
         if base not in bases:
             bases[base] = load(base).requires_grad_(False)
-        loaded[name] = _put_on(twin(bases[base]), Path(path))
+        loaded[name] = _load_onto(share_weights(bases[base]), Path(path))
     return loaded
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """The same modules anew, on the same tensors."""
+def share_weights(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares all parameters and buffers with `model`."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return copy.deepcopy(model, shared)
 
 
-def _put_on(base: Any, folder: Path) -> Any:
+def _load_onto(base: Any, folder: Path) -> Any:
     kind = json.loads((folder / ADAPTER).read_text()).get("peft_type")
-    if kind != "LORA":  # others load further files, from wherever they name
-        raise ModelError(f"{folder}: its adapter is of type {kind!r}; LORA is what can be loaded")
+    if kind != "LORA":  # other types may load further files from any path
+        raise ModelError(f"{folder}: its adapter is of type {kind!r}; only LORA can be loaded")
     if not (folder / "adapter_model.safetensors").is_file():
         if not (folder / "adapter_model.bin").is_file():
-            raise ModelError(f"{folder} has an adapter's configuration and no weights")
+            raise ModelError(f"{folder} has an adapter's configuration but no weights")
         if not is_allowed(Risk.PICKLE, str(folder)):
-            raise ModelError(f"{folder}: its adapter is no safetensors; {hint(Risk.PICKLE)}")
+            raise ModelError(f"{folder}: its adapter is not safetensors; {hint(Risk.PICKLE)}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below

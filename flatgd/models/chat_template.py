@@ -1,14 +1,14 @@
-"""Chat templates: the prompt that inference will see, and what the template adds for a reply.
+"""Chat templates: the prompt that inference sees, and what the template adds for a reply.
 
-    prompt   the template of the history with its generation prompt
+    prompt   the rendered history with the template's generation prompt
     target   what the template then adds for the reply, up to its end of turn
 
-A template that refuses a conversation gets it changed by the rules below, each counted as a note:
-neighbouring turns of one role joined by a line break; the system message put before the first user
-turn; assistant turns that open the conversation left out. A history without turns is one empty turn
-of the user. Where the template does not write a reply after its own prompt, the target is the reply
-between what it writes before and after a probe; where it writes no control token after a reply, the
-tokenizer's end-of-sequence token ends it.
+If a template refuses a conversation, the rules below change it, and each change is a note of the
+row: neighbouring turns of one role are joined by a line break; the system message goes before the
+first user turn; opening assistant turns are left out. A history without turns becomes one empty
+user turn. If the template does not continue its own prompt with the reply, the target is the reply
+between the strings that the template writes around a probe. If it writes no control token after a
+reply, the tokenizer's end-of-sequence token ends the reply.
 """
 
 import re
@@ -47,8 +47,8 @@ class EndlessTemplateError(ModelError):
 
 
 class Reply(NamedTuple):
-    """What a template writes around a reply, as marked text. `end_id` ends it; `is_trimmed` is
-    whether the template strips its white space."""
+    """What a template writes around a reply, as marked text. `end_id` is the end token;
+    `is_trimmed` is whether the template strips the reply's white space."""
 
     lead: str
     end: str
@@ -58,7 +58,7 @@ class Reply(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """Prompt and prompt + target as marked text, and which rules changed the conversation."""
+    """Prompt and prompt + target as marked text, and the rules that changed the conversation."""
 
     prompt: str
     whole: str
@@ -66,8 +66,8 @@ class Rendered(NamedTuple):
 
 
 class ChatTemplate:
-    """A tokenizer's chat template. `today` is the date that it may print, as YYYY-MM-DD; `kwargs`
-    are its own variables."""
+    """A tokenizer's chat template. `today` (YYYY-MM-DD) is the date that it may print; `kwargs` are
+    the template's own variables. Raises ModelError for a template that fails or never ends."""
 
     def __init__(self, encoder: TextEncoder, today: str, kwargs: Mapping[str, Any]):
         self.encoder = encoder
@@ -78,7 +78,7 @@ class ChatTemplate:
     def prompts(
         self, rows: Sequence[tuple[str, Sequence[Turn]]]
     ) -> list[tuple[str, Messages, tuple[str, ...]]]:
-        """(prompt, the messages it is of, notes) of each (system message, history)."""
+        """(prompt, its messages, notes) of each (system message, history)."""
         marked = [self._messages(system, turns) for system, turns in rows]
         texts = self._render_all(marked, True)
         return [
@@ -91,7 +91,7 @@ class ChatTemplate:
     def wholes(
         self, prompts: Sequence[tuple[str, Messages, tuple[str, ...]]], replies: Sequence[str]
     ) -> list[Rendered]:
-        """Prompt with target for each reply."""
+        """Prompt and target of each reply."""
         marked = [self.encoder.mark(reply) for reply in replies]
         full = [
             [*messages, {"role": "assistant", "content": reply}]
@@ -178,7 +178,7 @@ class ChatTemplate:
             ) from None
 
     def _repaired(self, messages: Messages) -> tuple[str, Messages, tuple[str, ...]]:
-        """The conversation changed as little as the template accepts."""
+        """The conversation with the fewest changes that the template accepts."""
         for tried, notes in _repairs(messages):
             text = self._try(tried, True)
             if text is not None and _shows_system(text, tried):
@@ -191,8 +191,7 @@ class ChatTemplate:
 
 
 def _dated(template: str, today: str) -> dict[str, Any]:
-    """The template with a `strftime_now` of its own, which knows one day; transformers passes no
-    function to a template."""
+    """The template with its own `strftime_now`, which always returns one date."""
     if "strftime_now" not in template:
         return {}
     day = date.fromisoformat(today)
@@ -255,5 +254,5 @@ def _repairs(messages: Messages) -> Iterator[tuple[Messages, tuple[str, ...]]]:
 
 
 def counted(notes: Sequence[Sequence[str]]) -> dict[str, int]:
-    """How many rows each rule changed."""
+    """The number of rows that each rule changed."""
     return dict(Counter(note for row in notes for note in row))

@@ -1,6 +1,4 @@
-"""How a dialogue becomes a model's input. One class for each kind of model; the rest does not ask
-which.
-"""
+"""How a dialogue becomes a model's input: one class for encoder-decoders, one for decoders."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,9 +33,9 @@ TEMPLATE_KWARGS: Mapping[str, Any] = {"enable_thinking": False}  # the replies h
 
 
 class Layout(NamedTuple):
-    """How an encoder-decoder was pretrained to see text: what stands between two turns (None: the
-    end-of-sequence token), whether <s> opens encoder and decoder texts, whether </s> closes the
-    encoder's. Told here, as transformers 5's BlenderbotTokenizer leaves its </s> out."""
+    """The text layout of an encoder-decoder's pretraining: the separator between turns (None: the
+    end-of-sequence token), whether <s> opens encoder and decoder texts, and whether </s> closes the
+    encoder's. Stated here, because transformers 5's BlenderbotTokenizer leaves </s> out."""
 
     separator: str | None
     opened: bool
@@ -54,8 +52,8 @@ ENCODER_DECODER = {
 
 @dataclass(frozen=True)
 class EncoderDecoder(DialogueFormat):
-    """The encoder reads the turns, a system message first; the decoder starts with `start` and
-    predicts reply + end. White space is folded: what stands between turns is white space."""
+    """The encoder reads the system message and the turns; the decoder starts with `start` and
+    predicts the reply and its end. White space is folded, because it separates turns."""
 
     start: tuple[int, ...] = (1,)
 
@@ -74,7 +72,7 @@ class EncoderDecoder(DialogueFormat):
         return [] if self.suffix or has_system else [self.end]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        quiet = [IGNORE] * (len(self.start) - 1)  # nothing is predicted inside `start`
+        quiet = [IGNORE] * (len(self.start) - 1)  # positions inside `start` predict nothing
         shifted = [[*self.start, *e.reply_ids[:-1]] for e in examples]
         return {
             **self._encoder(examples),
@@ -102,9 +100,9 @@ def _folded(row: Dialogue) -> Dialogue:
 
 @dataclass(frozen=True)
 class Causal(DialogueFormat):
-    """Decoder-only: the tokenizer's chat template, or each turn closed by `separator`.
+    """Decoder-only models: the tokenizer's chat template, or turns that `separator` ends.
 
-    `template_date` and `template_kwargs` are given to the template.
+    `template_date` and `template_kwargs` are passed to the template.
     """
 
     chat: bool = False
@@ -113,7 +111,7 @@ class Causal(DialogueFormat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.chat:  # what the template itself writes has a place in the embedding
+        if self.chat:  # raises if the template writes a token that the embedding lacks
             self.text.ids([self.template.reply.lead + self.template.reply.end])
             self.history(["a"]) if self.text.is_larger else None
 
@@ -127,7 +125,7 @@ class Causal(DialogueFormat):
 
     @cached_property
     def lead(self) -> str:
-        """What a reply opens with before its text, as decoded."""
+        """The decoded text that the template writes before a reply's own text."""
         if not self.chat:
             return ""
         (ids,) = self.text.ids([self.template.reply.lead])
@@ -163,16 +161,19 @@ class Causal(DialogueFormat):
         return Prompt(self.text.ids([text])[0], 0, text, messages, notes)
 
     def _shortened(self, row: Dialogue, opening: list[int]) -> Prompt | None:
-        """Without whole oldest turns; where the newest alone is too long, without the beginning of
-        its text. It begins with the id `opening`, as a template may write the BOS before users'
-        turns alone. None where nothing fits."""
+        """The prompt without its oldest turns, or, if the newest turn alone is too long, without
+        the beginning of that turn's text. None if nothing fits.
+
+        The prompt must begin with the id `opening`: a template may write the BOS before user turns
+        only.
+        """
         for first in range(1, len(row.history)):
             prompt = self._one(row.system, row.history[first:])
             if len(prompt.ids) <= self.max_history_tokens and prompt.ids[:1] == opening:
                 return prompt
         role, text = row.history[-1] if row.history else ("user", "")
         low, high, best = 1, len(text) - 1, None
-        while low <= high:  # the least that must go, by halving
+        while low <= high:  # bisect for the fewest characters to remove
             middle = (low + high) // 2
             prompt = self._one(row.system, [Turn(role, text[middle:].lstrip())])  # type: ignore[arg-type]
             if len(prompt.ids) <= self.max_history_tokens:
@@ -194,8 +195,8 @@ class Causal(DialogueFormat):
             begin = len(prompt.ids)
             target, notes = whole[begin:], row.notes[len(prompt.notes) :]
             if whole[:begin] != prompt.ids:
-                # the tokenizer merges the prompt's last letters with the reply's first, which
-                # inference never does: there the prompt stands already
+                # the tokenizer merges the prompt's last letters with the reply's first; inference
+                # cannot, because it tokenizes the prompt alone
                 target = self.text.ids([row.whole[len(row.prompt) :]])[0]
                 notes = (*notes, APART)
             found.append((target, notes))
@@ -228,10 +229,10 @@ def format_for(
     template_date: str = TEMPLATE_DATE,
     chat_template_kwargs: Mapping[str, Any] = TEMPLATE_KWARGS,
 ) -> DialogueFormat:
-    """The encoding for a model's config. Raises ModelError for a model that is not supported.
+    """The dialogue format of a model's config. Raises ModelError for a model without support.
 
-    `turn_separator` is put between turns instead of the family's own, and instead of a chat
-    template. `template_date` and `chat_template_kwargs` are given to the chat template.
+    `turn_separator` replaces the format's own separator, and a chat template. `template_date`
+    (YYYY-MM-DD) and `chat_template_kwargs` are passed to the chat template. Lengths are in tokens.
     """
     kind = config.model_type
     _check_kind(config)
@@ -267,8 +268,8 @@ def format_for(
 
 
 def speaks(config: Any) -> bool:
-    """Whether a model's config is of one that generates here: any decoder-only model, and the
-    encoder-decoders whose layout is known."""
+    """Whether flatgd can generate with a model of this config: with any decoder-only model, and
+    with the encoder-decoders in ENCODER_DECODER."""
     kind = config.model_type
     if config.is_encoder_decoder:
         return kind in ENCODER_DECODER
@@ -284,23 +285,26 @@ def _check_kind(config: Any) -> None:
         return
     kind, known = config.model_type, ", ".join(ENCODER_DECODER)
     if config.is_encoder_decoder:
-        raise ModelError(f"model type {kind!r} is not supported: of encoder-decoders, {known} are")
+        raise ModelError(
+            f"model type {kind!r} is not supported; the supported encoder-decoders are {known}"
+        )
     raise ModelError(
-        f"model type {kind!r} is not supported: it is no language model that generates. Any "
+        f"model type {kind!r} is not supported, because it does not generate text. Any "
         f"decoder-only model is supported, and the encoder-decoders {known}"
     )
 
 
 def declare_stops(model: Any, dialogue_format: DialogueFormat) -> None:
-    """Write the end that is learnt into the checkpoint's generation settings, for whoever loads it
-    elsewhere."""
+    """Write the end token of training into the model's generation settings, so that the checkpoint
+    also stops there when other programs load it."""
     if getattr(model, "generation_config", None) is not None:
         stops = declared_stops(model, dialogue_format)
         model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
 
 
 def declared_stops(model: Any, dialogue_format: DialogueFormat) -> list[int]:
-    """Every id that ends a reply: what was learnt, and what checkpoint and tokenizer declare."""
+    """Every id that ends a reply: the end token of training, and those that checkpoint and
+    tokenizer declare."""
     found = {dialogue_format.end, int(dialogue_format.tokenizer.eos_token_id)}
     for settings in (getattr(model, "generation_config", None), model.config):
         ends = getattr(settings, "eos_token_id", None)
@@ -309,7 +313,7 @@ def declared_stops(model: Any, dialogue_format: DialogueFormat) -> list[int]:
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What the tokenizer puts before a text, as Llama's <s>."""
+    """The ids that the tokenizer writes before a text, such as Llama's <s>."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     places = range(len(whole) - len(plain) + 1)

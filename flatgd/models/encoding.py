@@ -1,10 +1,10 @@
-"""One dialogue as token ids: what every kind of model shares.
+"""One dialogue as token ids: the part that all models share.
 
-A collated batch is a dict of tensors: what the model's forward takes, and beside it
+A collated batch is a dict of tensors: the inputs of the model's forward, and
 
-    targets  [B, T]  the token that each position of the logits predicts, IGNORE where there is none
-    is_safe  [B]     the label of the row (never named `label`: collators take that for token ids)
-    row      [B]     its number in the training data, -1 elsewhere
+    targets  [B, T]  the token that each position of the logits predicts, IGNORE for no token
+    is_safe  [B]     the row's label (not named `label`, which collators take for token ids)
+    row      [B]     the row's number in the training data, or -1
 
 B rows, T reply positions.
 """
@@ -29,14 +29,15 @@ CHUNK = 1024  # rows tokenized at once
 EMPTY = "empty turns left out"
 APART = "reply whose first token is not merged with the prompt"
 NOTHING_FITS = (
-    "max_history_tokens is {room}, but the system message and what stands around the turns take "
+    "max_history_tokens is {room}, but the system message and the markers around the turns take "
     "{least} tokens; raise max_history_tokens or shorten the system message"
 )
 
 
 class Example(NamedTuple):
-    """One encoded dialogue. `cut_tokens` counts what truncation took from history and reply, `row`
-    is its number in the training data, `notes` are the rules that changed its conversation."""
+    """One encoded dialogue. `cut_tokens` is the number of tokens that truncation removed from
+    history and reply, `row` its number in the training data or -1, `notes` the rules that changed
+    its conversation."""
 
     history_ids: list[int]
     reply_ids: list[int]
@@ -47,8 +48,8 @@ class Example(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What a model reads before a reply: its ids, how many older tokens were cut, the messages that
-    are left of the conversation, and the rules that changed it."""
+    """The input before a reply: its ids, the number of older tokens that were cut, its text and
+    messages if there is a chat template, and the rules that changed the conversation."""
 
     ids: list[int]
     cut: int
@@ -59,10 +60,10 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class DialogueFormat:
-    """Encoding shared by both kinds of model; `tokenizer` needs an end-of-sequence token.
+    """The encoding that both kinds of model share. `tokenizer` needs an end-of-sequence token.
 
-    `vocabulary` is the number of rows of the model's embedding: an id beyond it is a ModelError.
-    `prefix` and `suffix` stand around a history, `separator` between its turns.
+    `vocabulary` is the number of rows of the model's embedding; a larger id raises ModelError.
+    `prefix` and `suffix` are the ids around a history, `separator` is the text between its turns.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -85,7 +86,7 @@ class DialogueFormat:
         return self.encode_all([dialogue])[0]
 
     def encode_all(self, rows: Sequence[Dialogue]) -> list[Example]:
-        """Token ids: the newest end of the history, the beginning of the reply.
+        """Encode dialogues: the newest part of each history and the beginning of each reply.
 
         Raises DataError with every row that does not fit.
         """
@@ -103,11 +104,11 @@ class DialogueFormat:
         return examples
 
     def encode_histories(self, rows: Sequence[Dialogue]) -> list[Example]:
-        """What a model reads to answer each history; no reply."""
+        """Encode histories alone, for generation."""
         return [Example(prompt.ids, [], True, prompt.cut) for prompt in self.prompts(rows)]
 
     def prompts(self, rows: Sequence[Dialogue]) -> list[Prompt]:
-        """What stands before each reply. Raises DataError with every row that does not fit."""
+        """The input before each reply. Raises DataError with every row that does not fit."""
         raise NotImplementedError
 
     def _replies(
@@ -117,13 +118,13 @@ class DialogueFormat:
         return [([*ids, self.end], ()) for ids in self.text.plain(replies)]
 
     def history(self, turns: Sequence[Any], system: str = "") -> tuple[list[int], int]:
-        """(token ids of the newest end, how many older tokens were cut) of turns, or of strings
-        that alternate."""
+        """(token ids of the newest part, number of older tokens cut) of turns, or of strings with
+        alternating roles."""
         (prompt,) = self.prompts([Dialogue(as_turns(turns), "", None, "", "", system=system)])
         return prompt.ids, prompt.cut
 
     def spelled(self, example: Example) -> str:
-        """Every token of an example with its id, prompt and target told apart."""
+        """Every token of an example with its id, prompt and target on separate lines."""
         lines = []
         for name, ids in (("prompt", example.history_ids), ("target", example.reply_ids)):
             tokens = (f"{self.tokenizer.decode([number])!r} {number}" for number in ids)
@@ -139,7 +140,7 @@ class DialogueFormat:
 
     @property
     def end(self) -> int:
-        """What ends a reply."""
+        """The id that ends a reply."""
         return int(self.tokenizer.eos_token_id)
 
     def said(self, ids: Sequence[int], stops: Sequence[int]) -> str:
@@ -153,8 +154,8 @@ class DialogueFormat:
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
     def _joined(self, rows: Sequence[Dialogue], close: str = "") -> list[Prompt]:
-        """Turns with the separator between them and `close` after the last, cut at their old end;
-        the system message comes first and is never cut."""
+        """Prompts without a chat template: turns with the separator between them and `close` after
+        the last. The oldest tokens are cut; the system message comes first and is never cut."""
         turns = [[turn.text for turn in row.history if turn.text.strip()] for row in rows]
         mark, sep = self.text.mark, self.separator  # the separator may be a special token
         systems = [mark(row.system) + sep if row.system else "" for row in rows]
@@ -178,7 +179,7 @@ class DialogueFormat:
         return found
 
     def _nothing(self, has_system: bool) -> list[int]:
-        """What is read of a history without text."""
+        """The ids of a history without text."""
         return []
 
 

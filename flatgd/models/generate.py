@@ -19,7 +19,7 @@ Progress = Callable[[int], None]
 
 
 class Replies(NamedTuple):
-    """The replies to each history; how many tokens they are, and how long `generate` took."""
+    """The replies to each history, the number of their tokens, and the seconds in `generate`."""
 
     texts: list[list[str]]
     tokens: int
@@ -35,13 +35,13 @@ def generate_replies(
     progress: Progress = lambda done: None,
     guide: Guide | None = None,
 ) -> Replies:
-    """`settings.samples` replies to the history of each dialogue, in the order given; a `guide`
-    steers the model.
+    """`settings.samples` replies to the history of each dialogue, in the order of `dialogues`. A
+    `guide` steers the model.
 
-    Histories of like length are answered together; each such batch draws from its own seed, so the
-    outcome depends on the seed, the histories and the batch size alone. Several processes share
-    the batches out. A reply stops at every end that the checkpoint declares and at the end that was
-    learnt; the checkpoint's other generation settings are set aside.
+    Histories of similar length form a batch, and each batch has its own seed, so the result depends
+    only on the seed, the histories and the batch size. Several processes divide the batches among
+    them. A reply ends at any end token that the checkpoint declares or that training used. The
+    checkpoint's other generation settings are ignored.
     """
     encoded = dialogue_format.encode_histories(dialogues)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
@@ -92,7 +92,7 @@ def _processors(
 
 
 def _tokens(said: Tensor, stops: list[int]) -> int:
-    """How many tokens were said, each reply's closing one included."""
+    """The number of generated tokens, each reply's end token included."""
     is_end = torch.isin(said, torch.tensor(stops, device=said.device))
     ended = is_end.cumsum(1) - is_end.long()
     return int((ended == 0).sum())
@@ -101,7 +101,7 @@ def _tokens(said: Tensor, stops: list[int]) -> int:
 def _generation_config(
     dialogue_format: DialogueFormat, settings: Generate, is_guided: bool, stops: list[int]
 ) -> GenerationConfig:
-    """A guide takes temperature and nucleus on itself."""
+    """The settings of `generate`. A guide applies temperature and nucleus itself."""
     return GenerationConfig(
         do_sample=True,
         num_beams=1,

@@ -1,17 +1,17 @@
-"""Guides: what changes a model's next-token distribution while plain `generate` runs it.
+"""Guides change a model's next-token distribution while plain `generate` runs it.
 
     log p = log p_LM + strength * shift, normalised again
 
-Each guide has its own shift; strength 0 is the model itself, token for token. A guide gives a
-LogitsProcessor for generating, and the same distribution over given replies for scoring:
+Each guide has its own shift; strength 0 is the unchanged model, token for token. A guide provides a
+LogitsProcessor for generation, and the same distribution over given replies for scoring:
 
     processor = guide.processor(model, prompt)
     model.generate(**prompt, do_sample=True, logits_processor=[processor])
 
-The processor takes temperature and nucleus on itself, as DExperts wants the nucleus of p_LM, before
-anybody else speaks; so give them to it and not to `generate`.
+The processor applies temperature and nucleus itself, because DExperts takes the nucleus from p_LM
+before the shift. Pass both to the processor and not to `generate`.
 
-Shapes: R rows of a generation (prompts x replies), V vocabulary, N, B, T as in models.py.
+Shapes: R rows of a generation (prompts x replies), V vocabulary, N, B, T as in heads.py.
 """
 
 import weakref
@@ -41,25 +41,25 @@ class Guide(ABC):
 
     strength: float
     models_held: int = 0
-    """Whole models it keeps in memory beside the one it steers."""
+    """Models that it keeps in memory beside the one it steers."""
 
     @abstractmethod
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probabilities at each real token of given replies, without a nucleus. [N, V]"""
+        """Log-probabilities [N, V] at each reply token of given replies, without a nucleus."""
 
     @abstractmethod
     def processor(
         self, model: nn.Module, prompt: Batch, temperature: float = 1.0, top_p: float = 1.0
     ) -> LogitsProcessor:
-        """For one call of `model.generate(**prompt)`."""
+        """The processor for one call of `model.generate(**prompt)`."""
 
     @abstractmethod
     def weights(self) -> int:
-        """How many numbers it holds in memory beside the model's."""
+        """The number of weights that it keeps in memory beside the model's."""
 
 
 class GuideProcessor(LogitsProcessor):
-    """Temperature, nucleus, then the shift. `kept` lives as long as the processor."""
+    """Temperature, nucleus, then the shift. The processor keeps a reference to `kept`."""
 
     def __init__(
         self, shift: Shift, strength: float, temperature: float, top_p: float, kept: Any = None
@@ -80,7 +80,7 @@ class GuideProcessor(LogitsProcessor):
 class Stream:
     """An expert that reads along while another model generates: one token a step, with a cache.
 
-    Where rows have changed places, as in beam search, it reads them again from the beginning.
+    If rows change places, as in beam search, it reads them again from the beginning.
     """
 
     def __init__(self, model: nn.Module, prompt: Batch):
@@ -104,7 +104,7 @@ class Stream:
         self.cache = output[CACHE]
         wanted = ids.shape[1] - self.begin + 1 if self.ids is None else 1
         log_q_RTV = output.logits[:, -wanted:].float().log_softmax(-1)
-        if self.ids is None:  # the reply so far, each token under what stood before it
+        if self.ids is None:  # score the reply so far, each token given those before it
             said = ids[:, self.begin :]
             self.spoken = log_q_RTV[:, :-1].gather(-1, said[..., None])[..., 0].sum(1)
         else:
@@ -131,14 +131,14 @@ class Stream:
         mask = torch.cat([self.mask, more], 1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
         fed = {"input_ids": new, "attention_mask": mask, "position_ids": positions}
-        # not the whole prompt's logits: [rows, prompt, vocabulary] is gigabytes
+        # without the prompt's logits: [rows, prompt, vocabulary] takes gigabytes
         return {**fed, "logits_to_keep": ids.shape[1] - self.begin + 1 if self.ids is None else 1}
 
 
 class HeadInput:
-    """What goes into a model's output head: its last hidden states, `last`, seen by a hook.
+    """The input of a model's output head, its last hidden states, which a hook stores in `last`.
 
-    As a context manager for the block, or by `attach` for as long as it is kept.
+    Use it as a context manager, or with `attach` for as long as this object exists.
     """
 
     last: Tensor

@@ -1,4 +1,4 @@
-"""Models and tokenizers: looked for, loaded, compared; and what a model says of a batch's replies.
+"""A model's output head, and its log-probabilities and states at the reply tokens of a batch.
 
 Shapes: B rows, T reply positions, N real reply tokens of a batch, D width, V vocabulary.
 """
@@ -23,9 +23,9 @@ FORWARD_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
 def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Log-probabilities of the next token at each real reply token, row by row. Shape [N, V].
+    """Log-probabilities of the next token at each reply token, row by row. Shape [N, V].
 
-    The output head sees only real positions: padding costs nothing there. Float32 at least.
+    The output head computes only these positions, not the padding. At least float32.
     """
     real_BT = batch["targets"] != IGNORE
     inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
@@ -37,10 +37,10 @@ def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 def at_head(
     model: nn.Module, batch: Mapping[str, Tensor], compute: Callable[[Tensor, Head], Tensor]
 ) -> Tensor:
-    """`compute(states [N, D], head)`, of shape [n, 1] or [n, V], as the model's logits.
+    """`compute(states [N, D], head)`, of shape [n, 1] or [n, V], in place of the model's logits.
 
-    It runs inside the model's forward, where sharded weights are whole, and comes out of it as the
-    logits do, so that FSDP2 makes them whole again for each backward pass.
+    It runs inside the model's forward pass, where sharded weights are gathered. Its result leaves
+    the model as the logits do, so FSDP2 gathers the weights again for each backward pass.
     """
     inner, head = unwrapped(model), output_head(model)
     real_BT = batch["targets"] != IGNORE
@@ -61,7 +61,7 @@ def at_head(
 
 
 def reply_states(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the head is given at each real reply token, as `reply_log_probs` has them. [N, D]."""
+    """The head's input at each reply token, in the order of `reply_log_probs`. Shape [N, D]."""
     return at_head(model, batch, lambda states_ND, head: states_ND)
 
 
@@ -75,7 +75,7 @@ def head_of(model: nn.Module) -> Head:
 
 
 class HeadOnly(nn.Module):
-    """What is left of a model of which no more than the head is asked."""
+    """The head of a model whose body is no longer needed."""
 
     def __init__(self, head: Head):
         super().__init__()
@@ -86,13 +86,13 @@ class HeadOnly(nn.Module):
             self.head.bias = nn.Parameter(head.bias.detach(), requires_grad=False)
 
     def get_output_embeddings(self) -> nn.Module:
-        """As transformers' models have it."""
+        """The same method as in transformers' models."""
         return self.head
 
 
 def join_embeddings(model: nn.Module) -> None:
-    """Embeddings on one weight become one module: FSDP2 takes a tied weight only from modules that
-    it shards together, and encoder-decoders have three."""
+    """Replace embeddings that share one weight by one module. FSDP2 supports a tied weight only in
+    modules that it shards together, and encoder-decoders have three."""
     embeddings = [
         (parent, name, child)
         for parent in model.modules()
@@ -105,18 +105,18 @@ def join_embeddings(model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """After forward passes alone: FSDP2 leaves weights whole until the next backward pass."""
+    """Shard weights again after forward passes without a backward pass, which FSDP2 waits for."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
-    """Whether the logits are those of `head_of` on the states before it; tried on `batch`.
+    """Whether the logits equal those of `head_of` on the last hidden states, tried on `batch`.
 
-    Not so where an adapter sits on the head, or the model does something to its logits.
+    They do not if an adapter is on the head, or if the model changes its logits afterwards.
     """
-    if not isinstance(output_head(model), nn.Linear):  # peft's layers are none
+    if not isinstance(output_head(model), nn.Linear):  # peft wraps a head with an adapter
         return False
     was_training = model.training
     model.eval()
@@ -133,8 +133,8 @@ def has_plain_head(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
 def in_vocabulary(log_q_NV: Tensor, size: int) -> Tensor:
     """Log-probabilities over `size` tokens, [N, size].
 
-    Models of one token map may pad their vocabulary to different sizes. What is cut off is padding,
-    and the rest is normalised again; what is added has probability 0.
+    Models with one token map may pad their vocabularies to different sizes. Surplus padding is cut
+    off and the rest normalised again; padding that is added gets probability 0.
     """
     width = log_q_NV.shape[-1]
     if width > size:
@@ -143,7 +143,8 @@ def in_vocabulary(log_q_NV: Tensor, size: int) -> Tensor:
 
 
 def output_head(model: nn.Module) -> nn.Module:
-    """The layer from hidden states to logits, also of a wrapped model."""
+    """The layer from hidden states to logits, also of a wrapped model. Raises ModelError if there
+    is none."""
     inner = unwrapped(model)
     head: nn.Module | None = inner.get_output_embeddings()
     if head is None:
@@ -152,7 +153,7 @@ def output_head(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """transformers' own model: inside DistributedDataParallel, below an adapter."""
+    """transformers' own model, inside DistributedDataParallel and below an adapter."""
     inner: Any = getattr(model, "module", model)
     return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
@@ -165,7 +166,8 @@ def head_weight(model: nn.Module) -> Tensor:
 
 @contextmanager
 def _only_positions(head: nn.Module, real_BT: Tensor) -> Iterator[None]:
-    """Inside the block `head` is given [N, D], the rows of [B, T, D] where `real_BT` holds."""
+    """Inside the block `head` receives [N, D]: the positions of [B, T, D] where `real_BT` is
+    true."""
     hook = head.register_forward_pre_hook(lambda _, args: (args[0][real_BT],))
     try:
         yield
@@ -174,12 +176,12 @@ def _only_positions(head: nn.Module, real_BT: Tensor) -> Iterator[None]:
 
 
 def reply_rows(batch: Mapping[str, Tensor]) -> Tensor:
-    """Which row [N] each real reply token is of, in the order of `reply_log_probs`."""
+    """The row [N] of each reply token, in the order of `reply_log_probs`."""
     return (batch["targets"] != IGNORE).nonzero()[:, 0]
 
 
 def reply_tokens(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(targets [N], is_safe [N]) of the real reply tokens, in the order of `reply_log_probs`."""
+    """(targets [N], is_safe [N]) of the reply tokens, in the order of `reply_log_probs`."""
     real_BT = batch["targets"] != IGNORE
     is_safe_BT = batch["is_safe"][:, None].expand_as(real_BT)
     return batch["targets"][real_BT], is_safe_BT[real_BT]

@@ -1,4 +1,4 @@
-"""How likely a model finds given replies: the ground of perplexity and of contrast."""
+"""The likelihood of given replies under a model, from which perplexity and contrast follow."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from flatgd.runtime import distributed
 
 
 class ReplyLikelihood(NamedTuple):
-    """Negative log-likelihood of one reply given its history: sum in nats, over `tokens` tokens."""
+    """Negative log-likelihood of one reply given its history: `nll` is the sum in nats over its
+    `tokens` tokens."""
 
     nll: float
     tokens: int
@@ -28,10 +29,10 @@ def score_replies(
     progress: Callable[[int], None] = lambda done: None,
     log_probs: Callable[[nn.Module, Batch], Tensor] = reply_log_probs,
 ) -> list[ReplyLikelihood]:
-    """The likelihood of each reply, its closing token included, in the order given; several
-    processes share the batches out.
+    """The likelihood of each reply, its end token included, in the order of `dialogues`.
 
-    `log_probs`: the distribution at each token, the model's own or a guide's.
+    `log_probs` gives the distribution at each token: the model's own or a guide's. Several
+    processes divide the batches among them, and each returns all results.
     """
     encoded = dialogue_format.encode_all(dialogues)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))

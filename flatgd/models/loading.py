@@ -25,7 +25,7 @@ from flatgd.models.trust import Risk, hint, is_allowed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ADAPTER = "adapter_config.json"
-BASE_FROM_HERE = "base_from_here.txt"  # beside it: the way to a base that is a folder
+BASE_FROM_HERE = "base_from_here.txt"  # beside it: the relative path to a base that is a folder
 
 
 def on_device(model: Any) -> Any:
@@ -33,13 +33,16 @@ def on_device(model: Any) -> Any:
 
 
 def on_meta(config: Any, kind: Any = None) -> Any:
-    """A model of that configuration, without weights; ModelError if transformers has none."""
+    """A model of that configuration without weights. Raises ModelError if transformers has no
+    such model."""
     kind = kind or (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM)
     with torch.device("meta"):
         try:
             return kind.from_config(config, dtype=torch.float32)
         except ValueError:
-            raise ModelError(f"transformers has no {config.model_type!r} that fits here") from None
+            raise ModelError(
+                f"transformers has no model of type {config.model_type!r} for this task"
+            ) from None
 
 
 def base_of(name: str | Path) -> str | None:
@@ -50,14 +53,14 @@ def base_of(name: str | Path) -> str | None:
     stands on itself, directly or through other adapters.
     """
     base = _named_base(name)
-    passed, place = {whole(str(name))}, base
+    passed, place = {absolute_name(str(name))}, base
     while place is not None:
-        if whole(place) in passed:
+        if absolute_name(place) in passed:
             raise ModelError(
                 f"{name}: its base {base} leads back to {place}. Write the model that the adapter "
                 f"was trained on into {Path(name) / ADAPTER} as base_model_name_or_path"
             )
-        passed.add(whole(place))
+        passed.add(absolute_name(place))
         try:
             place = _named_base(place)
         except ModelError:  # it is reported when that base is loaded
@@ -78,7 +81,7 @@ def _named_base(name: str | Path) -> str | None:
             f"{path} names no base; write the model that the adapter was trained on into it as "
             "base_model_name_or_path"
         )
-    base = whole(named)
+    base = absolute_name(named)
     if Path(base).is_dir():
         return base
     way = path.with_name(BASE_FROM_HERE)
@@ -86,20 +89,20 @@ def _named_base(name: str | Path) -> str | None:
         return str(moved.resolve())
     if Path(base).is_absolute():
         raise ModelError(
-            f"{name}: its base {base} is not there; put it back, or write where it is into "
+            f"{name}: its base {base} does not exist; restore it, or write its present path into "
             f"{path} as base_model_name_or_path"
         )
     return base
 
 
-def whole(name: str) -> str:
-    """A folder by its whole path, so that it is found from anywhere; a hub name as it is."""
+def absolute_name(name: str) -> str:
+    """The absolute path of a folder; a hub name stays unchanged."""
     return os.path.abspath(name) if Path(name).is_dir() else name
 
 
 def load_config(name: str) -> Any:
-    """A model's configuration, no weights; for an adapter its base's. Raises ModelError when there
-    is none at `name`."""
+    """A model's configuration, without weights; for an adapter that of its base. Raises ModelError
+    if there is none at `name`."""
     if (base := base_of(name)) is not None:
         return load_config(base)
     _look_for(name)
@@ -110,7 +113,7 @@ def load_config(name: str) -> Any:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name that is no folder could be a model's on the hub."""
+    """Whether a name that is not a folder is a valid model name of the hub."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -119,7 +122,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def is_at_hand(name: str) -> bool:
-    """Whether a model can be looked at without network: a folder, or in the hub's cache."""
+    """Whether a model is available without network: as a folder, or in the hub's cache."""
     if Path(name).is_dir():
         return True
     cached = try_to_load_from_cache(name, "config.json") if is_hub_name(name) else None
@@ -127,28 +130,28 @@ def is_at_hand(name: str) -> bool:
 
 
 def _look_for(name: str) -> None:
-    """One question to the hub where the model is not at hand, told at once if the answer is no:
-    transformers would try again and again."""
+    """Ask the hub once whether it has a model that is not at hand. Raises ModelError at once if it
+    does not; transformers would retry many times."""
     if not Path(name).is_dir() and not is_hub_name(name):
-        raise ModelError(f"no folder {name}")
+        raise ModelError(f"there is no folder {name}, and it is not a model name of the hub")
     if is_offline_mode() or is_at_hand(name):
         return
     try:
         HfApi().model_info(name, timeout=10)
     except RepositoryNotFoundError:
         raise ModelError(
-            f"no model {name!r} on the hub, nor a folder of that name; if it is private, log in "
-            "with `hf auth login`"
+            f"there is no folder {name!r} and no such model on the hub; if the model is private, "
+            "log in with `hf auth login`"
         ) from None
-    except Exception as error:  # of whichever HTTP client the hub's library uses
+    except Exception as error:  # the hub's library may use any HTTP client
         raise ModelError(
-            f"{name!r} is not in the cache, and the hub cannot be asked "
-            f"({summarize_error(error)}); `flatgd check --offline` checks all else"
+            f"{name!r} is not in the cache, and the hub cannot be reached "
+            f"({summarize_error(error)}); `flatgd check --offline` checks everything else"
         ) from None
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at a folder or hub name. Raises ModelError when there is none."""
+    """The tokenizer at a folder or hub name. Raises ModelError if there is none."""
     try:
         tokenizer: PreTrainedTokenizerBase = _with_its_code(AutoTokenizer.from_pretrained, name)
     except (OSError, ValueError, ImportError) as error:
@@ -158,9 +161,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def load_model(name: str | Path) -> PreTrainedModel:
     """A model with float32 weights, from safetensors and without remote code, unless
-    `flatgd.models.trust` allows more.
+    `flatgd.models.trust` allows more. Raises ModelError for incomplete weights.
 
-    float32 whatever the file holds: in half precision the perturbation of the second pass vanishes.
+    Weights are float32 whatever the file holds, because the perturbation of the second pass is
+    smaller than the rounding of half precision.
     """
     config = load_config(str(name))
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -173,7 +177,7 @@ def load_as(kind: Any, name: str, needs: str = "model") -> PreTrainedModel:
     `needs` says what is used of it: model, classifier or body, as in `refuse_incomplete`. Raises
     ModelError if the checkpoint lacks weights for that.
     """
-    # transformers would have a service of the hub turn other weights into safetensors, unasked
+    # without this, transformers asks a service of the hub to convert other weights to safetensors
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     how_to = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     how_to["ignore_mismatched_sizes"] = True  # into the report, which refuses them by name
@@ -185,7 +189,7 @@ def load_as(kind: Any, name: str, needs: str = "model") -> PreTrainedModel:
                 raise
             if not is_allowed(Risk.PICKLE, name):
                 raise ModelError(
-                    f"cannot load {name!r}: it has no safetensors; {hint(Risk.PICKLE)}"
+                    f"cannot load {name!r}: it has no safetensors file; {hint(Risk.PICKLE)}"
                 ) from None
             how_to["use_safetensors"] = False
             model, report = _with_its_code(kind.from_pretrained, name, **how_to)
@@ -199,7 +203,7 @@ def load_as(kind: Any, name: str, needs: str = "model") -> PreTrainedModel:
 
 
 def _has_other_weights(name: str, error: OSError) -> bool:
-    """Whether what could not be found as safetensors is there in another form."""
+    """Whether weights exist in another form than safetensors."""
     if Path(name).is_dir():
         has_own = any(Path(name).glob("*.safetensors*"))
         return not has_own and any(Path(name).glob("pytorch_model*.bin"))
@@ -207,23 +211,25 @@ def _has_other_weights(name: str, error: OSError) -> bool:
 
 
 def _with_its_code(load: Callable[..., Any], name: str, **how_to: Any) -> Any:
-    """What transformers loads, without the repository's code; with it where that is needed and
-    allowed."""
+    """Load with transformers, without the repository's own code; with it only if that is needed
+    and allowed."""
     try:
         return load(name, trust_remote_code=False, **how_to)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
     if not is_allowed(Risk.REMOTE_CODE, name):
-        raise ModelError(f"{name!r} comes with code of its own; {hint(Risk.REMOTE_CODE)}")
+        raise ModelError(f"{name!r} needs code from its repository; {hint(Risk.REMOTE_CODE)}")
     try:
         return load(name, trust_remote_code=True, **how_to)
-    except Exception as error:  # of code that is not ours
-        raise ModelError(f"{name!r}: its own code failed: {summarize_error(error)}") from None
+    except Exception as error:  # a stranger's code can fail in any way
+        raise ModelError(
+            f"{name!r}: the code of its repository failed: {summarize_error(error)}"
+        ) from None
 
 
 def summarize_error(error: Exception) -> str:
-    """An error's first line, and its kind where that does not speak for itself."""
+    """An error's first line, with its type unless that is a common one."""
     line = str(error).strip().split("\n")[0]
     is_plain = isinstance(error, OSError | ValueError | RuntimeError) and line
     return line if is_plain else f"{type(error).__name__} {line}".strip()
@@ -232,13 +238,14 @@ def summarize_error(error: Exception) -> str:
 def check_token_map(
     one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, names: tuple[str, str]
 ) -> None:
-    """Raise ModelError unless both tokenizers give every token the same id."""
+    """Raise ModelError unless both tokenizers give every token the same id. `names` are those of
+    their models."""
     a, b = one.get_vocab(), other.get_vocab()
     if a == b:
         return
     token = min((t for t in a.keys() | b.keys() if a.get(t) != b.get(t)), key=lambda t: a.get(t, 0))
     raise ModelError(
         f"{names[0]} and {names[1]} do not share one token map: token {token!r} has id "
-        f"{a.get(token)} in one and {b.get(token)} in the other; a divergence needs the same "
-        "vocabulary in the same order, so use experts tuned from the same backbone"
+        f"{a.get(token)} in one and {b.get(token)} in the other. A divergence needs the same "
+        "vocabulary in the same order; use experts tuned from the same backbone"
     )

@@ -1,4 +1,4 @@
-"""A model that speaks: with its family's layout and, where it has one, a guide."""
+"""A model that answers: with its dialogue format and, if it has one, a guide."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ def _quiet(done: int) -> None:
 
 
 class Speaker(NamedTuple):
-    """What answers histories and finds given replies likely or not."""
+    """A model that answers histories and scores given replies."""
 
     model: Any
     dialogue_format: DialogueFormat
@@ -39,10 +39,10 @@ class Speaker(NamedTuple):
         )
 
     def megabytes(self) -> float:
-        """Its weights in memory, those of its guide included, in float32."""
+        """Megabytes (2^20 bytes) of its weights and its guide's weights in float32."""
         own = sum(p.numel() for p in self.model.parameters())
         return float(own + (self.guide.weights() if self.guide else 0)) * 4 / 2**20
 
     def models(self) -> int:
-        """How many models are in memory."""
+        """The number of models in memory: itself and those of its guide."""
         return 1 + (self.guide.models_held if self.guide else 0)

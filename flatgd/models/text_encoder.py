@@ -1,8 +1,8 @@
-"""Text to token ids, such that what people write never becomes a special token.
+"""Text to token ids, such that text from users never becomes a special token.
 
-A text that holds "</s>" or "<|im_end|>" would otherwise be read as the end of a turn, or forge one.
-`mark` wraps such strings before a template or separator joins them to the model's own; `ids` turns
-what is wrapped into ordinary tokens, and the rest as the tokenizer does.
+Otherwise a text with "</s>" or "<|im_end|>" would end a turn, or forge one. `mark` wraps such
+strings before a template or separator adds the model's own; `ids` turns wrapped strings into
+ordinary tokens and encodes the rest as the tokenizer does.
 """
 
 import re
@@ -13,15 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from flatgd.errors import ModelError
 
-# noncharacters of Unicode: no text that is meant for exchange holds them
+# noncharacters of Unicode, which texts for exchange never contain
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
 
 class TextEncoder:
     """A tokenizer's ids for texts. `vocabulary` is the number of rows of the model's embedding.
 
-    `control` are the strings that only the model's own layout may use: every special token, and
-    what else the tokenizer adds and its chat template writes.
+    `control` is the set of strings that only the model's own layout may use: all special tokens,
+    and other added tokens that the chat template writes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int):
@@ -46,22 +46,22 @@ class TextEncoder:
         return int(found)
 
     def mark(self, text: str) -> str:
-        """The text with its control strings wrapped."""
+        """The text with all control strings wrapped."""
         return self._names.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", text)
 
     def first_control(self, text: str) -> re.Match[str] | None:
-        """The first control string that the layout itself writes."""
+        """The first control string that is not wrapped: the layout itself wrote it."""
         return self._names.search(self._marked.sub(lambda found: " " * len(found[0]), text))
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, which may hold marks; no token is added. Raises ModelError for an
-        id beyond the embedding."""
+        """The ids of each text, which may contain wrapped strings. No token is added. Raises
+        ModelError for an id beyond the embedding."""
         if not texts:
             return []
         whole = [n for n, text in enumerate(texts) if OPEN not in text and CLOSE not in text]
         encoded: list[list[int]] = [[] for _ in texts]
         if whole:
-            # verbose=False: that a text is longer than the model's window is ours to count and cut
+            # verbose=False: no warning about long texts, which are cut and counted later
             found = self.tokenizer(
                 [texts[n] for n in whole],
                 add_special_tokens=False,
@@ -79,7 +79,7 @@ class TextEncoder:
         return encoded
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts in which nothing is a control token."""
+        """The ids of texts without any control token."""
         forged = {n for n, text in enumerate(texts) if self._names.search(text)}
         ids = self.ids(["" if n in forged else text for n, text in enumerate(texts)])
         for n in forged:
@@ -87,32 +87,31 @@ class TextEncoder:
         return ids
 
     def _broken(self, text: str) -> list[int]:
-        """A text with control strings in it, as ordinary tokens."""
+        """The ids of a text with control strings, as ordinary tokens."""
         ids = self._without_added_tokens(text)
         if self.control_ids.isdisjoint(ids) or len(text) < 2:
             return ids
-        # the model's own vocabulary holds the string: break it
+        # the vocabulary has the control string as an ordinary token too: split the text inside it
         found = self._names.search(text)
         cut = found.start() + 1 if found else 1
         return [number for part in self.plain([text[:cut], text[cut:]]) for number in part]
 
     def check(self, ids: Iterable[int]) -> None:
-        """Raise ModelError for an id that the embedding does not have."""
+        """Raise ModelError for an id that the embedding lacks."""
         for number in ids:
             if number >= self.vocabulary:
                 token = self.tokenizer.convert_ids_to_tokens(int(number))
                 raise ModelError(
                     f"the tokenizer gives {token!r} the id {number}, but the model's embedding has "
                     f"{self.vocabulary} rows; call model.resize_token_embeddings("
-                    f"{len(self.tokenizer)}) and save the model, or use the tokenizer that "
-                    "belongs to it"
+                    f"{len(self.tokenizer)}) and save the model, or use the model's own tokenizer"
                 )
 
     def _ids_of_marked(self, text: str) -> list[int]:
-        """Pieces between marks as the tokenizer reads them, marked strings as ordinary tokens."""
+        """The ids of a text with wrapped strings: those as ordinary tokens, the rest as usual."""
         ids: list[int] = []
         for place, piece in enumerate(self._marked.split(text)):
-            # a template may have cut through a mark
+            # a template may have cut a wrapped string in two
             piece = piece.replace(OPEN, "").replace(CLOSE, "")
             if piece:
                 ids += self._broken(piece) if place % 2 else self.ids([piece])[0]

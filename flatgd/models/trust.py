@@ -12,11 +12,11 @@ import sys
 from enum import StrEnum
 from pickle import UnpicklingError
 
-REFUSED = UnpicklingError  # what torch.load raises for anything but tensors
+REFUSED = UnpicklingError  # torch.load raises it for anything but tensors
 
 
 class Risk(StrEnum):
-    """What can be allowed."""
+    """A risk that the user can allow."""
 
     PICKLE = "pickle"  # read by torch.load(weights_only=True), which builds tensors and no more
     REMOTE_CODE = "remote-code"  # runs whatever the repository holds
@@ -24,28 +24,28 @@ class Risk(StrEnum):
 
 
 _allowed: set[Risk] = set()
-_told: set[tuple[Risk, str]] = set()
+_reported: set[tuple[Risk, str]] = set()
 
 
 def allow(*risks: Risk) -> None:
-    """From here on, in this process."""
+    """Allow risks from now on, in this process."""
     _allowed.update(risks)
 
 
 def forbid() -> None:
-    """As it was at the beginning."""
+    """Allow nothing, as at the start of the process."""
     _allowed.clear()
-    _told.clear()
+    _reported.clear()
 
 
 def is_allowed(risk: Risk, model: str) -> bool:
-    """Whether `model` may bring it. Tells on stderr, once, that it does."""
-    if risk in _allowed and (risk, model) not in _told:
-        _told.add((risk, model))
+    """Whether `risk` is allowed. Reports on stderr, once, that `model` makes use of it."""
+    if risk in _allowed and (risk, model) not in _reported:
+        _reported.add((risk, model))
         print(f"flatgd: {model}: {risk} is allowed", file=sys.stderr)
     return risk in _allowed
 
 
 def hint(risk: Risk) -> str:
-    """What to do about a refusal."""
-    return f"if you trust it: flatgd --allow {risk} ..."
+    """What the user can do about a refusal."""
+    return f"if you trust it, run flatgd --allow {risk} ..."

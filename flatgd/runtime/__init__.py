@@ -1,1 +1,1 @@
-"""What every command runs on: processes, display, memory, callbacks."""
+"""Services for all commands: processes, display, memory, time limits, callbacks."""

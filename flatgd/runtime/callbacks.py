@@ -1,4 +1,4 @@
-"""A Trainer callback that every training here uses."""
+"""The Trainer callback that moves progress bars."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 
 class Advance(TrainerCallback):
-    """Tells a progress bar of steps: those a checkpoint already holds, then one by one."""
+    """Moves a progress bar: first by the steps of the checkpoint, then step by step."""
 
     def __init__(self, advance: Callable[[int], None]):
         self.advance = advance

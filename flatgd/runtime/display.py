@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar for every long part, one line when a stage is done."""
+"""The output of a run: a progress bar for each long stage, and one line when it is done."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from rich.progress import (
 
 
 class Display:
-    """Writes to one console; bars are drawn on a terminal only, and vanish when done."""
+    """Writes to one console. Bars appear on a terminal only, and disappear when done."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False):
         self.console = console or Console(highlight=False, quiet=quiet)
@@ -38,7 +38,7 @@ class Display:
 
     @contextmanager
     def download(self, label: str) -> Iterator[Callable[[int, int | None], None]]:
-        """Yields `progress(bytes so far, bytes in all or None)`."""
+        """Yields `progress(bytes so far, total bytes or None)`."""
         with self._progress(DownloadColumn()) as progress:
             task = progress.add_task(label, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,9 +1,9 @@
-"""Several processes at one job, as `accelerate launch` and torchrun start them; alone, nothing.
+"""Several processes in one run, started by `accelerate launch` or torchrun; no effect with one.
 
-Every process walks through the same code. What can be shared out is (training, generation,
-scoring); what cannot is done by the first while the others wait. Files are written by the first.
+Every process runs the same code. Training, generation and scoring are divided among them; the first
+process does everything else, and writes files, while the others wait.
 
-torch is imported only where there are several: reports read a run's folder without it.
+torch is imported only with several processes, because reports read a run's folder without it.
 """
 
 import os
@@ -13,11 +13,11 @@ from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=12)  # how long the others wait for the first
+PATIENCE = timedelta(hours=12)  # that the others wait for the first process
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -31,7 +31,7 @@ def is_first() -> bool:
 
 
 def are_on_cpu() -> bool:
-    """Whether several work without a card, which Trainer and accelerate must be told."""
+    """Whether several processes run without a GPU, which Trainer and accelerate need to know."""
     if count() == 1:
         return False
     import torch
@@ -40,7 +40,7 @@ def are_on_cpu() -> bool:
 
 
 def meet() -> None:
-    """Meet the other processes, if there are any."""
+    """Join the process group, if there are several processes."""
     if count() > 1:
         from accelerate import PartialState
         from torch import distributed
@@ -52,7 +52,7 @@ def meet() -> None:
 def leave() -> None:
     """Leave the process group, if this process is in one.
 
-    A group that is still open when Python exits can abort the process after its work is done.
+    A group that is still open when Python exits can abort a process that has finished its work.
     """
     if "torch" in sys.modules:
         from torch import distributed
@@ -62,7 +62,7 @@ def leave() -> None:
 
 
 def wait() -> None:
-    """Until all are here."""
+    """Wait until all processes are here."""
     if count() > 1:
         from torch import distributed
 
@@ -70,14 +70,14 @@ def wait() -> None:
 
 
 def of_first(make: Callable[[], T]) -> T:
-    """What the first process makes, told to all."""
+    """The result of `make` in the first process, on every process."""
     if count() == 1:
         return make()
     from torch import distributed
 
-    told: list[T | None] = [make() if is_first() else None]
-    distributed.broadcast_object_list(told)
-    return told[0]  # type: ignore[return-value]
+    made: list[T | None] = [make() if is_first() else None]
+    distributed.broadcast_object_list(made)
+    return made[0]  # type: ignore[return-value]
 
 
 def gathered(part: T) -> list[T]:

@@ -1,4 +1,4 @@
-"""What a piece of work costs: its peak memory. Linux and CUDA; elsewhere unknown."""
+"""Peak memory of a block of code, on Linux and with CUDA; elsewhere unknown."""
 
 import ctypes
 import gc
@@ -12,20 +12,21 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peak:
-    """`megabytes` of memory above what was in use before, at its highest; None where unknown."""
+    """`megabytes` (2^20 bytes) of peak memory above what was in use before; None if unknown."""
 
     megabytes: float | None = None
 
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measure the block: the process's resident memory, or the GPU's where there is one.
+    """Measure the block: resident memory of the process, or allocated memory of the GPU if there
+    is one.
 
-    On the CPU what was freed before is given back first; what the system's allocator keeps all the
-    same counts as in use before, so there the figure is a lower bound.
+    On the CPU, freed memory is first returned to the system. The allocator may keep some of it,
+    which then counts as in use before; so the figure is a lower bound.
     """
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc alone
+    with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
     peak = Peak()
     if torch.cuda.is_available():
@@ -41,7 +42,7 @@ def peak_memory() -> Iterator[Peak]:
 
 
 def _reset() -> float | None:
-    """Make the process's high-water mark its present memory; kB, or None where that cannot be."""
+    """Reset the process's peak memory to its present memory, in kB; None if not possible."""
     try:
         RESET.write_text("5")
         return _status("VmRSS")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a training after its step, with a checkpoint."""
+"""Callbacks of every training: stop on a signal with a checkpoint, and warn about odd figures."""
 
 import logging
 import signal
@@ -14,10 +14,10 @@ from transformers import TrainerCallback
 
 from flatgd.training.gradient_reduction import largest
 
-SEEN = 50  # steps that a loss is compared with
-FEWEST = 20
-TIMES = 10  # a spike is so many times the median distance from the median
-SHARES = (0.01, 3.0)  # of the penalty's gradient, where lambda is fixed
+LOSSES_COMPARED = 50  # the last losses, with which a new one is compared
+MIN_LOSSES = 20  # before the first comparison
+SPIKE = 10  # a loss this many median deviations above the median is a spike
+SHARES = (0.01, 3.0)  # the normal range of the penalty's share, if lambda is fixed
 logger = logging.getLogger(__name__)
 
 
@@ -25,7 +25,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop(TrainerCallback):
-    """Ends the training after the step in which a signal came; a second one ends it at once."""
+    """Ends the training after the step in which SIGTERM or Ctrl-C arrives. A second signal ends it
+    at once."""
 
     def __init__(self, accelerator: Any):
         self.accelerator = accelerator
@@ -33,35 +34,36 @@ class Stop(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Signals are heard inside the block, if it is the main thread's."""
+        """Handle signals inside the block, if it runs in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             raise KeyboardInterrupt
         self.received = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.accelerator.num_processes > 1:  # all stop after the same step
+        if self.accelerator.num_processes > 1:  # all processes stop after the same step
             self.received = largest(self.accelerator, self.received)
         if self.received:
             control.should_save = control.should_training_stop = True
 
 
 class Watch(TrainerCallback):
-    """A loss that jumps; a penalty that is nothing, or drowns the rest. Told once each."""
+    """Warns about a loss that jumps, and about a penalty that is negligible or dominates. Once
+    each."""
 
     def __init__(self) -> None:
-        self.losses: deque[float] = deque(maxlen=SEEN)
-        self.told: set[str] = set()
+        self.losses: deque[float] = deque(maxlen=LOSSES_COMPARED)
+        self.warned: set[str] = set()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -73,14 +75,14 @@ class Watch(TrainerCallback):
             self._share(state.global_step, float(logs["penalty_share"]), args.flatness_weight)
 
     def _spike(self, step: int, loss: float) -> None:
-        if len(self.losses) >= FEWEST:
+        if len(self.losses) >= MIN_LOSSES:
             middle = statistics.median(self.losses)
             spread = statistics.median(abs(value - middle) for value in self.losses)
-            if loss - middle > TIMES * max(spread, 1e-3 * abs(middle)):
-                self._tell(
+            if loss - middle > SPIKE * max(spread, 1e-3 * abs(middle)):
+                self._warn_once(
                     "spike",
-                    f"step {step}: loss {loss:.3g}, where it was about {middle:.3g} before; if it "
-                    "does not come back, lower learning_rate or max_grad_norm",
+                    f"step {step}: the loss is {loss:.3g}, after about {middle:.3g} before; if it "
+                    "does not recover, lower learning_rate or max_grad_norm",
                 )
         self.losses.append(loss)
 
@@ -88,13 +90,13 @@ class Watch(TrainerCallback):
         low, high = SHARES
         if not low <= share <= high:
             way = "lower" if share > high else "raise"
-            self._tell(
+            self._warn_once(
                 "share",
-                f"step {step}: the penalty's gradient is {share:.2g} times the rest's; {way} "
-                f"flatness_weight (now {weight:g}), or give penalty_share: 0.3 instead",
+                f"step {step}: the penalty's gradient has {share:.2g} times the norm of the rest; "
+                f"{way} flatness_weight (now {weight:g}), or set penalty_share: 0.3 instead",
             )
 
-    def _tell(self, what: str, text: str) -> None:
-        if what not in self.told:
-            self.told.add(what)
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
             logger.warning(text)

@@ -1,8 +1,8 @@
-"""How gradients add up over processes: the `reduce` that the flatness functions are handed.
+"""Sums of gradients over processes: the `reduce` argument of the flatness functions.
 
-DDP reduces only the first backward after a forward, and silently not the second; so every pass runs
-inside `no_sync` and the finished sums are reduced here. FSDP2 averages in each backward already, so
-its sum is its average times the number of processes.
+DDP reduces only the first backward pass after a forward pass, and silently skips the second. So
+every pass runs inside `no_sync`, and the finished sums are reduced here. FSDP2 averages in every
+backward pass, so the sum is its average times the number of processes.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -18,23 +18,23 @@ from flatgd.runtime import distributed
 
 
 class Reduction(NamedTuple):
-    """`reduce` sums gradients in place over all processes; passes run inside `local()`."""
+    """`reduce` sums gradients over all processes, in place. Passes run inside `local()`."""
 
     reduce: Reduce
     local: Any  # () -> context manager
 
 
 def check_strategy(accelerator: Accelerator, flatness_method: str) -> None:
-    """Raises UnsupportedError for processes that cannot train together, however they were set up:
-    by flags, environment or a file of `accelerate config`."""
+    """Raise UnsupportedError for processes that cannot train together, whether flags, environment
+    or the file of `accelerate config` set them up."""
     if distributed.count() != accelerator.num_processes:
         raise UnsupportedError(
-            f"{distributed.count()} processes were started and this Trainer knows of "
-            f"{accelerator.num_processes}; without a GPU give use_cpu=True"
+            f"{distributed.count()} processes were started, but this Trainer knows of "
+            f"{accelerator.num_processes}; without a GPU, set use_cpu=True"
         )
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UnsupportedError(f"{kind.value} keeps gradients to itself; use DDP or FSDP2")
+        raise UnsupportedError(f"{kind.value} hides the gradients; use DDP or FSDP2")
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UnsupportedError("FSDP 1 flattens the weights; set fsdp_version: 2")
     if kind == DistributedType.FSDP and flatness_method == "exact":

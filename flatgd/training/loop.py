@@ -27,14 +27,14 @@ from flatgd.training.trainer import FlatGDTrainer
 
 
 class _Snapshots(TrainerCallback):
-    """Keeps the weights at evenly spaced steps before the last, as `path/STEP`."""
+    """Saves the weights at `count` evenly spaced steps before the last, as `path/STEP`."""
 
     def __init__(self, trainer: FlatGDTrainer, folder: Path, count: int):
         self.trainer, self.folder, self.count = trainer, folder, count
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        whole = self.count + 1
-        due = {round(state.max_steps * place / whole) for place in range(1, whole)}
+        parts = self.count + 1
+        due = {round(state.max_steps * place / parts) for place in range(1, parts)}
         if state.global_step in due:
             with weights_for_use(self.trainer.optimizer):
                 weights = gathered_weights(self.trainer)
@@ -52,11 +52,11 @@ def train(
     advance: Callable[[int], None] = lambda count: None,
     eval_rows: Sequence[Any] | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Train into `config.output_dir`, going on from its last whole checkpoint; says what was done
-    and what it cost.
+    """Train into `config.output_dir`, resuming from its last intact checkpoint. Returns a line that
+    says what was done, and the cost: seconds, gradient evaluations, peak memory.
 
-    Leaves config, weights or adapter, tokenizer, `training.jsonl`, one line of figures a logged
-    step, and where it evaluates `evaluation.jsonl`, a line each time.
+    Saves config, weights or adapter, tokenizer, `training.jsonl` with the figures of each logged
+    step, and, if it evaluates, `evaluation.jsonl` with those of each evaluation.
     """
     folder = Path(config.output_dir or ".")
     if is_toxic:
@@ -90,12 +90,12 @@ def train(
             write_jsonl(folder / "evaluation.jsonl", evaluations)
         for path in checkpoints(folder):
             shutil.rmtree(path)
-    told = _told(trainer, len(rows), checkpoint)
-    return told, _cost(log, trainer.state.global_step, peak.megabytes)
+    summary = _summary(trainer, len(rows), checkpoint)
+    return summary, _cost(log, trainer.state.global_step, peak.megabytes)
 
 
-def _told(trainer: FlatGDTrainer, rows: int, checkpoint: Path | None) -> str:
-    """What was done, in a line."""
+def _summary(trainer: FlatGDTrainer, rows: int, checkpoint: Path | None) -> str:
+    """What was done, in one line."""
     cut, (evaluated, evaluated_cut) = trainer.truncated(), trainer.evaluated()
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     return (
@@ -110,8 +110,8 @@ def _told(trainer: FlatGDTrainer, rows: int, checkpoint: Path | None) -> str:
 
 
 def gathered_weights(trainer: FlatGDTrainer) -> dict[str, Any] | None:
-    """The whole state of a model whose weights are spread over processes, on the first of them;
-    None where they are not. All processes must call it."""
+    """The full state of a model whose weights are sharded over processes, on the first of them;
+    None if they are not sharded. All processes must call it."""
     if not trainer.accelerator.is_fsdp2:
         return None
     state: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
@@ -120,8 +120,8 @@ def gathered_weights(trainer: FlatGDTrainer) -> dict[str, Any] | None:
 
 
 def _cost(log: Sequence[dict[str, Any]], steps: int, megabytes: float | None) -> dict[str, Any]:
-    """Over the whole training, also where it was cut off and went on, from the log: a step each, or
-    the mean of several where logging_steps is larger."""
+    """The cost of the whole training, interruptions included, from the log. An entry covers one
+    step, or the mean of several with larger logging_steps."""
     spans = [entry["step"] - before for entry, before in zip(log, _before(log), strict=True)]
     total = {
         figure: sum(entry[figure] * span for entry, span in zip(log, spans, strict=True))
@@ -138,7 +138,7 @@ def _before(log: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def steps_of(config: FlatGDConfig, rows: int) -> int:
-    """How many optimizer steps a training takes."""
+    """The number of optimizer steps of a training on `rows` rows."""
     if config.max_steps > 0:
         return int(config.max_steps)
     batch = config.per_device_train_batch_size * distributed.count()

@@ -1,6 +1,6 @@
-"""A collated batch in parts: micro-batches, some of its rows, rows that count for nothing.
+"""Parts of a collated batch: micro-batches, selected rows, and rows that are emptied.
 
-B rows, T reply positions, as in families.py.
+B rows, T reply positions, as in flatgd/models/encoding.py.
 """
 
 import torch
@@ -10,12 +10,12 @@ from flatgd.models.encoding import IGNORE, Batch
 
 
 def split_batch(batch: Batch, size: int | None, by_label: bool = False) -> list[Batch]:
-    """A collated batch as micro-batches of at most `size` rows, each cut to its longest row.
+    """A collated batch as micro-batches of at most `size` rows, each as wide as its longest row.
 
-    Rows are sorted by label and length first: less padding, and a micro-batch of toxic rows alone
-    has no likelihood term to differentiate; `by_label`: all micro-batches are of one label. Every
-    mean is over the whole batch, so order is free. Rows with one number in `pair` [B] (-1: none)
-    stay side by side, toxic before safe.
+    Rows are first sorted by label and length. This saves padding, and a micro-batch with toxic rows
+    alone has no likelihood term to differentiate. With `by_label` no micro-batch mixes labels.
+    Every mean is over the whole batch, so the order does not matter. Rows with one number in `pair`
+    [B] (-1: no pair) stay together, toxic before safe.
     """
     lengths = batch["attention_mask"].sum(1)
     rank = batch["is_safe"].long() * (int(lengths.max()) + 1) + lengths
@@ -34,12 +34,12 @@ def split_batch(batch: Batch, size: int | None, by_label: bool = False) -> list[
 
 
 def _even_parts(rows: Tensor, size: int) -> list[Tensor]:
-    """As few parts of at most `size` as can be, of one length or one less."""
+    """The fewest parts of at most `size` rows; their lengths differ by at most one."""
     return list(rows.tensor_split(-(-len(rows) // size))) if len(rows) else []
 
 
 def emptied(batch: Batch, rows: Tensor) -> Batch:
-    """The batch with `rows` [B], a mask, of no reply tokens: no sum sees them."""
+    """The batch without reply tokens in `rows` (a mask [B]), so no sum includes those rows."""
     nothing = {"targets": IGNORE, "is_safe": True, "row": -1, "pair": -1}
     changed = {key: batch[key].clone() for key in nothing if key in batch}
     for key, value in changed.items():
@@ -48,7 +48,7 @@ def emptied(batch: Batch, rows: Tensor) -> Batch:
 
 
 def take_rows(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows of a collated batch, cut to the longest of them where the batch is ours."""
+    """Some rows of a collated batch. A batch of flatgd's own is narrowed to the longest of them."""
     part = {key: value[rows] for key, value in batch.items()}
     if "labels" in part:
         return part

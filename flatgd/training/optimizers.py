@@ -1,7 +1,7 @@
-"""Optimizers with a train mode, as schedule-free ones: which weights the model holds when.
+"""Optimizers with a train mode, such as schedule-free ones.
 
-While such an optimizer trains, the model holds the weights at which gradients are taken; in eval
-mode it holds those that are meant to be used.
+In train mode, the model holds the weights at which gradients are taken. In eval mode, it holds the
+weights that are meant to be used.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ Mode = Literal["train", "eval"]
 
 
 def switch(optimizer: Any, mode: Mode) -> None:
-    """Put an optimizer into a mode, if it has modes."""
+    """Switch an optimizer's mode, if it has modes."""
     if callable(to := getattr(optimizer, mode, None)):
         to()
 

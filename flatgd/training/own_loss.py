@@ -1,9 +1,9 @@
-"""The loss of whatever Trainer the mixin is put on, under the penalty.
+"""The loss of any Trainer below the mixin, with the penalty.
 
     class FlatSFT(FlatnessMixin, trl.SFTTrainer): ...
 
-E is that loss and R nothing: J = loss + lambda * ||grad loss||^2. Batches need `labels`, IGNORE
-where nothing is learnt, and `attention_mask`; the loss must be a mean over labelled tokens.
+E is that loss and R is 0: J = loss + lambda * ||grad loss||^2. Batches need `attention_mask` and
+`labels`, with IGNORE at positions without a target. The loss must be a mean over labelled tokens.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ OURS = ("targets", "is_safe", "row", "pair")
 
 @dataclass
 class OwnLoss(Method):
-    """`compute_loss` (model, inputs) gives the mean over a micro-batch's labelled tokens."""
+    """`compute_loss(model, inputs)` returns the mean over a micro-batch's labelled tokens."""
 
     compute_loss: Callable[[nn.Module, dict[str, Any]], Tensor]
 
@@ -39,15 +39,15 @@ class OwnLoss(Method):
 
 
 def with_targets(model: nn.Module, batch: Batch) -> Batch:
-    """A Trainer's batch with what the mixin reads: `targets` [B, T] and `is_safe` [B].
+    """A Trainer's batch with the keys that the mixin reads: `targets` [B, T] and `is_safe` [B].
 
-    Raises UnsupportedError for a batch without labels or rows.
+    Raises UnsupportedError for a batch without labels or attention_mask.
     """
     if "targets" in batch:
         return batch
     if missing := [key for key in ("labels", "attention_mask") if key not in batch]:
         raise UnsupportedError(
-            f"a batch needs {' and '.join(missing)}, and has {', '.join(batch)}; let the data "
+            f"a batch needs {' and '.join(missing)}, but has only {', '.join(batch)}; let the data "
             "collator pad its rows (TRL: packing=False, padding_free=False)"
         )
     labels = batch["labels"]
@@ -58,7 +58,7 @@ def with_targets(model: nn.Module, batch: Batch) -> Batch:
 
 
 def _predicts_next(model: nn.Module) -> bool:
-    """Whether the model's loss shifts its labels by one, as decoders alone do."""
+    """Whether the model's loss shifts its labels by one, as in decoder-only models."""
     config: Any = getattr(model, "config", None)
     can_generate = getattr(model, "can_generate", lambda: False)
     return bool(can_generate()) and not getattr(config, "is_encoder_decoder", False)

@@ -1,8 +1,8 @@
-"""The precision of the weights that are trained: float32, whatever their file holds.
+"""Precision: trained weights are float32, whatever their file contains, and fp16 is refused.
 
 The penalty moves the weights by a step of length 3e-4 and compares two gradients. A bfloat16 weight
-has 8 significant bits: most of that step is lost in rounding, and the difference is noise. Frozen
-weights do not move, so a base below a LoRA adapter may stay in half precision.
+has 8 significant bits, so rounding loses most of that step, and the difference is noise. Frozen
+weights do not move, so the base of a LoRA adapter may stay in half precision.
 """
 
 import logging
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from flatgd.errors import UnsupportedError
 
 HALF = (torch.bfloat16, torch.float16)
-ADAPTER_WEIGHT = "lora_"  # peft casts around these, so they may differ from their base in precision
+ADAPTER_WEIGHT = "lora_"  # peft casts their inputs, so their precision may differ from the base's
 
 logger = logging.getLogger(__name__)
 
 
 def raise_to_float32(model: nn.Module) -> None:
-    """Raise trainable weights in half precision to float32, in place, and say so.
+    """Raise trainable weights in half precision to float32, in place, with a warning.
 
-    Parameters stay the same objects, so ties and an optimizer that already holds them stay as they
-    are. A LoRA adapter is raised alone; else all of the model's weights and buffers are, as
-    a model computes in one precision.
+    Parameters stay the same objects, so ties and an existing optimizer stay valid. If only a LoRA
+    adapter is trained, only the adapter is raised; otherwise all weights and buffers are, because a
+    model computes in one precision.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     only_adapter = bool(trained) and all(ADAPTER_WEIGHT in name for name in trained)
@@ -34,7 +34,7 @@ def raise_to_float32(model: nn.Module) -> None:
         return
     kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found})
     added = sum(tensor.numel() * (4 - tensor.element_size()) for tensor in found)
-    raised: dict[tuple[int, torch.Size], Tensor] = {}  # tensors on one storage stay on one
+    raised: dict[tuple[int, torch.Size], Tensor] = {}  # tensors that share storage keep sharing it
     for tensor in found:
         place = tensor.data_ptr(), tensor.shape
         if not tensor.numel() or place not in raised:
@@ -50,7 +50,7 @@ def raise_to_float32(model: nn.Module) -> None:
 
 
 def half_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Those in half precision, each once."""
+    """The tensors in half precision, each once."""
     return list({id(tensor): tensor for tensor in tensors if tensor.dtype in HALF}.values())
 
 
@@ -65,5 +65,6 @@ def refuse_fp16(mixed_precision: str | None) -> None:
 
 
 def computes_in_half(model: nn.Module, mixed_precision: str | None) -> bool:
-    """Whether a forward pass rounds to half precision: by autocast, or by frozen weights."""
+    """Whether forward passes round to half precision, by autocast or by frozen weights.
+    `mixed_precision` is accelerate's."""
     return mixed_precision not in (None, "no") or bool(half_tensors(model.parameters()))

@@ -48,11 +48,13 @@ Rows = Sequence[Row | tuple[Dialogue, Dialogue]]
 class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     """Fine-tune `model` on labelled replies.
 
-    `train_dataset` holds Dialogues or rows with prompt, completion and label (true = safe), a
-    datasets.Dataset too; for a method that learns from pairs also tuples of a safe and a toxic
-    reply to one history. `eval_dataset` holds the same, or is a dict of such sets. Without
-    `method`, FlatGD is built from `args` and the two experts, each a model or where to load one
-    from. All else is Trainer's.
+    `train_dataset` contains Dialogues, or rows with prompt, completion and label (true = safe); it
+    may be a datasets.Dataset. For a method that learns from pairs it also contains tuples of a safe
+    and a toxic reply to one history. `eval_dataset` has the same form, or is a dict of such sets.
+    Without `method`, FlatGD is built from `args` and the two experts; each is a model, or a folder
+    or hub name. Everything else is Trainer's.
+
+    Raises UnsupportedError, ModelError or DataError for arguments that cannot work together.
     """
 
     def __init__(
@@ -75,7 +77,10 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         if faults := [*sampling_faults(args)]:
             raise UnsupportedError("\n".join(faults))
         if kwargs.get("compute_loss_func") is not None:
-            raise UnsupportedError("compute_loss_func would not be asked; the loss is the method's")
+            raise UnsupportedError(
+                "compute_loss_func would have no effect, because the method defines the loss; "
+                "remove it"
+            )
         _refuse_attention(model, args)
         _refuse_untrainable(model)
         if method is None:
@@ -103,8 +108,8 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         has_pairs = any(len(group) > 1 for group in self.examples)
         if has_pairs != (method.learns_from == "pairs"):
             raise UnsupportedError(
-                f"{method.name} learns from {method.learns_from}, and train_dataset holds "
-                f"{'pairs' if has_pairs else 'none but single replies'}"
+                f"{method.name} learns from {method.learns_from}, but train_dataset contains "
+                f"{'pairs' if has_pairs else 'only single replies'}"
             )
         super().__init__(
             model=model,
@@ -141,7 +146,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         mark(model, Path(output_dir or self.args.output_dir or "."))
 
     def _numbered(self, rows: Rows, place: str) -> list[tuple[Example, ...]]:
-        """Rows encoded, each with a number of its own."""
+        """Encoded rows, each with its own number."""
         groups = _groups(rows, place)
         self._conversations += [row.conversation for group in groups for row in group]
         encoded = iter(self._format.encode_all(list(chain.from_iterable(groups))))
@@ -153,7 +158,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         return found
 
     def _refuse_long(self, groups: Sequence[tuple[Example, ...]], place: str) -> None:
-        """Raises UnsupportedError where a row is longer than a model has positions."""
+        """Raise UnsupportedError if a row has more tokens than a model has positions."""
         rows = list(chain.from_iterable(groups))
         longest = [
             max(rows, key=lambda row: len(row.history_ids) + len(row.reply_ids)),
@@ -184,17 +189,18 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     def _whole_pairs(self, groups: list[tuple[Example, ...]]) -> list[tuple[Example, ...]]:
         if self.method.learns_from != "pairs" and any(len(group) > 1 for group in groups):
             raise UnsupportedError(
-                f"{self.method.name} learns from {self.method.learns_from}, and eval_dataset holds "
-                "pairs"
+                f"{self.method.name} learns from {self.method.learns_from}, but eval_dataset "
+                "contains pairs"
             )
         return groups
 
     def encode_rows(self, rows: Any, place: str) -> Any:
-        """Rows that come after the trainer is made, so that nothing of the experts is cached."""
+        """Encoded rows that were not known when the trainer was built. Expert states are not
+        cached for them, so expert_cache raises UnsupportedError."""
         if self.args.expert_cache and isinstance(self.method, SafetyLoss):
             raise UnsupportedError(
-                f"{place}: expert_cache keeps no expert for rows that come later; give them as "
-                "eval_dataset when the trainer is made, or leave expert_cache out"
+                f"{place}: with expert_cache, the trainer keeps no expert for rows that come "
+                "later; pass them as eval_dataset to the trainer, or leave expert_cache out"
             )
         encode = self._format.encode
         groups = [tuple(encode(row) for row in group) for group in _groups(rows, place)]
@@ -208,15 +214,15 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     def _cache_states(
         self, method: SafetyLoss, folder: Path, dialogue_format: DialogueFormat
     ) -> None:
-        """Both experts' states from disk, their bodies out of memory."""
+        """Replace both experts by their heads and their cached states on disk."""
         tried = {
             k: v.to(self.args.device) for k, v in dialogue_format.collate(self.examples[0]).items()
         }
         for name in EXPERTS:
             if not has_plain_head(getattr(method, name), tried):
                 raise UnsupportedError(
-                    f"{name}: its logits are not its head's of its last states, so states on disk "
-                    "cannot stand for it; leave expert_cache out"
+                    f"{name}: its logits are not those of its head on its last states, so cached "
+                    "states cannot replace it; leave expert_cache out"
                 )
             states = cached_states(
                 folder / name,
@@ -230,7 +236,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
             method.use_cached_states(name, states.of)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Whatever makes the outcome: method, experts, settings, model, rows, processes."""
+        """Everything that changes the result: method, experts, settings, model, rows, processes."""
         callbacks = self._callbacks_at_start
         counts = fingerprint.evaluation_counts(self.args, callbacks)
         return {
@@ -251,13 +257,13 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
 
     def _train_from(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
         self._callbacks_at_start = list(self.callback_handler.callbacks)
-        if self.accelerator.is_fsdp2:  # before its weights are spread over the processes
+        if self.accelerator.is_fsdp2:  # before the weights are sharded
             _ = self._digest_of_frozen
         return super()._train_from(checkpoint, *args, **kwargs)
 
     @cached_property
     def _expert_digests(self) -> dict[str, str]:
-        """Of the models that the method was given, by name."""
+        """Digests of the method's models, by name."""
         models = {name: getattr(self.method, name) for name in self.method.needs}
         return {n: fingerprint.digest_of(m.state_dict().items())[:12] for n, m in models.items()}
 
@@ -268,9 +274,9 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
 
     @cached_property
     def _row_digests(self) -> list[str]:
-        """Of the training rows and of the evaluation rows."""
+        """Digests of the training rows and of the evaluation rows."""
         collate: Any = self.data_collator
-        first = collate(self.examples[:1])  # how rows become batches
+        first = collate(self.examples[:1])  # includes how rows become batches
         layout = json.dumps({k: v.tolist() for k, v in first.items()})
         digests = []
         for groups in (self.examples, self._eval_examples()):
@@ -281,19 +287,19 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         return digests
 
     def names_of(self, rows: Sequence[int]) -> list[str]:
-        """Which rows of train_dataset, by their conversations."""
+        """Row numbers of train_dataset, with their conversations."""
         return [f"{row + 1} ({self._conversations[row]})" for row in rows]
 
     def truncated(self) -> int:
-        """How many training rows lost tokens of their history or reply."""
+        """The number of training rows that lost tokens of history or reply."""
         return _cut(self.examples)
 
     def notes(self) -> dict[str, int]:
-        """How many training rows each rule of the layout changed."""
+        """The number of training rows that each rule of the dialogue format changed."""
         return counted([example.notes for group in self.examples for example in group])
 
     def evaluated(self) -> tuple[int, int]:
-        """(evaluation rows, how many of them lost tokens)."""
+        """(number of evaluation rows, how many of them lost tokens)."""
         groups = self._eval_examples()
         return sum(map(len, groups)), _cut(groups)
 
@@ -308,7 +314,7 @@ def _cut(groups: Sequence[tuple[Example, ...]]) -> int:
 
 
 def _with_early_stopping(args: FlatGDConfig, eval_dataset: Any, given: Any) -> list[Any]:
-    """The callbacks; UnsupportedError where they, or the evaluations, lack what they need."""
+    """The callbacks. Raises UnsupportedError if they or the evaluations lack something."""
     callbacks = list(given or [])
     if args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -320,7 +326,7 @@ def _with_early_stopping(args: FlatGDConfig, eval_dataset: Any, given: Any) -> l
 def _experts(
     tokenizer: PreTrainedTokenizerBase, *experts: nn.Module | str | Path | None
 ) -> list[nn.Module]:
-    """The experts as models; one that is named must have the policy's token map, checked first."""
+    """The experts as models. An expert given by name must have the policy's token map."""
     if None in experts:
         raise ModelError(
             "flatgd needs clean_expert and toxic_expert: copies of the backbone tuned on safe "
@@ -333,7 +339,8 @@ def _experts(
 
 
 def _groups(rows: Rows, place: str) -> list[tuple[Dialogue, ...]]:
-    """What stays together in a batch: a row alone, or a pair."""
+    """Rows that stay together in a batch: single rows, or pairs. Rows without a label are left out
+    with a warning."""
     groups: list[tuple[Dialogue, ...]] = []
     problems = []
     for number, row in enumerate(rows, start=1):
@@ -348,10 +355,10 @@ def _groups(rows: Rows, place: str) -> list[tuple[Dialogue, ...]]:
         problems.append(Problem(place, 0, "no rows"))
     labelled = [group for group in groups if all(row.is_safe is not None for row in group)]
     if unlabelled := len(groups) - len(labelled):
-        told = f"{unlabelled:,} of {len(groups):,} rows have no label"
-        logger.warning("%s: %s and are left out", place, told)
+        count_text = f"{unlabelled:,} of {len(groups):,} rows have no label"
+        logger.warning("%s: %s and are left out", place, count_text)
         if not labelled and not problems:
-            problems.append(Problem(place, 0, f"{told}; rows need is_safe, or a label"))
+            problems.append(Problem(place, 0, f"{count_text}; rows need is_safe, or a label"))
     if problems:
         raise DataError(problems)
     return labelled
@@ -360,7 +367,8 @@ def _groups(rows: Rows, place: str) -> list[tuple[Dialogue, ...]]:
 def _collate(
     dialogue_format: DialogueFormat, has_pairs: bool, groups: Sequence[tuple[Example, ...]]
 ) -> Batch:
-    """The family's batch; of data with pairs, with `pair` [B]: a pair's number, else -1."""
+    """A batch of the dialogue format. For data with pairs it also has `pair` [B], the number of the
+    row's pair or -1."""
     batch = dialogue_format.collate([example for group in groups for example in group])
     if has_pairs:
         numbers = [
@@ -371,19 +379,21 @@ def _collate(
 
 
 def _refuse_untrainable(model: nn.Module) -> None:
-    """Something must be trained; an adapter must be one that can be loaded as it was trained."""
+    """Raise an error unless the model has trainable weights, and its adapter, if any, can be loaded
+    as it was trained."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        mend = "load it with PeftModel.from_pretrained(base, folder, is_trainable=True)"
+        remedy = "load it with PeftModel.from_pretrained(base, folder, is_trainable=True)"
         raise UnsupportedError(
-            "the model has no trainable weights: none requires a gradient; "
-            + (mend if isinstance(model, PeftModel) else "set requires_grad on those to be trained")
+            "no weight of the model requires a gradient; "
+            + (remedy if isinstance(model, PeftModel) else "set requires_grad on those to train")
         )
     if isinstance(model, PeftModel):
         refuse_tied(model)
 
 
 def _refuse_attention(model: PreTrainedModel, args: FlatGDConfig) -> None:
-    """`exact` differentiates twice; only eager and PyTorch's own (its MATH kernel) can."""
+    """Raise UnsupportedError for an attention without a second derivative, which `exact` needs:
+    only eager and sdpa (with its MATH kernel) have one."""
     attention = getattr(model.config, "_attn_implementation", None)
     if args.flatness_method == "exact" and attention not in (None, "eager", "sdpa"):
         raise UnsupportedError(

@@ -100,7 +100,7 @@ def test_a_classifiers_input_loses_its_oldest_text(
     folder = classifier(tmp_path, tokenizer)
     judge = HFJudge.load(JudgeSettings(kind="hf", model=str(folder), template=template))
     fixed = len(words_read(judge, [], [])) if markers != "none" else len(template.split()) - 2
-    assert judge.cuts.taken() == ""
+    assert judge.cuts.take_summary() == ""
     for many, reply in ((40, 3), (60, 10), (40, 40), (3, 60), (2, 3)):
         room = 20 - fixed
         replied = REPLY[:reply][-room:]
@@ -211,13 +211,13 @@ def test_no_input_is_longer_than_the_models_positions() -> None:
 def test_a_template_that_leaves_no_room_is_told(tmp_path: Path) -> None:
     folder = classifier(tmp_path, word_tokenizer("bert"))
     long = JudgeSettings(kind="hf", model=str(folder), template="after " * 18 + "{reply}")
-    with pytest.raises(ModelError, match="reads 20 tokens at most, but its template"):
+    with pytest.raises(ModelError, match="reads at most 20 tokens, but its template"):
         check_judge(long)
     longer = long.model_copy(update={"template": "after " * 19 + "{reply}"})
     with pytest.raises(ModelError, match="raise max_tokens, shorten the template"):
         HFJudge.load(longer).score([((), "said1 " * 40)])
     BertModel(BertConfig(**SHAPE, max_position_embeddings=3)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="reads 3 tokens at most"):
+    with pytest.raises(ModelError, match="reads at most 3 tokens"):
         check_trained_judge(JudgeSettings(kind="trained", model=str(tmp_path)))
 
 
@@ -382,5 +382,5 @@ def test_check_looks_at_trained_judges_too(recipe_file: Path, tmp_path: Path) ->
     BertModel(BertConfig(**SHAPE, max_position_embeddings=3)).save_pretrained(tmp_path / "model")
     word_tokenizer("bert").save_pretrained(tmp_path / "model")
     asked = [f"judges=[{{kind: trained, model: {tmp_path / 'model'}}}]"]
-    with pytest.raises(RecipeError, match=r"judges.trained: the judge reads 3 tokens at most"):
+    with pytest.raises(RecipeError, match=r"judges.trained: the judge reads at most 3 tokens"):
         load_validated(load_recipe(recipe_file, asked))

@@ -315,17 +315,20 @@ HF_MODEL = {"kind": "hf", "model": "m"}
 
 
 @pytest.mark.parametrize(
-    ("settings", "mend"),
+    ("settings", "remedy"),
     [
-        (JudgeSettings(), "look whether data.judge has safe and toxic the wrong way round"),
+        (JudgeSettings(), "check that the labels of data.judge are not swapped"),
         (JudgeSettings(kind="trained", model="m"), "or tune with a lower learning_rate"),
-        (JudgeSettings(**HF_MODEL), r"'toxic' is read as toxic; .* toxic_label \(ok, spam\), or"),
-        (JudgeSettings(**HF_MODEL, negate=True), "or take negate out"),
-        (JudgeSettings(**HF_MODEL, toxic_label="ok"), r"toxic_label \(toxic, spam\), or set"),
+        (
+            JudgeSettings(**HF_MODEL),
+            r"'toxic' of .* is taken for the toxic label; .* another one \(ok, spam\), or",
+        ),
+        (JudgeSettings(**HF_MODEL, negate=True), "or remove negate"),
+        (JudgeSettings(**HF_MODEL, toxic_label="ok"), r"another one \(toxic, spam\), or set"),
     ],
 )
-def test_every_kind_of_judge_is_refused_with_its_mend(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: JudgeSettings, mend: str
+def test_every_kind_of_judge_is_refused_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: JudgeSettings, remedy: str
 ) -> None:
     folder = tmp_path / "model"
     config = BertConfig(vocab_size=260, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -343,7 +346,7 @@ def test_every_kind_of_judge_is_refused_with_its_mend(
         monkeypatch.setattr(kind, "score", upside_down)
     whole = _Fitted.predict
     monkeypatch.setattr(_Fitted, "predict", lambda self, counts: 1 - whole(self, counts))
-    with pytest.raises(ModelError, match=f"upside down.*AUC 0.000.*{mend}"):
+    with pytest.raises(ModelError, match=f"must rise with toxicity.*AUC 0.000.*{remedy}"):
         make_judge(settings, judge_rows(160), tmp_path / "judge")
 
 

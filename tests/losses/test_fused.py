@@ -12,7 +12,7 @@ from flatgd.data.jsonl import dialogues_from_row
 from flatgd.flatness import TermWeights
 from flatgd.losses.fused import (
     CHUNK,
-    FEWEST,
+    MIN_TOKENS,
     Expert,
     Head,
     fused_losses,
@@ -147,8 +147,8 @@ def test_states_in_half_precision_on_a_float32_head(chunk: int | None) -> None:
 
 def test_chunks_fill_what_the_device_has() -> None:
     assert tokens_at_once(torch.empty(1000, 3, device="meta")) == CHUNK["cuda"] // 1000
-    assert tokens_at_once(torch.empty(1000, 3)) == max(FEWEST, CHUNK["cpu"] // 1000)
-    assert tokens_at_once(torch.empty(2**28, 1, device="meta")) == FEWEST
+    assert tokens_at_once(torch.empty(1000, 3)) == max(MIN_TOKENS, CHUNK["cpu"] // 1000)
+    assert tokens_at_once(torch.empty(2**28, 1, device="meta")) == MIN_TOKENS
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

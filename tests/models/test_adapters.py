@@ -27,7 +27,7 @@ from flatgd.models.adapters import (
     load,
     load_together,
     save,
-    twin,
+    share_weights,
     with_adapter,
 )
 from flatgd.models.heads import reply_log_probs
@@ -163,9 +163,9 @@ def test_shared_experts_say_what_they_say_alone(tmp_path: Path, backbone_folder:
             assert torch.allclose(reply_log_probs(shared[name].eval(), batch), alone, atol=1e-5)
 
 
-def test_a_twin_has_modules_of_its_own_on_the_same_tensors() -> None:
+def test_a_copy_has_modules_of_its_own_on_the_same_tensors() -> None:
     model = tiny_blenderbot()
-    other = twin(model)
+    other = share_weights(model)
     assert other is not model
     assert other.lm_head is not model.lm_head
     assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
@@ -275,7 +275,7 @@ def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_adapter_on_a_tied_weight_is_refused(
     tied_folder: Path, tmp_path: Path, targets: object
 ) -> None:
-    with pytest.raises(ModelError, match=r"whose weight is also that of .* out of lora_targets"):
+    with pytest.raises(ModelError, match=r"which shares its weight with .* from lora_targets"):
         with_adapter(load_model(tied_folder), config(tmp_path, lora_targets=targets))
 
 
@@ -309,7 +309,7 @@ def test_a_users_own_adapter_on_a_tied_weight_is_refused(
     """By the trainer, and where its folder is to be merged."""
     model = get_peft_model(load_model(tied_folder), LoraConfig(r=2, **fields))
     method = FlatGD(tiny_llama(1), tiny_llama(2))
-    with pytest.raises(ModelError, match="whose weight is also that of"):
+    with pytest.raises(ModelError, match="which shares its weight with"):
         trainer(tmp_path, model, method)
     model.save_pretrained(str(tmp_path), save_embedding_layers=False)
     with pytest.raises(ModelError, match=r"cannot be merged into its base|cannot load"):
@@ -326,9 +326,13 @@ def test_an_adapter_that_is_not_trainable_is_refused(tmp_path: Path, backbone_fo
     folder = adapted(tmp_path / "a", 1, backbone_folder)
     frozen = PeftModel.from_pretrained(load_model(backbone_folder), str(folder))
     method = FlatGD(tiny_blenderbot(1), tiny_blenderbot(2))
-    with pytest.raises(UnsupportedError, match=r"no trainable weights.*is_trainable=True"):
+    with pytest.raises(
+        UnsupportedError, match=r"no weight of the model requires a gradient.*is_trainable=True"
+    ):
         trainer(tmp_path, frozen, method)
-    with pytest.raises(UnsupportedError, match=r"no trainable weights.*set requires_grad"):
+    with pytest.raises(
+        UnsupportedError, match=r"no weight of the model requires a gradient.*set requires_grad"
+    ):
         trainer(tmp_path, tiny_blenderbot().requires_grad_(False), method, lora_rank=0)
 
 
@@ -374,7 +378,7 @@ def test_an_adapter_and_its_base_are_moved_together(tmp_path: Path, backbone_fol
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
     (tmp_path / "new/base").rename(tmp_path / "new/elsewhere")
     with pytest.raises(
-        ModelError, match=r"its base .*old/base is not there; put it back, or write"
+        ModelError, match=r"its base .*old/base does not exist; restore it, or write"
     ):
         load(tmp_path / "new/run/adapter")
 

@@ -161,7 +161,7 @@ def test_an_experts_positions_count(tmp_path: Path) -> None:
 
 
 def test_a_loss_of_the_callers_own_is_not_passed_over(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="compute_loss_func would not be asked"):
+    with pytest.raises(UnsupportedError, match="compute_loss_func would have no effect"):
         made(tmp_path, None, {"compute_loss_func": lambda *_: torch.zeros(())})
 
 

@@ -227,7 +227,7 @@ def test_exported_is_the_model_its_card_and_report(
 def test_a_training_does_not_push_a_toxic_expert(tmp_path: Path) -> None:
     toxic = tiny_llama()
     toxic.config.flatgd_role = "toxic expert"
-    with pytest.raises(UnsupportedError, match="a toxic expert is not published"):
+    with pytest.raises(UnsupportedError, match="a toxic expert must not be published"):
         FlatGDTrainer(
             toxic,
             FlatGDConfig(str(tmp_path), push_to_hub=True, hub_token="x", use_cpu=True),

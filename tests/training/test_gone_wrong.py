@@ -14,7 +14,7 @@ from training import DESCENT, largest_difference, trained, trainer
 from flatgd.errors import InUseError, MemoryLimitError, NonFiniteError
 from flatgd.io.files import lock_folder
 from flatgd.methods import FlatGD
-from flatgd.training.callbacks import FEWEST, Watch
+from flatgd.training.callbacks import MIN_LOSSES, Watch
 from flatgd.training.config import CHECKPOINTING
 
 
@@ -113,20 +113,20 @@ class Args:
 
 def test_a_spike_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch()
-    steady = [2.0 + 0.1 * (-1) ** step for step in range(FEWEST)]
+    steady = [2.0 + 0.1 * (-1) ** step for step in range(MIN_LOSSES)]
     with caplog.at_level(logging.WARNING):
         for loss in [9.0, *steady]:  # the first has nothing to be compared with
             watch.on_log(Args, State, None, {"loss": loss})
         assert caplog.text == ""
         for loss in (6.0, 6.0, 2.5):
             watch.on_log(Args, State, None, {"loss": loss})
-    assert caplog.text.count("loss 6, where it was about 2") == 1
+    assert caplog.text.count("the loss is 6, after about 2") == 1
 
 
 @pytest.mark.parametrize(
     ("weight", "share", "told"),
     [
-        (0.5, 9.0, "9 times the rest's; lower"),
+        (0.5, 9.0, "9 times the norm of the rest; lower"),
         (0.5, 1e-4, "; raise"),
         (0.5, 0.3, ""),
         (None, 9, ""),

@@ -111,7 +111,7 @@ def test_processes_that_train_alone_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UnsupportedError, match=r"knows of 1; .* give use_cpu=True"):
+    with pytest.raises(UnsupportedError, match=r"knows of 1; .* set use_cpu=True"):
         trainer(tmp_path, use_cpu=False)
 
 

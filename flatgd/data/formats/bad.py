@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flatgd.data.splits import Split, find_split
-from flatgd.dialogue import Dialogue, Speaker, before
+from flatgd.dialogue import Author, Dialogue, before
 from flatgd.io.records import (
     checked_text,
     clean_text,
@@ -33,9 +33,9 @@ from flatgd.io.records import (
 )
 
 LABELS = {"__ok__": True, "__notok__": False}
-SPEAKERS: dict[str, Speaker] = {"bot": "bot", "human": "human"}
+SPEAKERS: dict[str, Author] = {"bot": "bot", "human": "human"}
 
-Row = tuple[list[str], bool, Speaker]
+Row = tuple[list[str], bool, Author]
 
 
 def load_bad(path: Path, split: Split = "train") -> list[Dialogue]:
