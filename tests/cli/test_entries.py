@@ -30,7 +30,7 @@ def with_methods(recipe_file: Path, text: str) -> Any:
         ("{dexperts: {}, cringe: {start: dexperts}}", "'dexperts' is not backbone"),
         ("{clean: {sampled_from: backbone}}", "clean learns from no toxic replies"),
         ("{cringe: {sampled_from: nobody}}", "'nobody' is not backbone"),
-        ("{'a/b': {method: clean}}", "names are letters"),
+        ("{'a/b': {method: clean}}", "names are up to 100 letters"),
         ("{dexperts: {strength: strong}}", "strength must be a number"),
         ("{cringe: {top_k: .inf}}", "top_k must be a whole number >= 1, got inf"),
         ("{cringe: {weight: .nan}}", "weight must be a number >= 0, got nan"),
@@ -61,7 +61,7 @@ def test_the_judge_in_the_loop_never_reports(recipe_file: Path, tmp_path: Path) 
 
 def test_the_judge_in_the_loop_is_checked_too(recipe_file: Path) -> None:
     absent = "sample.judge={kind: trained, model: /nope/nothing}"
-    with pytest.raises(RecipeError, match=r"sample\.judge: no folder"):
+    with pytest.raises(RecipeError, match=r"sample\.judge: there is no folder"):
         load_validated(load_recipe(recipe_file, [absent, "methods={click: {}}"]))
 
 

@@ -31,7 +31,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         said = capsys.readouterr()
         assert stopped.value.code == 2, said
         assert "Traceback" not in said.err + said.out
-        assert "log file" not in said.err  # an error of its own kind, not one that nobody expected
+        assert "The traceback is in" not in said.err  # an error that the program expects
         return said.err
 
     return refuse

@@ -61,7 +61,10 @@ def test_nothing_is_left_to_evaluate(recipe_file: Path) -> None:
         (["data.eval.0.histories=2", *BEST], "'held' has histories, which is for test sets"),
         (["data.eval.0.path=nowhere.jsonl", *BEST], "nowhere.jsonl: no such file"),
         ([*BEST, "train.save_steps=2", "train.eval_steps=3"], "round multiple"),
-        ([BEST[0], "train.early_stopping_patience=0"], "early_stopping_patience must be at least"),
+        (
+            [BEST[0], "train.early_stopping_patience=0"],
+            "early_stopping_patience must be a whole number >= 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(recipe_file: Path, sets: list[str], told: str) -> None:
