@@ -207,14 +207,14 @@ def test_no_input_is_longer_than_the_models_positions() -> None:
     assert longest_input(asked, LlamaConfig(), tokenizer) == 100
 
 
-def test_a_template_that_leaves_no_room_is_told(tmp_path: Path) -> None:
+def test_a_template_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     folder = classifier(tmp_path, word_tokenizer("bert"))
     long = JudgeSettings(kind="hf", model=str(folder), template="after " * 18 + "{reply}")
     with pytest.raises(ModelError, match="reads at most 20 tokens, but its template"):
         check_judge(long)
     longer = long.model_copy(update={"template": "after " * 19 + "{reply}"})
     with pytest.raises(ModelError, match="raise max_tokens, shorten the template"):
-        HFJudge.load(longer).evaluation.score([((), "said1 " * 40)])
+        HFJudge.load(longer).score([((), "said1 " * 40)])
     BertModel(BertConfig(**SHAPE, max_position_embeddings=3)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="reads at most 3 tokens"):
         check_trained_judge(JudgeSettings(kind="trained", model=str(tmp_path)))
@@ -325,17 +325,15 @@ def test_a_trained_judge_needs_no_padding_token(tmp_path: Path, kind: str, side:
 def test_negate_turns_the_score_round(tmp_path: Path) -> None:
     folder = str(classifier(tmp_path, word_tokenizer("bert")))
     pairs = [((), "said1 said2"), ((), "old1")]
-    scores = HFJudge.load(JudgeSettings(kind="hf", model=folder)).evaluation.score(pairs)
-    turned = HFJudge.load(JudgeSettings(kind="hf", model=folder, negate=True)).evaluation.score(
-        pairs
-    )
+    scores = HFJudge.load(JudgeSettings(kind="hf", model=folder)).score(pairs)
+    turned = HFJudge.load(JudgeSettings(kind="hf", model=folder, negate=True)).score(pairs)
     assert turned == pytest.approx(1 - scores)
 
 
 # What is told
 
 
-def test_what_judges_cut_is_told(recipe_file: Path, tmp_path: Path) -> None:
+def test_what_judges_cut_is_reported(recipe_file: Path, tmp_path: Path) -> None:
     """Once where the judge is made, once where each model's replies are judged, and in the
     report."""
     torch.manual_seed(0)

@@ -193,7 +193,7 @@ def test_a_models_terms_fused_and_not(
     make: Callable, penalise: str, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blenderbot's head is tied to its embeddings and has a bias that is no parameter."""
-    monkeypatch.setattr("flatgd.methods.safety_loss.KEPT", kept)
+    monkeypatch.setattr("flatgd.methods.safety_loss.MAX_CACHED_BYTES", kept)
     policy = make(0)
     if hasattr(policy, "final_logits_bias"):
         policy.final_logits_bias.normal_()
