@@ -89,9 +89,9 @@ def test_which_label_means_toxic(labels: list[str], named: str | int | None, col
 @pytest.mark.parametrize(
     ("labels", "named", "reason"),
     [
-        (["LABEL_0", "LABEL_1"], None, "Set toxic_label to one of: LABEL_0, LABEL_1"),
-        (["non-toxic", "not hate"], None, "Set toxic_label"),
-        (["toxic", "hate"], None, "Set toxic_label"),
+        (["LABEL_0", "LABEL_1"], None, "set toxic_label to one of: LABEL_0, LABEL_1"),
+        (["non-toxic", "not hate"], None, "set toxic_label"),
+        (["toxic", "hate"], None, "set toxic_label"),
         (["neutral", "toxic"], "rude", "no label 'rude' .* its labels are neutral, toxic"),
     ],
 )
@@ -216,9 +216,9 @@ def test_two_judges_in_one_recipe(recipe_file: Path, tmp_path: Path) -> None:
         )
 
 
-def test_faults_of_judges_are_told_by_check(recipe_file: Path, tmp_path: Path) -> None:
+def test_check_reports_faults_of_judges(recipe_file: Path, tmp_path: Path) -> None:
     folder = roberta(tmp_path / "judge_model", ["LABEL_0", "LABEL_1"])
-    with pytest.raises(ModelError, match="Set toxic_label"):
+    with pytest.raises(ModelError, match="set toxic_label"):
         check_judge(settings(folder))
     judges = f"[{{kind: hf, model: {folder}}}]"
     with pytest.raises(

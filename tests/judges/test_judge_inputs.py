@@ -208,7 +208,7 @@ def test_no_input_is_longer_than_the_models_positions() -> None:
     assert longest_input(asked, LlamaConfig(), tokenizer) == 100
 
 
-def test_a_template_that_leaves_no_room_is_told(tmp_path: Path) -> None:
+def test_a_template_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     folder = classifier(tmp_path, word_tokenizer("bert"))
     long = JudgeSettings(kind="hf", model=str(folder), template="after " * 18 + "{reply}")
     with pytest.raises(ModelError, match="reads at most 20 tokens, but its template"):
@@ -334,7 +334,7 @@ def test_negate_turns_the_score_round(tmp_path: Path) -> None:
 # What is told
 
 
-def test_what_judges_cut_is_told(recipe_file: Path, tmp_path: Path) -> None:
+def test_what_judges_cut_is_reported(recipe_file: Path, tmp_path: Path) -> None:
     """Once where the judge is made, once where each model's replies are judged, and in the
     report."""
     torch.manual_seed(0)

@@ -165,7 +165,7 @@ def test_calibration_error_by_hand() -> None:
     assert quality(Judge(Fixed(), PLAIN), rows, 0.1).calibration_error == pytest.approx(0.25)
 
 
-def test_too_few_conversations_are_told() -> None:
+def test_too_few_conversations_are_refused() -> None:
     one = [dataclasses.replace(row, conversation="c") for row in judge_rows(16)]
     toxic_in_one = [row for row in judge_rows(32) if row.is_safe or row.conversation == "c4"]
     for rows in (one, toxic_in_one):
@@ -182,7 +182,7 @@ def test_too_few_conversations_are_told() -> None:
         train_judge([r for r in two if r.is_safe or r.conversation == "c1"], 0.1)
 
 
-def test_one_label_is_undefined_and_a_missing_judge_is_told(tmp_path: Path) -> None:
+def test_one_label_is_undefined_and_a_missing_judge_is_an_error(tmp_path: Path) -> None:
     judge = train_judge(judge_rows(32), 0.1)
     safe = [row for row in judge_rows(16) if row.is_safe]
     assert quality(judge, safe, 0.1).auc is None
@@ -304,7 +304,7 @@ def test_a_reward_far_from_zero_is_not_taken_for_noise() -> None:
     assert is_refused(scores, scored([0.0] * 100, labels.tolist()))
 
 
-def test_a_score_that_is_no_number_is_told() -> None:
+def test_a_score_of_nan_is_refused() -> None:
     scores, rows = spread(0.9, 0.1, 10, 0)
     scores[3] = np.nan
     with pytest.raises(ModelError, match="NaN for 1 of 20 replies"):
@@ -363,14 +363,14 @@ def test_a_reward_model_is_read_with_negate(tmp_path: Path) -> None:
     scores = HFJudge.load(plain).score(pairs_of(rows))
     best = [dataclasses.replace(r, is_safe=bool(s > np.median(scores)))
             for r, s in zip(rows, scores, strict=True)]  # fmt: skip
-    with pytest.raises(ModelError, match=r"a reward model's does; if so, set negate: true"):
+    with pytest.raises(ModelError, match=r"that of a reward model does; if so, set negate: true"):
         make_judge(plain, best, tmp_path / "judge")
     turned = plain.model_copy(update={"negate": True})
     judge, _ = make_judge(turned, best, tmp_path / "judge")
     assert quality(judge, best, 0.02).auc[0] == 1.0
 
 
-def test_a_flat_judge_is_told() -> None:
+def test_a_flat_judge_is_reported() -> None:
     up, rows = spread(0.9, 0.1, 10, 0)
     assert calibrate(np.full(20, 0.7), rows, 0.02).is_flat
     assert not calibrate(up, rows, 0.02).is_flat

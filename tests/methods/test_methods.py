@@ -1,6 +1,6 @@
 """Every loss against its slow float64 twin, and by hand.
 
-`pytest tests/test_methods.py -k twin -s` prints each loss's largest relative error.
+`pytest tests/methods/test_methods.py -k reference -s` prints each loss's largest relative error.
 """
 
 import math
@@ -149,7 +149,7 @@ CASES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_equals_its_twin(name: str) -> None:
+def test_loss_equals_its_float64_reference(name: str) -> None:
     make, twin = CASES[name]
     method, policy = make(), model(1)
     whole = batch_of(policy)
@@ -183,7 +183,7 @@ def test_rows_without_tokens_add_nothing(name: str) -> None:
     assert all(p.grad is None or not p.grad.any() for p in policy.parameters())
 
 
-def test_director_equals_its_twin() -> None:
+def test_director_equals_its_float64_reference() -> None:
     """c[y] of each token by a loop over rows, positions and width."""
     policy, method = model(1), Director(weight=0.7)
     method.begin(policy)
@@ -308,7 +308,7 @@ def test_task_arithmetic_is_what_it_says() -> None:
 def test_task_arithmetic_refuses_another_shape() -> None:
     other = tiny_blenderbot(0)
     other.resize_token_embeddings(300)
-    with pytest.raises(ModelError, match="own shape"):
+    with pytest.raises(ModelError, match="the backbone's shape"):
         TaskArithmetic(model(1), other).merge(model(1))
 
 

@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from flatgd import FlatGD, FlatGDTrainer, load_model
-from flatgd.artifacts.layout import SETTINGS
 from flatgd.config.loading import load_recipe
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
@@ -189,9 +188,7 @@ def test_a_recipe_with_adapters_everywhere(recipe_file: Path) -> None:
     assert not is_toxic_expert(job.context.root / "methods/flatgd")
     assert (job.context.root / "methods/flatgd/path").is_dir()
     again = Pipeline(load_recipe(recipe_file, lora))
-    assert again.context.plan.fingerprint("flatgd") == again.context.store.fingerprint(
-        "methods/flatgd"
-    )
+    assert again.context.plan.fingerprint("flatgd") == again.context.store.key("methods/flatgd")
 
 
 def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
@@ -207,14 +204,14 @@ def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_what_cannot_be_is_told(tmp_path: Path, backbone_folder: Path) -> None:
-    with pytest.raises(UnsupportedError, match="lora_rank must be a whole number >= 0, got -1"):
+def test_impossible_targets_are_refused(tmp_path: Path, backbone_folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="lora_rank must not be negative"):
         config(tmp_path, lora_rank=-1)
     with pytest.raises(ModelError, match="lora_targets"):
         with_adapter(tiny_blenderbot(), config(tmp_path, lora_targets=["nowhere"]))
     folder = adapted(tmp_path / "a", 1, backbone_folder)
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="configuration and no weights"):
+    with pytest.raises(ModelError, match="configuration but no weights"):
         load(folder)
     (folder / ADAPTER).write_text("{")
     with pytest.raises(ModelError, match="not an adapter's configuration"):
@@ -384,12 +381,11 @@ def test_an_adapter_and_its_base_are_moved_together(tmp_path: Path, backbone_fol
 
 
 def test_a_toxic_adapters_mark_leaves_its_settings(tmp_path: Path, backbone_folder: Path) -> None:
-    (tmp_path / SETTINGS).write_text('{"seed": 1}')
+    (tmp_path / ROLE).write_text('{"seed": 1}')
     model = with_adapter(load_model(backbone_folder), config(tmp_path))
     model.config.flatgd_role = "toxic expert"
     save(model, tmp_path)
-    assert json.loads((tmp_path / SETTINGS).read_text()) == {"seed": 1}
-    assert json.loads((tmp_path / ROLE).read_text()) == {"flatgd_role": "toxic expert"}
+    assert json.loads((tmp_path / ROLE).read_text()) == {"seed": 1, "flatgd_role": "toxic expert"}
 
 
 def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> None:
@@ -400,7 +396,7 @@ def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> 
     report(job)
     parcel = ModelPackage(job.context.recipe, "clean", "me/x")
     for publish in (parcel.push, lambda: parcel.pack(recipe_file.parent / "bot")):
-        with pytest.raises(UnsupportedError, match="an adapter whose base is a local folder"):
+        with pytest.raises(UnsupportedError, match="an adapter whose base is a folder here"):
             publish()
     packed = parcel.pack(recipe_file.parent / "bot", merged=True)
     for path in packed.glob("*.json"):

@@ -186,7 +186,7 @@ def test_a_system_message_that_does_not_fit_is_an_error_with_its_line(made: str)
             encoder.encode_all([replace(row, system=""), row])
 
 
-def test_all_rows_that_do_not_fit_are_told_at_once() -> None:
+def test_all_rows_that_do_not_fit_are_reported_at_once() -> None:
     chat = replace(family(PLAIN), max_history_tokens=12)
     row = Dialogue(("hi",), "x", True, "t", "c", system="be kind " * 9)
     rows = [replace(row, where=f"rows.jsonl:{n}") for n in (2, 5)]

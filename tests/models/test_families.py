@@ -110,7 +110,7 @@ def test_score(job: Path) -> None:
 
 @pytest.mark.parametrize("job", ["blenderbot", "t5", "llama"], indirect=True)
 def test_resume(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut off in the last step of flatgd, the run goes on from a checkpoint to the same end."""
+    """Interrupted in the last step of flatgd, the run resumes with the same result."""
     steps = {"seen": 0}
     on_step_end = Advance.on_step_end
 

@@ -37,7 +37,7 @@ def both_families(max_history: int = 64, max_reply: int = 40) -> list:
     ]
 
 
-def test_families_are_told_by_their_config() -> None:
+def test_the_config_decides_the_dialogue_format() -> None:
     (_, one), (_, other) = both_families()
     assert isinstance(one, EncoderDecoder)
     assert isinstance(other, Causal)
@@ -254,7 +254,7 @@ def test_a_template_that_refuses_says_what_to_do(tmp_path: Path) -> None:
     folder = save_family("qwen2", tmp_path / "qwen2")
     tokenizer = load_tokenizer(str(folder))
     tokenizer.chat_template = "{{ raise_exception('no system here') }}"
-    with pytest.raises(ModelError, match=r"no system here; turn_separator"):
+    with pytest.raises(ModelError, match=r"no system here; set turn_separator"):
         format_for(load_config(str(folder)), tokenizer).history(("a",), "be brief")
     plain = format_for(load_config(str(folder)), tokenizer, turn_separator="<|endoftext|>")
     assert tokenizer.decode(plain.history(("a", "b"))[0]) == "a<|endoftext|>b<|endoftext|>"

@@ -1,6 +1,6 @@
 """Every shape of chat template that people have, and what must hold for each.
 
-`python tests/shapes.py` prints the table of docs/models.md: shapes by invariants.
+`python tests/support/shapes.py` prints the table of docs/models.md: shapes by invariants.
 """
 
 import sys

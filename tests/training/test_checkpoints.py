@@ -102,7 +102,7 @@ def test_a_corrupted_one_that_is_named_is_refused(saved: Path, tmp_path: Path) -
         trainer(tmp_path / "none").train(resume_from_checkpoint=True)
 
 
-def test_a_changed_training_is_told_apart(saved: Path) -> None:
+def test_a_changed_training_is_refused(saved: Path) -> None:
     changed = trainer(saved, learning_rate=0.5, penalty_share=0.7, **EACH_STEP)
     told = (
         r": learning_rate: was 0\.01, now 0\.5; penalty_share: was None, now 0\.7\. Undo the change"
@@ -157,7 +157,7 @@ class Signal(TrainerCallback):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_step_saves_and_goes_on_later(
+def test_a_signal_ends_the_step_saves_and_resumes_later(
     tmp_path: Path, number: int, code: int
 ) -> None:
     whole = trained(tmp_path / "a", max_steps=4)

@@ -256,7 +256,7 @@ def test_early_stopping(tmp_path: Path, how: dict) -> None:
     assert subject.state.best_global_step == 2
 
 
-def test_early_stopping_goes_on_counting_where_it_was(tmp_path: Path) -> None:
+def test_early_stopping_resumes_its_count(tmp_path: Path) -> None:
     """Cut off after step 3 (one evaluation without gain), moved, and gone on with."""
     early(tmp_path / "a", [5, 1, 2, 3, 4, 5], early_stopping_patience=2).train()
     (tmp_path / "a").rename(tmp_path / "b")
@@ -278,7 +278,9 @@ def test_other_evaluation_rows_count_where_they_choose_the_weights(tmp_path: Pat
     made(tmp_path / "b", eval_dataset=OTHERS[:5], **plain).train(resume_from_checkpoint=True)
 
 
-def test_a_harmed_best_checkpoint_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_corrupted_best_checkpoint_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     subject = early(tmp_path, [1, 2, 3, 4, 5, 6])
     subject.train()
     assert "missing keys" not in caplog.text  # tied weights are not missing
@@ -313,7 +315,7 @@ def test_what_cannot_be_evaluated_is_refused_at_once(tmp_path: Path, more: dict,
         made(tmp_path, **more)
 
 
-def test_a_metric_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_metric_is_reported(tmp_path: Path) -> None:
     subject = made(tmp_path, **{**BEST, "metric_for_best_model": "los"})
     with pytest.raises(
         UnsupportedError, match=r"'los' is not among the evaluated metrics: .*eval_loss"
@@ -321,7 +323,7 @@ def test_a_metric_that_is_not_there_is_told(tmp_path: Path) -> None:
         subject.train()
 
 
-def test_a_loss_that_is_not_finite_is_told(
+def test_a_loss_that_is_not_finite_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     subject = made(tmp_path)

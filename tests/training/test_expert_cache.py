@@ -1,4 +1,4 @@
-"""Experts' states on disk: what the expert says itself; stale and torn files are noticed."""
+"""Experts' states on disk equal the expert's own; stale and corrupted files are rebuilt."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_states_are_the_experts(tmp_path: Path) -> None:
         assert torch.allclose(states.of(batch), wanted, atol=1e-5)
 
 
-def test_size_is_told_before_writing_and_a_whole_cache_is_kept(tmp_path: Path) -> None:
+def test_size_is_reported_before_writing_and_an_intact_cache_is_kept(tmp_path: Path) -> None:
     told: list[str] = []
     build(tmp_path, told)
     written = sum(path.stat().st_size for path in tmp_path.glob("shard-*.npy"))

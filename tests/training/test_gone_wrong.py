@@ -111,7 +111,7 @@ class Args:
     flatness_weight: float | None = 0.5
 
 
-def test_a_spike_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_spike_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch()
     steady = [2.0 + 0.1 * (-1) ** step for step in range(MIN_LOSSES)]
     with caplog.at_level(logging.WARNING):
@@ -132,7 +132,7 @@ def test_a_spike_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
         (None, 9, ""),
     ],
 )
-def test_a_penalty_out_of_range_is_told(
+def test_a_penalty_out_of_range_is_reported(
     weight: float | None, share: float, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Given(Args):

@@ -74,7 +74,7 @@ def test_the_penalty_of_half_weights_is_that_of_float32(
 
 
 @pytest.mark.parametrize("make", [tiny_blenderbot, tiny_llama])
-def test_it_is_told_once_and_trains_as_float32_weights_do(
+def test_it_is_reported_once_and_trains_as_float32_weights_do(
     tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, half = make(0).bfloat16().float(), make(0).bfloat16()
@@ -111,7 +111,7 @@ def test_tensors_on_one_storage_stay_on_one(tmp_path: Path) -> None:
     assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
 
 
-def test_an_optimizer_made_before_goes_on_with_the_raised_weights(tmp_path: Path) -> None:
+def test_an_existing_optimizer_keeps_the_raised_weights(tmp_path: Path) -> None:
     model = tiny_llama().bfloat16()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = model.lm_head.weight.detach().float().clone()

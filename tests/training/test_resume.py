@@ -132,7 +132,7 @@ def test_another_method_is_named(tmp_path: Path, then: Any, now: Any, name: str)
         went_on(tmp_path, ({"method": then()}, {}), ({"method": now()}, {}))
 
 
-def test_a_method_of_the_callers_own_is_told_from_ours(tmp_path: Path) -> None:
+def test_a_method_of_the_callers_own_differs_from_ours(tmp_path: Path) -> None:
     class Mine(Clean):
         """The same name and options."""
 
@@ -143,7 +143,7 @@ def test_a_method_of_the_callers_own_is_told_from_ours(tmp_path: Path) -> None:
 
 
 def test_the_same_experts_live_or_cached_are_the_same(tmp_path: Path) -> None:
-    """Also those that were loaded anew."""
+    """Also those that were loaded again."""
     then = {"method": safety()}, {}
     went_on(tmp_path, then, ({"method": safety()}, {"expert_cache": str(tmp_path / "states")}))
 
@@ -216,7 +216,7 @@ def test_an_optimizer_or_schedule_that_is_handed_in_counts(
         went_on(tmp_path, ({"optimizers": then}, {}), ({"optimizers": now}, {}))
 
 
-def test_the_same_optimizer_that_is_handed_in_goes_on_exactly(tmp_path: Path) -> None:
+def test_the_same_optimizer_of_the_caller_resumes_exactly(tmp_path: Path) -> None:
     given = {"optimizers": sgd(momentum=0.9, after=halved)}
     whole = made(tmp_path / "a", given)
     whole.train()
@@ -234,14 +234,16 @@ class Mine(TrainerCallback):
     """Nobody can tell what it does."""
 
 
-def test_a_callers_own_callback_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callers_own_callback_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         went_on(tmp_path, ({}, {}), ({"callbacks": [Mine()]}, {}))
     assert "checkpoint-1: callbacks was" in caplog.text
     assert "test_resume.Mine" in caplog.text
 
 
-def test_another_length_is_told_as_no_exact_one(
+def test_another_length_is_reported_as_inexact(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made(tmp_path).train()
@@ -267,7 +269,9 @@ def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
             resume_or_train(made(tmp_path))
 
 
-def test_rows_that_start_anew_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_that_start_over_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         went_on(tmp_path, ({}, {}), ({}, {"ignore_data_skip": True}))
     assert "with ignore_data_skip the rows start over" in caplog.text
@@ -281,7 +285,7 @@ def test_another_number_of_processes_is_named(tmp_path: Path) -> None:
         compare(tmp_path / "checkpoint-2", now)
 
 
-def test_flatgd_by_its_two_experts_goes_on(tmp_path: Path) -> None:
+def test_flatgd_by_its_two_experts_resumes(tmp_path: Path) -> None:
     """The constructor's other way to name a method."""
 
     def given() -> dict:

@@ -102,7 +102,9 @@ def test_named_experts_need_the_same_token_map(tmp_path: Path, backbone_folder: 
         ),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_mend(tmp_path: Path, fields: dict, told: str) -> None:
+def test_what_cannot_work_is_refused_with_the_remedy(
+    tmp_path: Path, fields: dict, told: str
+) -> None:
     with pytest.raises(UnsupportedError, match=told):
         config(tmp_path, **fields)
 

@@ -238,7 +238,7 @@ def test_running_mean_of_the_gradient(tmp_path: Path) -> None:
     assert "exp_avg" in next(iter(subject.optimizer.state.values()))
 
 
-def test_the_running_mean_goes_on_with_the_training(tmp_path: Path) -> None:
+def test_the_running_mean_resumes_with_the_training(tmp_path: Path) -> None:
     fields = {"max_steps": 4, "penalty_momentum": 0.9, "save_strategy": "steps", "save_steps": 2}
     whole = trained(tmp_path / "a", **fields)
     resumed = trainer(tmp_path / "b", **fields)
