@@ -6,10 +6,10 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from flatgd.config.recipe import Source
+from flatgd.config.source import Source
 from flatgd.data.formats.convabuse import REQUIRED
 from flatgd.data.sets import read_source
 from flatgd.errors import FlatGDError, ModelError
@@ -26,7 +26,7 @@ def refused(folder: Path, name: str, raw: str | bytes, expected: str, kind: str 
     path = folder / name
     path.write_bytes(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass"))
     try:
-        rows = read_source(Source(name="x", format=kind, path=str(path)))  # type: ignore[arg-type]
+        rows = read_source(Source(name="x", format=kind, path=str(path)))
     except FlatGDError as error:
         message = str(error)
         message.encode()
@@ -36,7 +36,9 @@ def refused(folder: Path, name: str, raw: str | bytes, expected: str, kind: str 
     return f"read as {len(rows)} rows"
 
 
-def typed(*words: str, limit: int | None = None, **environment: str) -> tuple[int, str]:
+def typed(
+    words: Sequence[str], limit: int | None, environment: Mapping[str, str]
+) -> tuple[int, str]:
     """Exit status and output of `flatgd data`. `limit`: bytes that a file may have, as on a full
     disk."""
 
@@ -55,9 +57,11 @@ def typed(*words: str, limit: int | None = None, **environment: str) -> tuple[in
     return done.returncode, done.stdout + done.stderr
 
 
-def command(expected: str, *words: str, limit: int | None = None, **environment: str) -> str | None:
+def command(
+    expected: str, *words: str, limit: int | None = None, environment: Mapping[str, str] = {}
+) -> str | None:
     """What broke when a command must fail with `expected` and without a traceback."""
-    code, shown = typed(*words, limit=limit, **environment)
+    code, shown = typed(words, limit, environment)
     if "Traceback" in shown:
         return f"{' '.join(words):.60}: a traceback, {shown.splitlines()[-1]:.100}"
     if code == 0 or expected not in " ".join(shown.split()):
@@ -95,7 +99,7 @@ def column_twice(folder: Path) -> str | None:
 def unlabelled_judge_rows(folder: Path) -> str | None:
     path = folder / "a.jsonl"
     path.write_text(LINE + json.dumps({**ROW, "label": None}) + "\n")
-    rows = read_source(Source(name="x", format="jsonl", path=str(path)))  # type: ignore[arg-type]
+    rows = read_source(Source(name="x", format="jsonl", path=str(path)))
     try:
         labels = toxic_labels(rows)
     except ModelError as error:
@@ -112,7 +116,7 @@ def left_out_rows(folder: Path) -> str | None:
     }
     for (name, kind), text in files.items():
         (folder / name).write_text(text)
-        source = Source(name="x", format=kind, path=str(folder / name))  # type: ignore[arg-type]
+        source = Source(name="x", format=kind, path=str(folder / name))
         with collect_left_out() as found:
             read_source(source)
         if len(found) != 1:
@@ -129,7 +133,9 @@ def bombs(folder: Path) -> str | None:
             subprocess.run([packer, "-1"], stdin=zeros.stdout, stdout=file, check=True)
         zeros.wait()
         expected = "decompresses to more than 0.1 GiB; split the file, or raise the limit"
-        if broke := command(expected, "stats", "jsonl", str(path), **{LIMIT_VARIABLE: "0.1"}):
+        if broke := command(
+            expected, "stats", "jsonl", str(path), environment={LIMIT_VARIABLE: "0.1"}
+        ):
             return broke
     torn = gzip.compress(LINE.encode() * 100)[:-9]
     endless = command(
@@ -137,7 +143,7 @@ def bombs(folder: Path) -> str | None:
         "stats",
         "jsonl",
         "/dev/zero",
-        **{LIMIT_VARIABLE: "0.1"},
+        environment={LIMIT_VARIABLE: "0.1"},
     )
     return endless or refused(folder, "b.jsonl.gz", torn, "cannot be read") or None
 
