@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flatgd.config.source import Source
@@ -36,7 +36,9 @@ def refused(folder: Path, name: str, raw: str | bytes, expected: str, kind: str 
     return f"read as {len(rows)} rows"
 
 
-def typed(*words: str, limit: int | None = None, **environment: str) -> tuple[int, str]:
+def typed(
+    words: Sequence[str], limit: int | None, environment: Mapping[str, str]
+) -> tuple[int, str]:
     """Exit status and output of `flatgd data`. `limit`: bytes that a file may have, as on a full
     disk."""
 
@@ -55,9 +57,11 @@ def typed(*words: str, limit: int | None = None, **environment: str) -> tuple[in
     return done.returncode, done.stdout + done.stderr
 
 
-def command(expected: str, *words: str, limit: int | None = None, **environment: str) -> str | None:
+def command(
+    expected: str, *words: str, limit: int | None = None, environment: Mapping[str, str] = {}
+) -> str | None:
     """What broke when a command must fail with `expected` and without a traceback."""
-    code, shown = typed(*words, limit=limit, **environment)
+    code, shown = typed(words, limit, environment)
     if "Traceback" in shown:
         return f"{' '.join(words):.60}: a traceback, {shown.splitlines()[-1]:.100}"
     if code == 0 or expected not in " ".join(shown.split()):
@@ -130,7 +134,7 @@ def bombs(folder: Path) -> str | None:
         zeros.wait()
         expected = "decompresses to more than 0.1 GiB; split the file, or raise the limit"
         if broke := command(
-            expected, "stats", "jsonl", str(path), limit=None, **{LIMIT_VARIABLE: "0.1"}
+            expected, "stats", "jsonl", str(path), environment={LIMIT_VARIABLE: "0.1"}
         ):
             return broke
     torn = gzip.compress(LINE.encode() * 100)[:-9]
@@ -139,8 +143,7 @@ def bombs(folder: Path) -> str | None:
         "stats",
         "jsonl",
         "/dev/zero",
-        limit=None,
-        **{LIMIT_VARIABLE: "0.1"},
+        environment={LIMIT_VARIABLE: "0.1"},
     )
     return endless or refused(folder, "b.jsonl.gz", torn, "cannot be read") or None
 

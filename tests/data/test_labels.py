@@ -120,7 +120,7 @@ def test_faults_in_the_lists() -> None:
         source(toxic_values=[" "])
     with pytest.raises(ValidationError, match="safe_values is for format jsonl, not bad"):
         Source(name="x", format="bad", path="x", safe_values=["a"])
-    with pytest.raises(ValidationError, match="of no use with label_by"):
+    with pytest.raises(ValidationError, match="so votes has no effect"):
         source(label_by="question", votes="majority")
 
 

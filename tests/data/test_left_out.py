@@ -68,10 +68,10 @@ def test_weights_and_thinking_of_messages(
     path = write_rows(tmp_path / "a.jsonl", [row])
     with collect_left_out() as found:
         assert len(load_jsonl(path)) == kept
-    is_told = fields.get("weight") == 0 or any(
+    is_counted = fields.get("weight") == 0 or any(
         fields.get(key) for key in ("thinking", "reasoning_content")
     )
-    assert len(found) == is_told
+    assert len(found) == is_counted
     if not kept:
         with pytest.raises(ValueError, match="reply with weight 0"):
             dialogues_from_row(row)
