@@ -205,7 +205,7 @@ def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
 
 
 def test_impossible_targets_are_refused(tmp_path: Path, backbone_folder: Path) -> None:
-    with pytest.raises(UnsupportedError, match="lora_rank must not be negative"):
+    with pytest.raises(UnsupportedError, match="lora_rank must be a whole number >= 0, got -1"):
         config(tmp_path, lora_rank=-1)
     with pytest.raises(ModelError, match="lora_targets"):
         with_adapter(tiny_blenderbot(), config(tmp_path, lora_targets=["nowhere"]))
