@@ -26,7 +26,7 @@ from flatgd.pipeline import context
 from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.publish.hub import ModelPackage
-from flatgd.report.compare import Column, _marks, costs
+from flatgd.report.compare import Column, _dots, costs
 from flatgd.run import report
 from flatgd.runtime.display import Display
 from flatgd.studies.landscape import open_run
@@ -175,12 +175,12 @@ def test_a_twin_s_cost_is_that_of_the_work_it_is(finished: Pipeline) -> None:
 
 def test_marks_go_by_what_is_shown() -> None:
     column = Column("x", "x ↓", 2, -1)
-    assert _marks({"a": 0.101, "b": 0.104, "c": 0.2, "d": 0.3}, column) == {
+    assert _dots({"a": 0.101, "b": 0.104, "c": 0.2, "d": 0.3}, column) == {
         "a": "●",
         "b": "●",
         "c": "○",
     }
-    assert _marks({"a": 1.0, "b": 1.0}, column) == {}
+    assert _dots({"a": 1.0, "b": 1.0}, column) == {}
 
 
 @pytest.mark.parametrize("name", ["dexperts", "director"])

@@ -127,7 +127,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-@pytest.mark.parametrize("what", ["flush", "write_atomically"])
+@pytest.mark.parametrize("what", ["sync_to_disk", "write_atomically"])
 def test_a_full_disk_leaves_the_last_good_one(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
