@@ -13,7 +13,8 @@ from flatgd.config.source import Source
 from flatgd.data.formats.convabuse import REQUIRED
 from flatgd.data.sets import read_source
 from flatgd.errors import FlatGDError, ModelError
-from flatgd.io.records import LIMIT_VARIABLE, collect_left_out
+from flatgd.io.records import collect_left_out
+from flatgd.io.text import LIMIT_VARIABLE
 from flatgd.judges.base import toxic_labels
 
 ROW = {"prompt": "hi", "completion": "hello", "label": True}

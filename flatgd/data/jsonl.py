@@ -38,16 +38,9 @@ from flatgd.data.conversations import (
 )
 from flatgd.dialogue import Author, Dialogue, Role, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import (
-    LeftOut,
-    clean_text,
-    digest,
-    parse_json,
-    parse_rows,
-    unpacked_name,
-    word_field,
-)
+from flatgd.io.records import LeftOut, clean_text, digest, parse_json, parse_rows, word_field
 from flatgd.io.tables import parse_table
+from flatgd.io.text import unpacked_name
 
 OPTIONAL = ("conversation", "speaker", "source", "system", "tools", "input", "history")
 ZERO_WEIGHT = LeftOut("reply with weight 0")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import unpacked_name
+from flatgd.io.text import unpacked_name
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import read_text
+from flatgd.io.text import read_text
 
 _QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 _LINE_END = re.compile(r"\r\n?|\n")

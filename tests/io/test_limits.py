@@ -14,7 +14,7 @@ from published import PLAIN, A, U, faults, message
 from flatgd.data.jsonl import RowFormat, load_jsonl
 from flatgd.data.stats import count
 from flatgd.errors import DataError
-from flatgd.io.records import LIMIT_VARIABLE, read_text
+from flatgd.io.text import LIMIT_VARIABLE, read_text
 
 PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 

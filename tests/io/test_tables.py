@@ -18,8 +18,9 @@ from flatgd.data.formats.prosocial import load_prosocial
 from flatgd.data.jsonl import RowFormat, load_jsonl
 from flatgd.data.splits import find_split
 from flatgd.errors import DataError
-from flatgd.io.records import collect_bad_rows, read_text
+from flatgd.io.records import collect_bad_rows
 from flatgd.io.tables import parse_table
+from flatgd.io.text import read_text
 
 ROW = {"prompt": "hi", "completion": "hello", "label": True}
 LINE = json.dumps(ROW) + "\n"

@@ -157,7 +157,7 @@ def test_one_process_in_a_folder(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(InUseError, match=f"process {other.pid} on .*name another output"):
+        with pytest.raises(InUseError, match=f"process {other.pid} on .*choose another output"):
             lock_folder(tmp_path)
         other.kill()  # a hold ends with its process
     assert lock_folder(tmp_path) is lock_folder(tmp_path)

@@ -23,14 +23,8 @@ from typing import Any
 from flatgd.data.splits import SPLITS, Split
 from flatgd.dialogue import Dialogue, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import (
-    checked_text,
-    digest,
-    read_text,
-    set_location,
-    short_reason,
-    unique_keys,
-)
+from flatgd.io.records import checked_text, digest, set_location, short_reason, unique_keys
+from flatgd.io.text import read_text
 
 KEYS: dict[Split, str] = {"train": "train", "val": "valid", "test": "test"}
 LABELS = {"__ok__": True, "__notok__": False}

@@ -28,10 +28,10 @@ from flatgd.io.records import (
     parse_json_object,
     parse_lines,
     parse_rows,
-    read_text,
     text_field,
     word_field,
 )
+from flatgd.io.text import read_text
 
 CASUAL = "__casual__"
 CAUTION = {
