@@ -108,9 +108,9 @@ def test_of_models(tmp_path: Path, backbone_folder: Path, monkeypatch: Any) -> N
     model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="has no output embeddings"):
         output_head(model)
-    monkeypatch.setattr("flatgd.models.heads.is_offline_mode", lambda: False)
+    monkeypatch.setattr("flatgd.models.loading.is_offline_mode", lambda: False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("flatgd.models.heads.HfApi", lambda: _NoHub())
+    monkeypatch.setattr("flatgd.models.loading.HfApi", lambda: _NoHub())
     with pytest.raises(ModelError, match="the hub cannot be reached"):
         load_config("some/model")
     with pytest.raises(UnsupportedError, match="one process sees 2 GPUs"):
@@ -146,12 +146,12 @@ def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
 
 def test_of_expert_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flatgd.training.trainer.has_plain_head", lambda model, batch: False)
-    with pytest.raises(UnsupportedError, match="states on disk cannot stand for it; leave"):
+    with pytest.raises(UnsupportedError, match="cached states cannot replace it; leave"):
         trainer(tmp_path, expert_cache=str(tmp_path / "states"))
 
 
 def test_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault_of(tmp_path / "none") == "there is no such checkpoint"
     monkeypatch.setattr(checkpoints, "fault_of", lambda folder: "it is not as it was saved")
-    with pytest.raises(CheckpointError, match="not as it was saved, right after it was written"):
-        trainer(tmp_path, save_strategy="steps", save_steps=1).models.train()
+    with pytest.raises(CheckpointError, match="not as it was saved right after writing"):
+        trainer(tmp_path, save_strategy="steps", save_steps=1).train()
