@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
@@ -24,7 +23,7 @@ from flatgd.data.jsonl import dialogues_from_row
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.methods import FlatGD, Method, SafetyLoss
-from flatgd.models.adapters import mark, refuse_tied
+from flatgd.models.adapters import mark
 from flatgd.models.chat_template import counted
 from flatgd.models.dialogue_format import declare_stops, format_for
 from flatgd.models.encoding import Batch, DialogueFormat, Example
@@ -39,6 +38,7 @@ from flatgd.training.expert_cache import cached_states
 from flatgd.training.flatness_mixin import FlatnessMixin
 from flatgd.training.gradient_reduction import check_strategy
 from flatgd.training.parts import sampling_faults
+from flatgd.training.refusals import refuse_attention, refuse_to_publish, refuse_untrainable
 
 logger = logging.getLogger(__name__)
 Row = Dialogue | Mapping[str, Any]
@@ -73,7 +73,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         if not isinstance(args, FlatGDConfig):
             raise UnsupportedError(f"args must be a FlatGDConfig, got {type(args).__name__}")
         if args.push_to_hub:
-            _refuse_to_publish(model)
+            refuse_to_publish(model)
         if faults := [*sampling_faults(args)]:
             raise UnsupportedError("\n".join(faults))
         if kwargs.get("compute_loss_func") is not None:
@@ -81,8 +81,8 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
                 "compute_loss_func would have no effect, because the method defines the loss; "
                 "remove it"
             )
-        _refuse_attention(model, args)
-        _refuse_untrainable(model)
+        refuse_attention(model, args)
+        refuse_untrainable(model)
         if method is None:
             experts = _experts(processing_class, clean_expert, toxic_expert)
             method = FlatGD.build(dict(zip(EXPERTS, experts, strict=True)), args, {})
@@ -136,7 +136,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's. Raises UnsupportedError for a toxic expert."""
-        _refuse_to_publish(self.model)
+        refuse_to_publish(self.model)
         return super().push_to_hub(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -304,11 +304,6 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         return sum(map(len, groups)), _cut(groups)
 
 
-def _refuse_to_publish(model: Any) -> None:
-    if getattr(getattr(model, "config", None), "flatgd_role", None):
-        raise UnsupportedError("a toxic expert is not published; set push_to_hub: false")
-
-
 def _cut(groups: Sequence[tuple[Example, ...]]) -> int:
     return sum(example.cut_tokens > 0 for group in groups for example in group)
 
@@ -376,27 +371,3 @@ def _collate(
         ]
         batch["pair"] = torch.tensor(numbers)
     return batch
-
-
-def _refuse_untrainable(model: nn.Module) -> None:
-    """Raise an error unless the model has trainable weights, and its adapter, if any, can be loaded
-    as it was trained."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        remedy = "load it with PeftModel.from_pretrained(base, folder, is_trainable=True)"
-        raise UnsupportedError(
-            "no weight of the model requires a gradient; "
-            + (remedy if isinstance(model, PeftModel) else "set requires_grad on those to train")
-        )
-    if isinstance(model, PeftModel):
-        refuse_tied(model)
-
-
-def _refuse_attention(model: PreTrainedModel, args: FlatGDConfig) -> None:
-    """Raise UnsupportedError for an attention without a second derivative, which `exact` needs:
-    only eager and sdpa (with its MATH kernel) have one."""
-    attention = getattr(model.config, "_attn_implementation", None)
-    if args.flatness_method == "exact" and attention not in (None, "eager", "sdpa"):
-        raise UnsupportedError(
-            f"attention {attention!r} has no second derivative; load the model with "
-            "attn_implementation='eager', or use flatness_method='finite_difference'"
-        )
