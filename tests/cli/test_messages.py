@@ -154,9 +154,5 @@ def test_of_expert_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault_of(tmp_path / "none") == "there is no such checkpoint"
     monkeypatch.setattr(checkpoints, "fault_of", lambda folder: "it is not as it was saved")
-<<<<<<< HEAD
-    with pytest.raises(CheckpointError, match="not as it was saved, right after it was written"):
-=======
     with pytest.raises(CheckpointError, match="not as it was saved right after writing"):
->>>>>>> h-models
         trainer(tmp_path, save_strategy="steps", save_steps=1).train()
