@@ -147,12 +147,12 @@ def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
 
 def test_of_expert_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flatgd.training.trainer.has_plain_head", lambda model, batch: False)
-    with pytest.raises(UnsupportedError, match="states on disk cannot stand for it; leave"):
+    with pytest.raises(UnsupportedError, match="cached states cannot replace it; leave"):
         trainer(tmp_path, expert_cache=str(tmp_path / "states"))
 
 
 def test_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault_of(tmp_path / "none") == "there is no such checkpoint"
     monkeypatch.setattr(checkpoints, "fault_of", lambda folder: "it is not as it was saved")
-    with pytest.raises(CheckpointError, match="not as it was saved, right after it was written"):
+    with pytest.raises(CheckpointError, match="not as it was saved right after writing"):
         trainer(tmp_path, save_strategy="steps", save_steps=1).train()
