@@ -180,7 +180,7 @@ def test_an_adapter_on_a_toxic_expert_is_refused(recipe_file: Path, tmp_path: Pa
     toxic = marked(tmp_path / "toxic", "config.json")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    for base, told in ((toxic, "is a toxic expert"), (adapter, "this adapter is its own base")):
+    for base, told in ((toxic, "is a toxic expert"), (adapter, "leads back to")):
         (adapter / "adapter_config.json").write_text(
             json.dumps({"base_model_name_or_path": str(base)})
         )
