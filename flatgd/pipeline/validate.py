@@ -27,8 +27,6 @@ from flatgd.models.adapters import is_toxic_expert, with_adapter
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import DialogueFormat
 from flatgd.models.loading import (
-    ADAPTER,
-    base_of,
     check_token_map,
     load_config,
     load_tokenizer,
@@ -209,19 +207,8 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
 
 def _refuse_toxic(name: str) -> None:
     """Raises ModelError for a toxic expert, and for an adapter on one."""
-    seen: list[str] = []
-    current: str | None = name
-    while current is not None and Path(current).is_dir():
-        if current in seen:
-            raise ModelError(f"{current}: this adapter is its own base; name its base in {ADAPTER}")
-        seen.append(current)
-        try:
-            is_toxic = is_toxic_expert(Path(current))
-        except (ValueError, AttributeError):
-            raise ModelError(f"{current}: its configuration is not valid JSON") from None
-        if is_toxic:
-            raise ModelError(f"{current} is a toxic expert, which must not be used; name another")
-        current = base_of(current)
+    if Path(name).is_dir() and is_toxic_expert(Path(name)):
+        raise ModelError(f"{name} is a toxic expert, which must not be used; name another")
 
 
 def _check_judge(settings: JudgeSettings) -> None:

@@ -156,7 +156,7 @@ def test_check_tells_all_faults_together(recipe_file: Path) -> None:
     assert "no such method; did you mean 'flatgd'?" in told
     assert "methods.backbone: this name is taken" in told
     assert "fp16 scales the gradient" in told
-    assert "backbone: no folder" in told
+    assert "backbone: there is no folder" in told
     assert "nowhere.jsonl: no such file" in told
 
 
@@ -200,7 +200,7 @@ def test_one_wrong_train_key_is_told_once(recipe_file: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_told_as_one(recipe_file: Path) -> None:
-    with pytest.raises(RecipeError, match=r"scorer: no folder /.*/nope"):
+    with pytest.raises(RecipeError, match=r"scorer: there is no folder /.*/nope"):
         load_validated(load_recipe(recipe_file, ["scorer=./nope"]))
 
 

@@ -233,5 +233,5 @@ def test_offline_checks_what_is_there(tmp_path: Path, recipe_file: Path) -> None
 def test_offline_a_folder_that_is_not_there_is_no_hub_name(recipe_file: Path) -> None:
     for name in ("/nowhere", "a/b/c"):
         words = ["check", str(recipe_file), "--offline", "--set", f"scorer={name}"]
-        with pytest.raises(RecipeError, match=f"scorer: no folder {name}"):
+        with pytest.raises(RecipeError, match=f"scorer: there is no folder {name}"):
             CliRunner().invoke(app, words, catch_exceptions=False)
