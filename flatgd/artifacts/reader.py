@@ -25,7 +25,7 @@ from flatgd.config.recipe import Recipe
 from flatgd.errors import RecipeError, UsageError
 from flatgd.io.records import read_jsonl
 
-UPDATE = "run `flatgd run RECIPE`; it rebuilds what is out of date"
+UPDATE = "`flatgd run RECIPE` rebuilds what is out of date"
 SMALL_FILES = (layout.SETTINGS, layout.TRAINING_LOG, layout.QUALITY, layout.CALIBRATION)
 STUDIES = ("flatness", "durability", "generalisation")
 

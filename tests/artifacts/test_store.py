@@ -139,7 +139,7 @@ def test_a_build_interrupted_between_rename_and_manifest_is_repeated(
 ) -> None:
     store = ArtifactStore(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("flatgd.artifacts.store.contents", lambda path: 1 / 0)
+        patch.setattr("flatgd.artifacts.store.file_digests", lambda path: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.get_or_build("one", "k1", writer("1", []))
     assert (tmp_path / "one").exists()
