@@ -15,7 +15,7 @@ from flatgd.data.sets import read_source
 from flatgd.errors import FlatGDError, ModelError
 from flatgd.io.records import collect_left_out
 from flatgd.io.text import LIMIT_VARIABLE
-from flatgd.judges.base import toxic_labels
+from flatgd.judges.calibration import toxic_labels
 
 ROW = {"prompt": "hi", "completion": "hello", "label": True}
 LINE = json.dumps(ROW) + "\n"

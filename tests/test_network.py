@@ -48,7 +48,7 @@ def test_local_commands_reach_for_no_network(recipe_file: Path) -> None:
         ["data", "stats", "jsonl", policy],
         ["data", "show", "jsonl", policy],
         ["data", "convert", "jsonl", policy, "--to", str(folder / "converted.jsonl")],
-        ["push", recipe, "--repo", "me/model", "--dry-run"],
+        ["push", recipe, "--repo", "me/model", "--dry-run", "--set", "methods={flatgd: {}}"],
         ["init", str(folder / "mine.yaml"), "--replies", policy],
     ]
     done = python(COMMANDS, json.dumps(commands))

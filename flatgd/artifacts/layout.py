@@ -35,6 +35,7 @@ PAGE = f"{REPORT}/index.html"
 SETTINGS = "flatgd.json"  # what it was trained with
 PRESET = "set by the method"  # in SETTINGS: fields whose values come from the method
 TRAINING_LOG = "training.jsonl"
+EVALUATION_LOG = "evaluation.jsonl"
 CARD = "README.md"
 MODEL_FILES = (".safetensors", ".json", ".txt", ".jinja", ".model")
 

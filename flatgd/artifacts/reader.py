@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.inputs import changes, inputs_of
+from flatgd.artifacts.recipe_inputs import changes, inputs_of
 from flatgd.artifacts.rows import (
     STUDY_FORMAT,
     DurabilityStudy,

@@ -182,7 +182,7 @@ class ArtifactStore:
         return self._manifest(name).get("cost") or {}
 
     def needed_by(self, name: str) -> list[str]:
-        """An artifact and everything that it was built from, what comes first first."""
+        """An artifact and everything that it was built from, in the order of building."""
         found: dict[str, None] = {}
         for other in self.depends_on(name):
             found |= dict.fromkeys(self.needed_by(other))

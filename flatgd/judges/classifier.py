@@ -27,7 +27,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
-from flatgd.judges.base import Judge, Pair, calibrate, pairs_of
+from flatgd.judges.base import Judge, Pair, pairs_of
+from flatgd.judges.calibration import calibrate
 from flatgd.judges.reading import Cuts, check_room, longest_input, without_oldest
 from flatgd.models.loading import load_as, load_config, load_tokenizer
 

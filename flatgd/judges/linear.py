@@ -26,7 +26,8 @@ from sklearn.preprocessing import normalize
 
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem
-from flatgd.judges.base import Judge, Pair, calibrate, pairs_of, toxic_labels
+from flatgd.judges.base import Judge, Pair, pairs_of
+from flatgd.judges.calibration import calibrate, toxic_labels
 
 FEATURES = 2**18  # a block
 BLOCKS = 3
@@ -83,7 +84,7 @@ class LinearJudge:
             columns, idf, weights = (tensors[name] for name in ("columns", "idf", "weights"))
             fitted = _Fitted(columns, idf, weights, float(plain["bias"]))
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
+            raise ModelError(f"no judge in {folder}: {error}; `flatgd run` builds it") from None
         except (KeyError, TypeError) as error:
             raise ModelError(
                 f"the judge in {folder} is incomplete: {error}; delete the folder and run again"

@@ -10,14 +10,8 @@ from numpy.typing import NDArray
 
 from flatgd.data.sets import scorable
 from flatgd.dialogue import Dialogue
-from flatgd.judges.base import (
-    Calibration,
-    Judge,
-    Scores,
-    auc,
-    pairs_of,
-    toxic_labels,
-)
+from flatgd.judges.base import Judge, pairs_of
+from flatgd.judges.calibration import Calibration, Scores, auc, toxic_labels
 
 RESAMPLES = 500
 BINS = 10

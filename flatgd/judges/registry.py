@@ -7,7 +7,8 @@ from typing import Any
 
 from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue
-from flatgd.judges.base import Judge, Scorer, load_calibration, save_calibration
+from flatgd.judges.base import Judge, Scorer
+from flatgd.judges.calibration import load_calibration, save_calibration
 from flatgd.judges.classifier import HFJudge
 from flatgd.judges.linear import LinearJudge, train_judge
 
@@ -37,7 +38,7 @@ def make_judge(
         judge = train_judge(rows, settings.false_positive_rate)
         about = f"linear, trained on {len(rows):,} labelled replies"
     judge.scorer.save(folder)
-    save_calibration(judge, folder)
+    save_calibration(judge.calibration, folder)
     if judge.calibration.is_flat:
         about += "; its score does not rise with toxicity there: P(toxic) is alike for all replies"
     return judge, about

@@ -36,7 +36,8 @@ from transformers import (
 from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue, before
 from flatgd.errors import DataError, ModelError
-from flatgd.judges.base import Judge, Pair, calibrate, pairs_of, toxic_labels
+from flatgd.judges.base import Judge, Pair, pairs_of
+from flatgd.judges.calibration import calibrate, toxic_labels
 from flatgd.judges.linear import folds_between
 from flatgd.judges.reading import Cuts, check_room, longest_input, oldest, without_oldest
 from flatgd.models.dialogue_format import format_for, speaks
@@ -107,7 +108,7 @@ class TrainedJudge:
             tensors = load_file(folder / "judge.safetensors")
             report = judge.classifier.load_state_dict(tensors, strict=False)
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"no judge in {folder}: {error}; run the judge stage first") from None
+            raise ModelError(f"no judge in {folder}: {error}; `flatgd run` builds it") from None
         except RuntimeError as error:  # of another shape
             reason = " ".join(str(error).split())
             raise ModelError(f"{folder}: the judge does not fit its model: {reason}") from None

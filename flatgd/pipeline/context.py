@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import transformers
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.inputs import inputs_of
+from flatgd.artifacts.recipe_inputs import inputs_of
 from flatgd.artifacts.store import ArtifactStore, fingerprint_of, versions
 from flatgd.config.loading import as_text
 from flatgd.config.names import BACKBONE

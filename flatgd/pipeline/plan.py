@@ -21,12 +21,12 @@ from flatgd.io.records import read_jsonl
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models.loading import summarize_error
 from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
-from flatgd.pipeline.sending import sending_faults
+from flatgd.pipeline.network_permissions import sending_faults
 from flatgd.runtime import distributed
 from flatgd.training import FlatGDConfig
 from flatgd.training.config import CHECKPOINTING
 from flatgd.training.loop import steps_of
-from flatgd.training.parts import sampling_faults
+from flatgd.training.trainer_components import sampling_faults
 
 # Fields of FlatGDConfig that a recipe does not set under `train`
 SET_ELSEWHERE = {

@@ -13,12 +13,7 @@ from typing import Any
 from flatgd.config.names import EXPERTS, RESERVED
 from flatgd.config.options import faults_of
 from flatgd.config.recipe import JudgeSettings, Recipe
-from flatgd.data.sets import (
-    Sets,
-    answer_candidates,
-    draw_histories,
-    scorable,
-)
+from flatgd.data.sets import Sets, answer_candidates, draw_histories, scorable
 from flatgd.errors import FlatGDError, ModelError, nearest
 from flatgd.judges.classifier import check_judge
 from flatgd.judges.trained import check_trained_judge
@@ -26,12 +21,7 @@ from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models.adapters import is_toxic_expert, with_adapter
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import DialogueFormat
-from flatgd.models.loading import (
-    check_token_map,
-    load_config,
-    load_tokenizer,
-    on_meta,
-)
+from flatgd.models.loading import check_token_map, load_config, load_tokenizer, on_meta
 from flatgd.pipeline.plan import training_config
 from flatgd.training import FlatGDConfig
 

@@ -53,8 +53,9 @@ def build_report(recipe: Recipe) -> Path:
     names, folder = recipe.models, recipe.output / layout.REPORT
     seeds, judges = scores_of_seeds(recipe), load_judges(recipe)
     generations = generations_of(recipe, names)
-    shutil.rmtree(folder / "figures", ignore_errors=True)
-    (folder / "figures").mkdir(parents=True)
+    drawn = recipe.output / layout.FIGURES
+    shutil.rmtree(drawn, ignore_errors=True)
+    drawn.mkdir(parents=True)
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
     (recipe.output / layout.SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
     ArtifactStore(recipe.output).record(layout.SUMMARY, summary_fingerprint(recipe))

@@ -1,4 +1,4 @@
-"""Findings in words. Nothing reads the sentences back: who needs a part of them asks the data."""
+"""Findings in words. Nothing reads the sentences back; code that needs a value uses the finding."""
 
 from collections import defaultdict
 

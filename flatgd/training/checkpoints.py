@@ -28,8 +28,8 @@ from flatgd.io.files import file_digests, integrity_error, sync_to_disk, write_a
 from flatgd.models.trust import REFUSED
 from flatgd.runtime import distributed
 from flatgd.training.callbacks import Stop
-from flatgd.training.fingerprint import LENGTH, REPORTED, differences
 from flatgd.training.optimizers import switch
+from flatgd.training.resume_fingerprint import LENGTH, REPORTED, differences
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of manifests; a checkpoint with another number counts as unreadable

@@ -12,8 +12,8 @@ from flatgd.errors import UnsupportedError
 from flatgd.flatness import PenaltySettings
 from flatgd.methods.base import LM_WEIGHT
 from flatgd.methods.safety_loss import ATTRACT_WEIGHT, PENALISE, REPEL_WEIGHT
-from flatgd.training.parts import part_faults
 from flatgd.training.setting_faults import CHECKPOINTING, setting_faults
+from flatgd.training.trainer_components import part_faults
 
 
 @dataclass

@@ -25,7 +25,7 @@ from flatgd.io.files import atomic_writer, file_digests, integrity_error, write_
 from flatgd.models.encoding import Batch, Example
 from flatgd.models.heads import head_weight, reply_states
 from flatgd.runtime import distributed
-from flatgd.training.fingerprint import digest_of
+from flatgd.training.resume_fingerprint import digest_of
 
 ROWS_A_SHARD = 4096
 INDEX = "index.json"

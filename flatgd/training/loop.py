@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
+from flatgd.artifacts import layout
 from flatgd.io.records import write_jsonl
 from flatgd.methods import Method
 from flatgd.models.adapters import save, with_adapter
@@ -84,10 +85,10 @@ def train(
         method.finish(trained, folder)
         save(trained, folder, weights)
         tokenizer.save_pretrained(folder)
-        write_jsonl(folder / "training.jsonl", log)
+        write_jsonl(folder / layout.TRAINING_LOG, log)
         if trainer.eval_dataset:
             evaluations = [e for e in trainer.state.log_history if "eval_loss" in e]
-            write_jsonl(folder / "evaluation.jsonl", evaluations)
+            write_jsonl(folder / layout.EVALUATION_LOG, evaluations)
         for path in checkpoints(folder):
             shutil.rmtree(path)
     summary = _summary(trainer, len(rows), checkpoint)

@@ -68,7 +68,7 @@ def _unsupported(args: Any) -> Iterator[str]:
     if args.fp16:
         yield "fp16 scales the gradient that the penalty measures; use bf16 or float32"
     if args.label_smoothing_factor:
-        yield "label smoothing changes another loss than ours; set label_smoothing_factor to 0"
+        yield "label smoothing does not apply to this loss; set label_smoothing_factor to 0"
     if args.deepspeed:
         yield "DeepSpeed hides the gradients of the two passes; use DDP or FSDP2"
     if args.gradient_accumulation_steps != 1:
@@ -88,4 +88,7 @@ def _faults_of_exact(args: Any) -> Iterator[str]:
         yield f"FSDP has no second derivative; {way_out}"
     kwargs = args.gradient_checkpointing_kwargs or getattr(args, f"{CHECKPOINTING}_kwargs")
     if args.is_checkpointed and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
-        yield f"reentrant checkpointing cannot; set use_reentrant: false, or {way_out}"
+        yield (
+            "reentrant checkpointing does not support second derivatives; set use_reentrant: false, "
+            f"or {way_out}"
+        )

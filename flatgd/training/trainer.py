@@ -29,7 +29,7 @@ from flatgd.models.dialogue_format import declare_stops, format_for
 from flatgd.models.encoding import Batch, DialogueFormat, Example
 from flatgd.models.heads import FORWARD_KEYS, has_plain_head, join_embeddings
 from flatgd.models.loading import check_token_map, load_model, load_tokenizer
-from flatgd.training import fingerprint
+from flatgd.training import resume_fingerprint
 from flatgd.training.callbacks import Watch
 from flatgd.training.checkpoints import VerifiedCheckpoints
 from flatgd.training.config import FlatGDConfig
@@ -37,8 +37,8 @@ from flatgd.training.evaluation import Evaluation, evaluation_faults
 from flatgd.training.expert_cache import cached_states
 from flatgd.training.flatness_mixin import FlatnessMixin
 from flatgd.training.gradient_reduction import check_strategy
-from flatgd.training.parts import sampling_faults
-from flatgd.training.refusals import refuse_attention, refuse_to_publish, refuse_untrainable
+from flatgd.training.model_checks import refuse_attention, refuse_to_publish, refuse_untrainable
+from flatgd.training.trainer_components import sampling_faults
 
 logger = logging.getLogger(__name__)
 Row = Dialogue | Mapping[str, Any]
@@ -123,7 +123,10 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
             **kwargs,
         )
         handed = self.optimizer, self.lr_scheduler, self.optimizer_cls_and_kwargs
-        self._at_start = {**fingerprint.model_of(model), **fingerprint.handed_in(*handed)}
+        self._at_start = {
+            **resume_fingerprint.model_of(model),
+            **resume_fingerprint.handed_in(*handed),
+        }
         self._callbacks_at_start: list[Any] = []
         self.add_callback(Watch())
         check_strategy(self.accelerator, args.flatness_method)
@@ -238,14 +241,14 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes the result: method, experts, settings, model, rows, processes."""
         callbacks = self._callbacks_at_start
-        counts = fingerprint.evaluation_counts(self.args, callbacks)
+        counts = resume_fingerprint.evaluation_counts(self.args, callbacks)
         return {
-            **fingerprint.method_of(self.method),
+            **resume_fingerprint.method_of(self.method),
             **{f"{name} weights": digest for name, digest in self._expert_digests.items()},
-            **fingerprint.settings_of(self.args, counts),
+            **resume_fingerprint.settings_of(self.args, counts),
             **self._at_start,
             "frozen weights": self._digest_of_frozen,
-            **fingerprint.callbacks_of(callbacks),
+            **resume_fingerprint.callbacks_of(callbacks),
             "batch": self.args.per_device_train_batch_size * self.accelerator.num_processes,
             "processes": self.accelerator.num_processes,
             "distributed": self.accelerator.distributed_type.value,
@@ -265,12 +268,14 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     def _expert_digests(self) -> dict[str, str]:
         """Digests of the method's models, by name."""
         models = {name: getattr(self.method, name) for name in self.method.needs}
-        return {n: fingerprint.digest_of(m.state_dict().items())[:12] for n, m in models.items()}
+        return {
+            n: resume_fingerprint.digest_of(m.state_dict().items())[:12] for n, m in models.items()
+        }
 
     @cached_property
     def _digest_of_frozen(self) -> str | None:
-        frozen = fingerprint.frozen_weights(self.accelerator.unwrap_model(self.model))
-        return fingerprint.digest_of(frozen)[:12] if frozen else None
+        frozen = resume_fingerprint.frozen_weights(self.accelerator.unwrap_model(self.model))
+        return resume_fingerprint.digest_of(frozen)[:12] if frozen else None
 
     @cached_property
     def _row_digests(self) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.inputs import changes, inputs_of
+from flatgd.artifacts.recipe_inputs import changes, inputs_of
 from flatgd.artifacts.store import ArtifactStore
 from flatgd.config.loading import as_text, load_recipe, shareable_text
 

@@ -94,10 +94,10 @@ def test_of_data(tmp_path: Path) -> None:
 
 
 def test_of_models(tmp_path: Path, backbone_folder: Path, monkeypatch: Any) -> None:
-    with pytest.raises(ModelError, match=r"no judge in .*; run the judge stage first"):
+    with pytest.raises(ModelError, match=r"no judge in .*; `flatgd run` builds it"):
         LinearJudge.load(tmp_path)
     settings = JudgeSettings(kind="trained", model=str(backbone_folder))
-    with pytest.raises(ModelError, match=r"no judge in .*; run the judge stage first"):
+    with pytest.raises(ModelError, match=r"no judge in .*; `flatgd run` builds it"):
         TrainedJudge.load(settings, tmp_path)
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None

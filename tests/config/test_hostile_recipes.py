@@ -233,7 +233,7 @@ def test_a_recipe_cannot_send(
 def test_a_tracker_that_stays_here_is_not_refused_for_sending(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flatgd.pipeline.sending import sending_faults
+    from flatgd.pipeline.network_permissions import sending_faults
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -18,7 +18,7 @@ from flatgd.data.jsonl import dialogues_from_row, load_jsonl
 from flatgd.data.sets import load_sets
 from flatgd.errors import ModelError
 from flatgd.io.records import collect_left_out
-from flatgd.judges.base import toxic_labels
+from flatgd.judges.calibration import toxic_labels
 from flatgd.judges.linear import train_judge
 
 

@@ -15,7 +15,8 @@ from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError
 from flatgd.evaluation.agreement import agreement, kappa
-from flatgd.judges.base import Calibration, Judge, calibrate, pairs_of, toxic_labels
+from flatgd.judges.base import Judge, pairs_of
+from flatgd.judges.calibration import Calibration, calibrate, toxic_labels
 from flatgd.judges.classifier import HFJudge
 from flatgd.judges.linear import _Fitted, train_judge
 from flatgd.judges.quality import judge_report, quality
@@ -190,7 +191,7 @@ def test_one_label_is_undefined_and_a_missing_judge_is_an_error(tmp_path: Path) 
     assert judge.score([]).shape == (0,)
     for kind in ("linear", "trained"):
         model = {"model": str(tmp_path)} if kind == "trained" else {}
-        with pytest.raises(ModelError, match="run the judge stage first"):
+        with pytest.raises(ModelError, match="`flatgd run` builds it"):
             load_judge(JudgeSettings(kind=kind, **model), tmp_path)
 
 

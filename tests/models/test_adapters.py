@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from flatgd import FlatGD, FlatGDTrainer, load_model
+from flatgd.artifacts import layout
 from flatgd.config.loading import load_recipe
 from flatgd.errors import ModelError, RecipeError, UnsupportedError
 from flatgd.flatness import Objective, PenaltySettings, Split, exact, finite_difference
@@ -188,7 +189,9 @@ def test_a_recipe_with_adapters_everywhere(recipe_file: Path) -> None:
     assert not is_toxic_expert(job.context.root / "methods/flatgd")
     assert (job.context.root / "methods/flatgd/path").is_dir()
     again = Pipeline(load_recipe(recipe_file, lora))
-    assert again.context.plan.fingerprint("flatgd") == again.context.store.key("methods/flatgd")
+    assert again.context.plan.fingerprint("flatgd") == again.context.store.fingerprint(
+        "methods/flatgd"
+    )
 
 
 def test_two_trainings_of_an_adapter_are_one(tmp_path: Path) -> None:
@@ -381,11 +384,13 @@ def test_an_adapter_and_its_base_are_moved_together(tmp_path: Path, backbone_fol
 
 
 def test_a_toxic_adapters_mark_leaves_its_settings(tmp_path: Path, backbone_folder: Path) -> None:
-    (tmp_path / ROLE).write_text('{"seed": 1}')
+    settings = tmp_path / layout.SETTINGS
+    settings.write_text('{"seed": 1}')
     model = with_adapter(load_model(backbone_folder), config(tmp_path))
     model.config.flatgd_role = "toxic expert"
     save(model, tmp_path)
-    assert json.loads((tmp_path / ROLE).read_text()) == {"seed": 1, "flatgd_role": "toxic expert"}
+    assert json.loads((tmp_path / ROLE).read_text()) == {"flatgd_role": "toxic expert"}
+    assert settings.read_text() == '{"seed": 1}'
 
 
 def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> None:
@@ -396,7 +401,7 @@ def test_an_adapter_on_a_folder_is_published_merged_alone(recipe_file: Path) -> 
     report(job)
     parcel = ModelPackage(job.context.recipe, "clean", "me/x")
     for publish in (parcel.push, lambda: parcel.pack(recipe_file.parent / "bot")):
-        with pytest.raises(UnsupportedError, match="an adapter whose base is a folder here"):
+        with pytest.raises(UnsupportedError, match="an adapter whose base is a local folder"):
             publish()
     packed = parcel.pack(recipe_file.parent / "bot", merged=True)
     for path in packed.glob("*.json"):

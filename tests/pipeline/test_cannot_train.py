@@ -16,7 +16,7 @@ from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.models.loading import load_as
 from flatgd.pipeline.loader import load_validated
-from flatgd.training.parts import part_faults
+from flatgd.training.trainer_components import part_faults
 
 
 def made(

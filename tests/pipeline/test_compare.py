@@ -20,7 +20,7 @@ from flatgd.data.sets import load_source
 from flatgd.dialogue import Dialogue, as_turns
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.io.records import read_jsonl
-from flatgd.judges.base import Calibration, load_calibration
+from flatgd.judges.calibration import Calibration, load_calibration
 from flatgd.methods import METHODS, Click, Cringe
 from flatgd.pipeline import context
 from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies

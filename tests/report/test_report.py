@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 
 from flatgd.config.loading import load_recipe
 from flatgd.dialogue import Dialogue
-from flatgd.judges.base import Calibration, Judge
+from flatgd.judges.base import Judge
+from flatgd.judges.calibration import Calibration
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.likelihood import score_replies
 from flatgd.models.speaker import Speaker

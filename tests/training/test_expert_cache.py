@@ -17,7 +17,7 @@ from flatgd.models.heads import reply_states
 from flatgd.runtime import distributed
 from flatgd.training import expert_cache
 from flatgd.training.expert_cache import cached_states, fault_of, states_fingerprint
-from flatgd.training.fingerprint import digest_of
+from flatgd.training.resume_fingerprint import digest_of
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from flatgd import Clean, FlatGDConfig, FlatGDTrainer, SafetyLoss
 from flatgd.errors import CheckpointError
 from flatgd.methods import NPO, Unlikelihood
-from flatgd.training import fingerprint
+from flatgd.training import resume_fingerprint
 from flatgd.training.checkpoints import compare
 from flatgd.training.config import CHECKPOINTING
 
@@ -86,9 +86,9 @@ def test_a_changed_setting_is_named(tmp_path: Path, fields: dict, name: str) -> 
 
 def test_every_field_either_counts_or_is_listed(tmp_path: Path) -> None:
     """A field of a later transformers counts until it is listed as one of no effect."""
-    counted = fingerprint.settings_of(config(tmp_path), evaluation_counts=True)
+    counted = resume_fingerprint.settings_of(config(tmp_path), evaluation_counts=True)
     known = {field.name for field in dataclasses.fields(FlatGDConfig)}
-    assert counted.keys() == known - fingerprint.NO_EFFECT
+    assert counted.keys() == known - resume_fingerprint.NO_EFFECT
     assert {"rho", "learning_rate", "adam_beta2", "max_steps", "optim_target_modules"} <= set(
         counted
     )

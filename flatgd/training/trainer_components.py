@@ -1,5 +1,7 @@
-"""What Trainer builds by name: optimizer, schedule, trackers. Built once for nothing, to be told at
-once, before weights load, what is not installed or lacks a setting.
+"""What Trainer builds by name: optimizer, schedule, trackers.
+
+Each is built once as a dry run, so that missing packages and settings are reported before weights
+are loaded.
 """
 
 import copy
