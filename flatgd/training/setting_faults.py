@@ -89,6 +89,6 @@ def _faults_of_exact(args: Any) -> Iterator[str]:
     kwargs = args.gradient_checkpointing_kwargs or getattr(args, f"{CHECKPOINTING}_kwargs")
     if args.is_checkpointed and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
         yield (
-            "reentrant checkpointing does not support second derivatives; set use_reentrant: false, "
+            "reentrant checkpointing has no second derivative; set use_reentrant: false, "
             f"or {way_out}"
         )
