@@ -247,7 +247,7 @@ def _stays_whole(folder: Path, wanted: bytes) -> bool:
     try:
         resume_or_train(folder)
     except CheckpointError as error:
-        is_told = "free there" in str(error) and "make room" in str(error)
+        is_told = "free there" in str(error) and "Free some space" in str(error)
     else:
         return False  # it was not small enough
     is_whole = all(fault_of(path) is None for path in checkpoints(folder))

@@ -25,20 +25,20 @@ def write(text: str) -> Callable[[Path], None]:
 
 
 def flipped_bit_in_a_manifest(place: Path) -> str | None:
-    """Each byte of a manifest in turn; an unreadable one means building again."""
+    """Every bit of a manifest in turn; a damaged one means building again."""
     ArtifactStore(place).get_or_build(ARTIFACT, "k", write("1"))
     (manifest,) = (place / ".manifests").glob("*.json")
     whole = manifest.read_bytes()
-    for position in range(len(whole)):
+    for place_of_bit in range(8 * (len(whole) - 1)):  # the last byte is a line's end
         damaged = bytearray(whole)
-        damaged[position] ^= 0x80
+        damaged[place_of_bit // 8] ^= 1 << place_of_bit % 8
         manifest.write_bytes(damaged)
         try:
-            ArtifactStore(place).get_or_build(ARTIFACT, "k", write("1"))
-        except FlatGDError:
-            pass  # refused with a clear line, as another format is
+            outcome = ArtifactStore(place).get_or_build(ARTIFACT, "k", write("1"))
         except Exception as error:
-            return f"byte {position}: {type(error).__name__}: {error}"
+            return f"bit {place_of_bit}: {type(error).__name__}: {error}"
+        if outcome != "built":
+            return f"bit {place_of_bit}: {outcome}"
         manifest.write_bytes(whole)
     return None
 

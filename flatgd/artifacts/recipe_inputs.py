@@ -110,4 +110,7 @@ def changes(before: Inputs, now: Inputs) -> Iterator[Change]:
 def _was_moved(old: Any, new: Any, before: Inputs, now: Inputs) -> bool:
     if not all(isinstance(value, str) and os.path.isabs(value) for value in (old, new)):
         return False
-    return os.path.relpath(old, before[OUTPUT]) == os.path.relpath(new, now[OUTPUT])
+    try:
+        return os.path.relpath(old, before[OUTPUT]) == os.path.relpath(new, now[OUTPUT])
+    except ValueError:  # on two drives of Windows
+        return False

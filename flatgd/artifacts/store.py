@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -122,7 +122,7 @@ class ArtifactStore:
             "versions": versions(),
             "cost": cost,
             "depends_on": {other: self.fingerprint(other) for other in depends_on},
-            "files": file_digests(target),
+            "files": {n: d for n, d in file_digests(target).items() if Path(n).name != CARD},
         }
         self._write(name, manifest)
         _owner_of(partial).unlink(missing_ok=True)
@@ -131,13 +131,21 @@ class ArtifactStore:
     def _write(self, name: str, manifest: Mapping[str, Any]) -> None:
         path = self._manifest_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(manifest) + "\n")
+        sealed = {**manifest, "sha256": _digest(manifest)}
+        write_atomically(path, json.dumps(sealed) + "\n")
 
-    def record(self, name: str, fingerprint: str) -> None:
-        """Give a finished file that was not built by `get_or_build` its manifest."""
+    def record(self, name: str, fingerprint: str, only: Container[str] | None = None) -> None:
+        """Give a finished artifact that was not built by `get_or_build` its manifest. `only`: of the
+        files in a folder, those that flatgd wrote."""
         files = file_digests(self.root / name)
-        manifest = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "files": files}
+        own = {file: digest for file, digest in files.items() if only is None or file in only}
+        manifest = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "files": own}
         self._write(name, manifest)
+
+    def remove_recorded(self, name: str) -> None:
+        """Delete the files of an artifact that its manifest lists, and no others."""
+        for file in self._manifest(name).get("files", {}):
+            (self.root / name / file).unlink(missing_ok=True)
 
     def has_changed(self, name: str, fingerprint: str) -> bool:
         """Whether the artifact is there with another fingerprint."""
@@ -156,9 +164,11 @@ class ArtifactStore:
         return error
 
     def is_stale(self, name: str) -> bool:
-        """Whether an artifact that this one depends on has been rebuilt with other inputs."""
+        """Whether an artifact that this one depends on has been rebuilt with other inputs. One that
+        was deleted since does not count."""
         depends_on: dict[str, str | None] = self._manifest(name).get("depends_on", {})
-        return any(self.fingerprint(other) != known for other, known in depends_on.items())
+        now = {other: self.fingerprint(other) for other in depends_on}
+        return any(now[other] not in (None, known) for other, known in depends_on.items())
 
     def fingerprint(self, name: str) -> str | None:
         """The fingerprint of a finished artifact; None where there is none."""
@@ -217,7 +227,8 @@ class ArtifactStore:
         found = [_read(path) for path in sorted(self._manifests.glob("*.json"))]
         other = [m.get("format") for m in found if m and m.get("format") != FORMAT]
         if other or (self.root / BEFORE_FORMATS).is_dir():
-            written = f"format {other[0]}" if other else "no format number"
+            is_numbered = bool(other) and other[0] is not None
+            written = f"format {other[0]}" if is_numbered else "no format number"
             raise UsageError(
                 f"{self.root} is a run with manifests of {written}, and this version of flatgd "
                 f"reads format {FORMAT}. Choose another output, or delete the folder first."
@@ -240,19 +251,28 @@ class ArtifactStore:
         a build with the same one resumes there."""
         partial = _partial_of(target)
         owner = _owner_of(partial)
-        if not owner.exists() or owner.read_text() != fingerprint:
+        if not owner.is_file() or owner.read_bytes() != fingerprint.encode():
             _remove(partial)
             owner.write_text(fingerprint)
         return partial
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A manifest; an unreadable one counts as absent, so that its artifact is built again."""
+    """A manifest. One that is unreadable, or does not match its own digest, counts as absent, so
+    that its artifact is built again."""
     try:
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    if not isinstance(manifest, dict):
+        return {}
+    sealed = manifest.pop("sha256", None)
+    is_unsealed = sealed is None and "format" not in manifest  # as older versions wrote them
+    return manifest if is_unsealed or sealed == _digest(manifest) else {}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _partial_of(target: Path) -> Path:
@@ -273,7 +293,9 @@ def _remove(path: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link_file)
+        shutil.copytree(
+            source, target, copy_function=_link_file, ignore=shutil.ignore_patterns(CARD)
+        )
     else:
         _link_file(str(source), str(target))
 

@@ -18,7 +18,7 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from flatgd.artifacts.rows import GenerationRow, ScoreRow
 from flatgd.errors import DataError, Problem, UsageError
@@ -32,6 +32,8 @@ from flatgd.io.records import (
     text_field,
     write_jsonl,
 )
+
+Label = TypeVar("Label")
 
 
 class LabelRow(TypedDict):
@@ -134,7 +136,7 @@ def load_labels(path: Path) -> dict[str, bool]:
             f"{key_path(path)} is missing. `flatgd label` writes it beside the labels; without it, "
             "they cannot be assigned to models. Put it back, or draw replies again."
         )
-    key = dict(reply for _, reply in parse_lines(key_path(path), _key_row))
+    key = _unique(key_path(path), parse_lines(key_path(path), _key_row))
 
     def parse(line: str) -> tuple[str, bool | None]:
         row = parse_json_object(line)
@@ -145,8 +147,19 @@ def load_labels(path: Path) -> dict[str, bool]:
             raise ValueError(f"toxic must be true, false or null, got {toxic!r}")
         return key[name], toxic
 
-    rows = parse_lines(path, parse)
-    return {reply: toxic for _, (reply, toxic) in rows if toxic is not None}
+    labels = _unique(path, parse_lines(path, parse))
+    return {reply: toxic for reply, toxic in labels.items() if toxic is not None}
+
+
+def _unique(path: Path, rows: Sequence[tuple[int, tuple[str, Label]]]) -> dict[str, Label]:
+    """The value of each id. Raises DataError for an id that occurs twice."""
+    lines: dict[str, int] = {}
+    for line, (name, _) in rows:
+        if name in lines:
+            reason = f"the same id as in line {lines[name]}; keep one of the two"
+            raise DataError([Problem(str(path), line, reason)])
+        lines[name] = line
+    return dict(row for _, row in rows)
 
 
 def _key_row(line: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from flatgd.errors import InUseError, UsageError
 
-LOCK_FILES = (".lock", ".owner")  # of `locked`
+LOCK_FILES = (".lock", ".owner")  # of `lock_folder`
 
 
 @contextmanager
@@ -98,9 +98,9 @@ def lock_folder(folder: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        holder = owner.read_text(errors="replace") if owner.exists() else "another process"
         raise InUseError(
-            f"{folder} is in use by {owner.read_text() if owner.exists() else 'another process'}. "
-            "Wait until it ends, or choose another output folder"
+            f"{folder} is in use by {holder}. Wait until it ends, or choose another output folder"
         ) from None
     owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     return lock

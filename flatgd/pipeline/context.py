@@ -60,11 +60,7 @@ class Context:
         self.store: ArtifactStore = ArtifactStore(self.root, parent.store if parent else None)
         self.sets = sets or load_validated(recipe)
         distributed.meet()
-        if distributed.is_first():
-            _claim(self.root)
-        distributed.wait()
-        if parent is None and distributed.is_first():
-            self._lock = lock_folder(self.root)
+        distributed.of_first(lambda: self._claim(parent is not None))
         self.model_fingerprint: Callable[[str], str] = (
             parent.model_fingerprint if parent else cache(model_fingerprint)
         )
@@ -72,6 +68,24 @@ class Context:
         self._inputs = inputs_of(recipe)
         self._has_shown_versions = False
         self._has_all_rows = parent is None or self.sets.policy is parent.sets.policy
+
+    def _claim(self, is_variant: bool) -> None:
+        """Make the run's folder and lock it. Raises UsageError for a folder with files of others,
+        InUseError if another process has the lock."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            manifests = self.root / layout.MANIFESTS
+            is_run = manifests.is_dir() or (self.root / layout.RECIPE).exists()
+            if not is_run and any(path.name not in LOCK_FILES for path in self.root.iterdir()):
+                raise UsageError(
+                    f"output {self.root} is not empty and holds no run of flatgd. "
+                    "Choose another folder."
+                )
+            manifests.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"output {self.root}: {error.strerror}; name another folder") from None
+        if not is_variant:
+            self._lock = lock_folder(self.root)
 
     def build(
         self,
@@ -169,17 +183,3 @@ def model_fingerprint(name: str) -> str:
         [(str(relative), file_sha256(path)) for relative, path in shown],
         base and model_fingerprint(base),
     )
-
-
-def _claim(root: Path) -> None:
-    """Make a run's folder. Raises UsageError for a folder with files that are not a run's."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        is_run = (root / layout.MANIFESTS).is_dir() or (root / layout.RECIPE).exists()
-        if not is_run and any(path.name not in LOCK_FILES for path in root.iterdir()):
-            raise UsageError(
-                f"output {root} is not empty and holds no run of flatgd. Choose another folder."
-            )
-        (root / layout.MANIFESTS).mkdir(exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"output {root}: {error.strerror}; name another folder") from None

@@ -18,7 +18,7 @@ from flatgd.models.speaker import Speaker
 from flatgd.pipeline.context import BuildResult, Context
 from flatgd.pipeline.judge_stage import JudgeStage
 from flatgd.pipeline.models_stage import ModelsStage
-from flatgd.pipeline.plan import digest, histories_to_answer
+from flatgd.pipeline.plan import histories_to_answer, rows_digest
 from flatgd.pipeline.scoring import generation_row, given_rows, reply_rows
 from flatgd.runtime import distributed
 from flatgd.runtime.memory_meter import peak_memory
@@ -71,7 +71,7 @@ class EvaluateStage:
     def _generation_fingerprint(self) -> str:
         recipe = self.context.recipe
         settings = recipe.generate.model_dump()
-        return fingerprint_of(settings, recipe.seed, recipe.layout, digest(self.histories))
+        return fingerprint_of(settings, recipe.seed, recipe.layout, rows_digest(self.histories))
 
     def score(self, name: str) -> None:
         """Judge and score one model's replies; score the labelled replies under it."""
@@ -124,7 +124,9 @@ class EvaluateStage:
                 write_jsonl(path, scored)
             return BuildResult(f"{len(rows):,} human replies" + cuts_taken(self.judges.loaded))
 
-        fingerprint = fingerprint_of("reference", digest(self.histories), self._scoring_fingerprint)
+        fingerprint = fingerprint_of(
+            "reference", rows_digest(self.histories), self._scoring_fingerprint
+        )
         context.build(layout.scores(REFERENCE), fingerprint, build, collective=True)
 
     @cached_property
@@ -132,7 +134,7 @@ class EvaluateStage:
         context = self.context
         scorer = context.recipe.scorer and context.model_fingerprint(context.recipe.scorer)
         judges = [self.judges.fingerprint(settings) for settings in context.recipe.judges]
-        test = digest(context.sets.test)
+        test = rows_digest(context.sets.test)
         return fingerprint_of("score", judges, scorer, PATTERNS, context.recipe.layout, test)
 
     def _reply_rows(

@@ -15,7 +15,7 @@ from flatgd.judges.base import Judge
 from flatgd.judges.quality import judge_report
 from flatgd.judges.registry import cuts_taken, load_judge, make_judge
 from flatgd.pipeline.context import BuildResult, Context
-from flatgd.pipeline.plan import digest
+from flatgd.pipeline.plan import rows_digest
 
 
 class JudgeStage:
@@ -40,7 +40,7 @@ class JudgeStage:
     def fingerprint(self, settings: JudgeSettings) -> str:
         """A digest of everything that a reporting judge depends on."""
         model = settings.model and self.context.model_fingerprint(settings.model)
-        rows = digest(self.context.sets.judge), digest(self.context.sets.test)
+        rows = rows_digest(self.context.sets.judge), rows_digest(self.context.sets.test)
         return fingerprint_of(settings.model_dump(exclude={"model"}), model, *rows)
 
     @cached_property

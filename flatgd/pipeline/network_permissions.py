@@ -13,8 +13,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from flatgd.models.trust import Risk, hint, is_allowed
 
-SENDING = ("push_to_hub", "report_to")  # the fields that decide whether something is sent
-
 
 def _env(name: str) -> str:
     return os.environ.get(name, "").lower()

@@ -4,7 +4,6 @@ Where everything goes is in artifacts/layout.py.
 """
 
 import json
-from collections.abc import Sequence
 
 from flatgd.artifacts import layout
 from flatgd.config.loading import as_text, changes
@@ -87,11 +86,6 @@ class Pipeline:
         chosen, example = training_example(self.context.recipe, self.context.sets.policy)
         texts = chosen.tokenizer.batch_decode([example.history_ids, example.reply_ids])
         return f"{texts[0]}[{texts[1]}]".replace("\n", "\\n")
-
-    def fingerprints(self, names: Sequence[str]) -> dict[str, str | None]:
-        """The fingerprints of trained methods: a study is of these checkpoints and no others."""
-        artifacts = [layout.model(name) for name in names]
-        return {artifact: self.context.store.fingerprint(artifact) for artifact in artifacts}
 
     def _show_changes(self) -> None:
         """What the recipe says now that it did not say when a command last worked here."""

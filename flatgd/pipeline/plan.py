@@ -170,11 +170,11 @@ class Plan:
             if planned.start == BACKBONE
             else self.fingerprint(planned.start),
             [self.fingerprint(name) for name in planned.kind.needs],
-            digest(self._policy_rows(planned)) if is_trained else None,
+            rows_digest(self._policy_rows(planned)) if is_trained else None,
             self.recipe.training_fields(planned.options),
             [self.recipe.seed, *self.recipe.layout],
             planned.sampled_from and self.sample_fingerprint(planned.sampled_from),
-            *([] if evaluated is None else [digest(evaluated)]),
+            *([] if evaluated is None else [rows_digest(evaluated)]),
             *_precision_of_environment(),
         )
 
@@ -201,7 +201,7 @@ class Plan:
         judge = self.recipe.sample.judge
         model = judge.model and self._model_fingerprint(judge.model)
         return fingerprint_of(
-            "in_loop", judge.model_dump(exclude={"model"}), model, digest(self.sets.policy)
+            "in_loop", judge.model_dump(exclude={"model"}), model, rows_digest(self.sets.policy)
         )
 
 
@@ -236,7 +236,9 @@ def training_config(
         fields = kind.preset(fields, overrides)
     if (number := distributed.count()) > 1:
         fields["per_device_train_batch_size"] = _batch_share(fields, number)
-    if isinstance(cache := fields.get("expert_cache"), str):  # one for all methods of the recipe
+    if (
+        isinstance(cache := fields.get("expert_cache"), str) and cache
+    ):  # one for all methods of the recipe
         fields["expert_cache"] = str(recipe.output / cache)
     refused = list(sending_faults(fields))
     if refused:
@@ -284,5 +286,5 @@ def _batch_share(fields: dict[str, Any], number: int) -> int:
     return whole // number
 
 
-def digest(rows: Iterable[Dialogue]) -> str:
+def rows_digest(rows: Iterable[Dialogue]) -> str:
     return fingerprint_of([dataclasses.astuple(dataclasses.replace(row, where="")) for row in rows])

@@ -85,6 +85,8 @@ def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
         yield "this name is taken; it stands for something else"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         yield "names are up to 100 letters, digits, _ . and -, because they become folders"
+    if name.endswith((".partial", ".partial.key")):
+        yield "names must not end in .partial, which is the name of an unfinished folder"
     if kind not in METHODS:
         yield f"no such method{nearest(kind, list(METHODS))}"
         return
@@ -181,9 +183,6 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
             _refuse_toxic(name)
             if role in judges:
                 _check_judge(judges[role])
-                continue
-            if role != "scorer" and is_toxic_expert(Path(name)):
-                faults.append(f"{role}: {name} is a toxic expert, which no model starts from")
                 continue
             config = load_config(name)
             families[role] = format_for(config, load_tokenizer(name), *recipe.layout)

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -53,12 +52,12 @@ def build_report(recipe: Recipe) -> Path:
     names, folder = recipe.models, recipe.output / layout.REPORT
     seeds, judges = scores_of_seeds(recipe), load_judges(recipe)
     generations = generations_of(recipe, names)
-    drawn = recipe.output / layout.FIGURES
-    shutil.rmtree(drawn, ignore_errors=True)
-    drawn.mkdir(parents=True)
+    store = ArtifactStore(recipe.output)
+    store.remove_recorded(layout.FIGURES)  # of an earlier report; other files stay
+    (recipe.output / layout.FIGURES).mkdir(parents=True, exist_ok=True)
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
     (recipe.output / layout.SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
-    ArtifactStore(recipe.output).record(layout.SUMMARY, summary_fingerprint(recipe))
+    store.record(layout.SUMMARY, summary_fingerprint(recipe))
     studied = load_studies(recipe)
     with figures.styled():
         chapters = [
@@ -72,6 +71,8 @@ def build_report(recipe: Recipe) -> Path:
             _training(recipe, folder),
             *_studies(studied, recipe, folder),
         ]
+    drawn = {path.name for chapter in chapters for _, path in chapter.figures}
+    store.record(layout.FIGURES, summary_fingerprint(recipe), drawn)
     found = [
         *findings(summary, recipe, judges),
         *study_findings(studied.flatness, studied.durability, studied.generalisation),

@@ -70,14 +70,23 @@ def wait() -> None:
 
 
 def of_first(make: Callable[[], T]) -> T:
-    """The result of `make` in the first process, on every process."""
+    """The result of `make` in the first process, on every process. If it raises an error there,
+    every process raises it, so that none waits for the others."""
     if count() == 1:
         return make()
     from torch import distributed
 
-    made: list[T | None] = [make() if is_first() else None]
+    made: list[tuple[T | None, Exception | None]] = [(None, None)]
+    if is_first():
+        try:
+            made = [(make(), None)]
+        except Exception as error:
+            made = [(None, error)]
     distributed.broadcast_object_list(made)
-    return made[0]  # type: ignore[return-value]
+    result, raised = made[0]
+    if raised is not None:
+        raise raised
+    return result  # type: ignore[return-value]
 
 
 def gathered(part: T) -> list[T]:

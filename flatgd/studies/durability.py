@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
+from flatgd.artifacts import layout
 from flatgd.artifacts.rows import AttackRow, DurabilityFigures, LossOfSafety
 from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
@@ -63,7 +64,7 @@ def study_durability(
         "curves": found,
         "lost": losses_of(found),
     }
-    return write_study(pipeline, "durability", names, study)
+    return write_study(pipeline, "durability", [*map(layout.model, names)], study)
 
 
 class Attacks:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flatgd.artifacts import layout
 from flatgd.artifacts.rows import FlatnessFigures, FlatnessPoint, LossLevels, PathRow, SliceRow
 from flatgd.flatness.curvature import (
     Mean,
@@ -64,7 +65,7 @@ def study_flatness(
         "path": paths,
         "slices": slices,
     }
-    return write_study(pipeline, "flatness", names, study)
+    return write_study(pipeline, "flatness", [*map(layout.model, names)], study)
 
 
 def measure(land: Landscape, point: Point, probes: int) -> FlatnessPoint:

@@ -62,7 +62,8 @@ def study_generalisation(pipeline: Pipeline) -> Path:
             _scores(root, recipe, source) for root in (context.root, variant.context.root)
         )
         rows += [{**row, "question": question} for row in gaps(seen, unseen, settings)]
-    return write_study(pipeline, "generalisation", list(recipe.methods), {"rows": rows})
+    scores = [*map(layout.scores, recipe.methods)]
+    return write_study(pipeline, "generalisation", scores, {"rows": rows})
 
 
 def _tested(sets: Sets) -> list[str]:

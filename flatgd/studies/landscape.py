@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.rows import STUDY_FORMAT
+from flatgd.artifacts.store import fingerprint_of
 from flatgd.config.loading import load_recipe
 from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.config.recipe import Recipe
@@ -188,13 +189,16 @@ def _weights(context: Context) -> tuple[float, float]:
 
 
 def write_study(
-    pipeline: Pipeline, name: str, methods: Sequence[str], figures: Mapping[str, Any]
+    pipeline: Pipeline, name: str, artifacts: Sequence[str], figures: Mapping[str, Any]
 ) -> Path:
-    """Write report/NAME.json with the fingerprints of the checkpoints that were studied."""
-    file = pipeline.context.root / layout.study(name)
+    """Write report/NAME.json with the fingerprints of the checkpoints or scores that were
+    studied."""
+    store, file = pipeline.context.store, pipeline.context.root / layout.study(name)
     file.parent.mkdir(exist_ok=True)
-    study = {"format": STUDY_FORMAT, "of": pipeline.fingerprints(methods), **figures}
+    of = {artifact: store.fingerprint(artifact) for artifact in artifacts}
+    study = {"format": STUDY_FORMAT, "of": of, **figures}
     write_atomically(file, json.dumps(study, indent=1) + "\n")
+    store.record(layout.study(name), fingerprint_of(of))
     return file
 
 

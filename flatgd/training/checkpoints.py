@@ -224,19 +224,31 @@ def fault_of(folder: Path) -> str | None:
     manifest = _read_manifest(folder)
     if manifest is None:
         return f"its {MANIFEST} is missing or corrupted"
-    if manifest.get("format") != FORMAT:
-        written = f"format {manifest['format']}" if "format" in manifest else "no format number"
+    if written := _other_format(folder):
         return f"its {MANIFEST} has {written}, and this version of flatgd reads format {FORMAT}"
     return integrity_error(folder, manifest["files"])
 
 
+def _other_format(folder: Path) -> str | None:
+    """The format of an intact manifest, if it is not ours."""
+    manifest = _read_manifest(folder)
+    if manifest is None or manifest.get("format") == FORMAT:
+        return None
+    return f"format {manifest['format']}" if "format" in manifest else "no format number"
+
+
 def last_good(folder: Path) -> Path | None:
-    """The newest intact checkpoint, or None. Newer, unusable ones are removed with a warning."""
+    """The newest intact checkpoint, or None. Newer, corrupted ones are removed with a warning.
+
+    Raises CheckpointError for one of another format, which another version of flatgd wrote.
+    """
     shutil.rmtree(folder / SAVING, ignore_errors=True)
     for path in reversed(checkpoints(folder)):
         fault = fault_of(path)
         if fault is None:
             return path
+        if _other_format(path) is not None:
+            raise CheckpointError(f"{path}: {fault}. Move it away to train without it")
         logger.warning("%s: %s; falling back to the checkpoint before it", path, fault)
         shutil.rmtree(path)
     return None

@@ -259,7 +259,7 @@ class FlatGDConfig(TrainingArguments):
     save_total_limit: int | None = field(
         default=None,
         metadata=option(
-            "Checkpoints kept on disk; older ones are deleted. Without it, all.",
+            "Checkpoints kept on disk; older ones are deleted. Without it, two.",
             ge=1,
             unit="checkpoints",
         ),

@@ -70,10 +70,10 @@ def cached_states(
     if the caller knows it.
     """
     fingerprint = states_fingerprint(weights or digest_of(expert.state_dict().items()), examples)
-    fault = fault_of(folder, fingerprint)
+    tokens = [len(example.reply_ids) for example in examples]
+    fault = fault_of(folder, fingerprint, tokens)
     distributed.wait()  # every process has checked the cache before one of them writes
     if fault:
-        tokens = [len(example.reply_ids) for example in examples]
         size = sum(tokens) * head_weight(expert).shape[1] * 4
         if distributed.is_first():
             tell(f"{folder}: {fault}; writing {size / 2**20:,.1f} MB of expert states")
@@ -103,8 +103,9 @@ def states_fingerprint(weights: str, examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def fault_of(folder: Path, fingerprint: str) -> str | None:
-    """Why the cache at `folder` must be built; None if it is intact."""
+def fault_of(folder: Path, fingerprint: str, tokens: Sequence[int]) -> str | None:
+    """Why the cache at `folder` must be built; None if it is intact. `tokens` are those of each
+    reply."""
     try:
         index = json.loads((folder / INDEX).read_text())
         written, found, held = index.get("format"), index.get("fingerprint"), index.get("held")
@@ -116,6 +117,8 @@ def fault_of(folder: Path, fingerprint: str) -> str | None:
         return f"its index has format {written}, and this version of flatgd reads format {FORMAT}"
     if found != fingerprint or not isinstance(held, list):
         return "weights or rows changed"
+    if index.get("tokens") != tokens:
+        return "its index is corrupted"
     for number, wanted in enumerate(held):
         path = _shard(folder, number)
         if integrity_error(path, wanted):

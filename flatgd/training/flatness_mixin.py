@@ -68,7 +68,8 @@ class FlatnessMixin:
         super().__init__(*args, **kwargs)
         refuse_fp16(self.accelerator.mixed_precision)
         raise_to_float32(self.model)  # type: ignore[attr-defined]
-        self.method = OwnLoss(self.compute_loss) if method is None else method  # type: ignore[attr-defined]
+        given = method or getattr(self, "method", None)  # a subclass may have set one
+        self.method = given or OwnLoss(self.compute_loss)  # type: ignore[attr-defined]
         self.step_state = StepState()
 
     def call_model_init(self, *args: Any) -> Any:

@@ -42,6 +42,14 @@ class LimitedConnection(H11Protocol):
         super().on_response_complete()
         self._update_timer()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._update_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._update_timer()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)

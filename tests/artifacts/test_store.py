@@ -1,6 +1,8 @@
 """Finished work is kept, changed work redone, like work shared, interrupted work resumed."""
 
+import hashlib
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -98,8 +100,10 @@ def test_runs_of_other_formats_are_refused(tmp_path: Path) -> None:
     ArtifactStore(tmp_path).get_or_build("one", "k1", writer("1", []))
     path = tmp_path / ".manifests/one.json"
     manifest = json.loads(path.read_text())
-    for changed, said in (({"format": 99}, "manifests of format 99"), ({}, "format None")):
-        other = {key: value for key, value in manifest.items() if key != "format"} | changed
+    del manifest["sha256"], manifest["format"]
+    sealed = {**manifest, "format": 99}
+    sealed["sha256"] = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+    for other, said in ((sealed, "manifests of format 99"), (manifest, "no format number")):
         path.write_text(json.dumps(other))
         with pytest.raises(UsageError, match=said):
             ArtifactStore(tmp_path)
@@ -150,3 +154,56 @@ def test_versions_are_recorded(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     store.get_or_build("one", "k1", writer("1", []))
     assert store.built_with("one") == {name: version(name) for name in ("torch", "transformers")}
+
+
+def test_every_flipped_bit_of_a_manifest_means_building_again(tmp_path: Path) -> None:
+    ArtifactStore(tmp_path).get_or_build("one", "k1", writer("1", []))
+    path = tmp_path / ".manifests/one.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole) - 1, 7):
+        for bit in (0, 3, 5):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            assert ArtifactStore(tmp_path).get_or_build("one", "k1", writer("1", [])) == "built"
+            path.write_bytes(whole)
+
+
+def test_a_card_is_not_part_of_an_artifact(tmp_path: Path) -> None:
+    """It is written after the artifact, also into one that shares its files."""
+    store = ArtifactStore(tmp_path)
+    store.get_or_build("methods/clean", "k1", writer("1", []))
+    (tmp_path / "methods/clean/README.md").write_text("card")
+    assert store.get_or_build("methods/baseline", "k1", writer("2", [])) == "reused"
+    assert not (tmp_path / "methods/baseline/README.md").exists()
+    (tmp_path / "methods/baseline/README.md").write_text("another card")
+    assert ArtifactStore(tmp_path).integrity_error("methods/baseline") is None
+    assert (tmp_path / "methods/clean/README.md").read_text() == "card"
+
+
+def test_only_recorded_files_are_removed(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    folder = tmp_path / "report/figures"
+    folder.mkdir(parents=True)
+    for name in ("ours.svg", "mine.svg"):
+        (folder / name).write_text("<svg/>")
+    store.record("report/figures", "k", {"ours.svg"})
+    store.remove_recorded("report/figures")
+    assert [path.name for path in folder.iterdir()] == ["mine.svg"]
+
+
+def test_a_deleted_input_does_not_make_an_artifact_stale(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    store.get_or_build("experts/toxic", "k1", writer("1", []))
+    store.get_or_build("methods/x", "k2", writer("2", []), ["experts/toxic"])
+    shutil.rmtree(tmp_path / "experts/toxic")
+    assert not store.is_stale("methods/x")
+    store.get_or_build("experts/toxic", "k3", writer("3", []))
+    assert store.is_stale("methods/x")
+
+
+def test_a_damaged_note_of_an_unfinished_build_is_no_crash(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    (tmp_path / "one.partial").mkdir()
+    (tmp_path / "one.partial.key").write_bytes(b"\xff\xfe")
+    assert store.get_or_build("one", "k1", writer("1", [])) == "built"
