@@ -15,6 +15,10 @@ import transformers
 DEMO = Path(__file__).parent.parent / "flatgd/demo"
 
 
+class NotTriedError(Exception):
+    """A case that cannot be tried on this machine."""
+
+
 def options(about: str | None) -> argparse.ArgumentParser:
     """An argument parser whose help is the benchmark's docstring."""
     return argparse.ArgumentParser(

@@ -135,7 +135,7 @@ class ArtifactStore:
         write_atomically(path, json.dumps(sealed) + "\n")
 
     def record(self, name: str, fingerprint: str, only: Container[str] | None = None) -> None:
-        """Give a finished artifact that was not built by `get_or_build` its manifest. `only`: of the
+        """Write the manifest of an artifact that was not built by `get_or_build`. `only`: of the
         files in a folder, those that flatgd wrote."""
         files = file_digests(self.root / name)
         own = {file: digest for file, digest in files.items() if only is None or file in only}

@@ -88,3 +88,14 @@ def test_labels_without_their_key_are_refused(tmp_path: Path) -> None:
     key_path(path).unlink()
     with pytest.raises(UsageError, match=r"labels.key.jsonl is missing"):
         load_labels(path)
+
+
+@pytest.mark.parametrize("which", ["labels", "key"])
+def test_an_id_that_occurs_twice_is_refused(tmp_path: Path, which: str) -> None:
+    path = tmp_path / "labels.jsonl"
+    write_labels(path, draw_replies(generations(), 3, seed=0))
+    file = path if which == "labels" else key_path(path)
+    rows = list(read_jsonl(file))
+    write_jsonl(file, [*rows, {**rows[0], "toxic": True}])
+    with pytest.raises(DataError, match=rf"{file.name}:{len(rows) + 1}: the same id as in line 1"):
+        load_labels(path)

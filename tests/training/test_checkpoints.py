@@ -68,7 +68,7 @@ def test_any_corruption_is_noticed_and_fallen_back_from(
 
 
 @pytest.mark.parametrize("number", [0, None])
-def test_another_format_counts_as_unreadable(saved: Path, tmp_path: Path, number: Any) -> None:
+def test_another_format_is_refused_and_kept(saved: Path, tmp_path: Path, number: Any) -> None:
     folder = tmp_path / "checkpoint-3"
     shutil.copytree(saved / "checkpoint-3", folder)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -81,7 +81,9 @@ def test_another_format_counts_as_unreadable(saved: Path, tmp_path: Path, number
     written = "no format number" if number is None else f"format {number}"
     reason = f"its manifest.json has {written}, and this version of flatgd reads format 1"
     assert fault_of(folder) == reason
-    assert last_good(tmp_path) is None
+    with pytest.raises(CheckpointError, match=f"{reason}. Move it away"):
+        last_good(tmp_path)
+    assert (folder / "model.safetensors").exists()
 
 
 def test_resume_takes_the_newest_good_one_and_ends_at_the_same_weights(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def test_size_is_reported_before_writing_and_an_intact_cache_is_kept(tmp_path: P
     assert stamps == [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "delete", "index", "format", "weights"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flip", "delete", "index", "tokens", "format", "weights"]
+)
 def test_stale_and_corrupted_caches_are_rebuilt(tmp_path: Path, damage: str) -> None:
     build(tmp_path)
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -76,6 +78,10 @@ def test_stale_and_corrupted_caches_are_rebuilt(tmp_path: Path, damage: str) -> 
         shard.unlink()
     elif damage == "index":
         (tmp_path / "index.json").write_text("{")
+    elif damage == "tokens":
+        index = json.loads((tmp_path / "index.json").read_text())
+        index["tokens"][0] += 1
+        (tmp_path / "index.json").write_text(json.dumps(index))
     elif damage == "format":
         index = json.loads((tmp_path / "index.json").read_text())
         (tmp_path / "index.json").write_text(json.dumps({**index, "format": 0}))
@@ -83,6 +89,7 @@ def test_stale_and_corrupted_caches_are_rebuilt(tmp_path: Path, damage: str) -> 
     build(tmp_path, told, seed=8 if damage == "weights" else 3)
     reasons = {
         "index": "index is unreadable",
+        "tokens": "index is corrupted",
         "weights": "weights or rows changed",
         "format": "its index has format 0, and this version of flatgd reads format 1",
     }
@@ -101,7 +108,7 @@ def test_the_fingerprint_depends_on_weights_rows_and_truncation() -> None:
     assert key != states_fingerprint(weights, examples[1:])
     cut = [examples[0]._replace(reply_ids=examples[0].reply_ids[:-1]), *examples[1:]]
     assert key != states_fingerprint(weights, cut)
-    assert fault_of(Path("nowhere"), key) == "no cache yet"
+    assert fault_of(Path("nowhere"), key, []) == "no cache yet"
 
 
 def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
