@@ -35,6 +35,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_every_recipe_holds_without_network() -> None:
     """In a process of its own, as the network is switched off for good in it."""
     command = [sys.executable, "-c", CHECK_ALL, *map(str, RECIPES)]

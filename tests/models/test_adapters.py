@@ -222,6 +222,7 @@ def test_impossible_targets_are_refused(tmp_path: Path, backbone_folder: Path) -
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.slow
 def test_the_causal_recipe_on_small_shapes(tmp_path: Path, family: str) -> None:
     """recipes/causal_lora.yaml as it stands, names of models and data replaced: bf16, checkpoints
     of activations, chat template, fast; three models on one base."""

@@ -183,6 +183,7 @@ def test_killed_inside_a_method_it_goes_on_to_the_same_end(recipe_file: Path) ->
     assert one == other
 
 
+@pytest.mark.slow
 def test_single_stages_by_command(recipe_file: Path) -> None:
     runner = CliRunner()
     for arguments in (
@@ -315,6 +316,7 @@ def test_what_is_found_is_said(recipe_file: Path) -> None:
     assert "does not tell toxic from safe on the replies it was calibrated on" in flat[-1]
 
 
+@pytest.mark.slow
 def test_a_report_of_earlier_checkpoints_is_refused(recipe_file: Path) -> None:
     """Trained anew by hand, the scores are of another model: not to be shown as this one's."""
     run(recipe_file)
