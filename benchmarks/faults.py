@@ -214,7 +214,7 @@ def corrupt(place: Path, times: int) -> tuple[int, int]:
     for integrity_error in (deleted, cut, flipped):
         for path in sorted(newest.iterdir()):
             for _ in range(1 if integrity_error is deleted else times):
-                folder = place / "harmed"
+                folder = place / "corrupted"
                 shutil.copytree(whole, folder)
                 integrity_error(folder / newest.name / path.name, rng)
                 tried += 1

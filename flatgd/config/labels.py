@@ -85,8 +85,8 @@ class Labels:
             return key in safe if safe else key not in toxic
         if key not in _BOOLEANS:
             raise ValueError(
-                f"'label' must be true (safe) or false (toxic), got {value!r:.40}. Other "
-                "labels are told in the recipe's source: safe_values: [...], toxic_values: [...]"
+                f"'label' must be true (safe) or false (toxic), got {value!r:.40}. For "
+                "other labels, set safe_values: [...] and toxic_values: [...] in the source"
             )
         return _BOOLEANS[key]
 

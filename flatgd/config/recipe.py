@@ -135,7 +135,7 @@ class Sample(Section):
 
 
 class Report(Section):
-    """What the report holds beside the scores."""
+    """What else the report shows."""
 
     human_labels: LocalPath | None = None
     """File of annotators' labels (`flatgd label` draws the replies). With it, toxicity is estimated
@@ -217,7 +217,7 @@ class Recipe(Section):
     judges: list[JudgeSettings] = Field([JudgeSettings()], min_length=1)
     """Judges of toxicity. Findings and figures use the first one; tables show all of them."""
     report: Report = Report()
-    """What the report holds beside the scores."""
+    """What else the report shows."""
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
