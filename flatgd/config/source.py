@@ -37,7 +37,7 @@ class Source(Section):
     history_lines: int = Field(3, ge=1, json_schema_extra=about("turns"))
     """Newest turns of a history to keep before a bot's reply. A human's reply gets one fewer."""
     answered: bool = True
-    """Test sets only. Whether the models also answer its histories. Its replies are always scored."""
+    """Test sets only. Whether the models answer its histories; its replies are always scored."""
     histories: int | None = Field(None, ge=1, json_schema_extra=about("histories"))
     """Test sets only. Histories of this source to answer, instead of `generate.histories`."""
     keep_canned: bool = False
