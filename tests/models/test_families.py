@@ -4,14 +4,12 @@
 """
 
 import json
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import mild_rows, write_rows
 from families import DECODER, FAMILIES, chatml_tokenizer, save_family
-from rich.console import Console
+from small_recipe import run_recipe, write_recipe
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -28,37 +26,10 @@ from flatgd.models.dialogue_format import ENCODER_DECODER
 from flatgd.models.loading import load_tokenizer
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.runtime.callbacks import Advance
-from flatgd.runtime.display import Display
 
 pytestmark = pytest.mark.slow
 
 METHODS = ("backbone", "clean_expert", "toxic_expert", "clean", "safety_loss", "flatgd")
-
-
-def write_recipe(folder: Path, backbone: Path, extra: str = "") -> Path:
-    for name, seed in (("policy", 1), ("judge", 2), ("test", 3)):
-        rows = [{**row, "prompt": row["prompt"][1:]} for row in mild_rows(12, seed)]
-        write_rows(folder / f"{name}.jsonl", rows)
-    sections = "\n".join(
-        f"  {name}: [{{name: {name}, format: jsonl, path: {name}.jsonl}}]"
-        for name in ("policy", "judge", "test")
-    )
-    path = folder / "recipe.yaml"
-    path.write_text(
-        f"name: tiny\noutput: run\nbackbone: {backbone}\nscorer: {backbone}\ndata:\n{sections}\n"
-        "max_history_tokens: 64\nmax_reply_tokens: 32\n"
-        "train: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 1e-3,"
-        " save_strategy: steps, save_steps: 1}\n"
-        "generate: {histories: 3, samples: 2, max_new_tokens: 6}\nreport: {resamples: 100}\n"
-        + extra
-    )
-    return path
-
-
-def run(recipe: Path, *overrides: str) -> str:
-    console = Console(record=True, width=200, file=StringIO())
-    run(load_recipe(recipe, list(overrides)), Display(console))
-    return console.export_text()
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -66,7 +37,7 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """A finished run of one family."""
     folder = tmp_path_factory.mktemp(request.param)
     backbone = save_family(request.param, folder / "backbone")
-    run(write_recipe(folder, backbone))
+    run_recipe(write_recipe(folder, backbone))
     return folder
 
 
@@ -122,10 +93,10 @@ def test_resume(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Advance, "on_step_end", cut)
     with pytest.raises(KeyboardInterrupt):
-        run(job / "recipe.yaml", "output=again")
+        run_recipe(job / "recipe.yaml", "output=again")
     assert steps["seen"] == 1
     monkeypatch.undo()
-    told = run(job / "recipe.yaml", "output=again")
+    told = run_recipe(job / "recipe.yaml", "output=again")
     assert "from checkpoint checkpoint-2" in told
     one, other = (job / f"{name}/report/summary.json" for name in ("run", "again"))
     assert one.read_bytes() == other.read_bytes()
@@ -152,7 +123,7 @@ def test_experts_of_another_size(tmp_path: Path, width: int, padding: int) -> No
     """Smaller or larger, and padded to another vocabulary than the policy."""
     policy = sized(tmp_path / "policy", 16, 5)
     expert = sized(tmp_path / "expert", width, padding)
-    run(write_recipe(tmp_path, policy, f"expert_backbone: {expert}\n"))
+    run_recipe(write_recipe(tmp_path, policy, f"expert_backbone: {expert}\n"))
     config = json.loads((tmp_path / "run/experts/clean/config.json").read_text())
     assert config["hidden_size"] == width
     config = json.loads((tmp_path / "run/methods/flatgd/config.json").read_text())

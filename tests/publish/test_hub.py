@@ -13,7 +13,7 @@ import yaml
 from conftest import byte_tokenizer, mild_rows, tiny_llama
 from families import save_family
 from hub_server import Hub, running_hub
-from small_recipe import run_quietly, write_recipe
+from small_recipe import run_recipe, write_recipe
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(name)
         backbone = save_family(name, folder / "backbone")
         recipes[name] = write_recipe(folder, backbone, "methods: {clean: {}, flatgd: {}}\n")
-        run_quietly(recipes[name])
+        run_recipe(recipes[name])
     return recipes
 
 

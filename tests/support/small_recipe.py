@@ -23,12 +23,16 @@ def write_recipe(folder: Path, backbone: Path, extra: str = "") -> Path:
     path.write_text(
         f"name: tiny\noutput: run\nbackbone: {backbone}\nscorer: {backbone}\ndata:\n{sections}\n"
         "max_history_tokens: 64\nmax_reply_tokens: 32\n"
-        "train: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 1e-3}\n"
+        "train: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 1e-3,"
+        " save_strategy: steps, save_steps: 1}\n"
         "generate: {histories: 3, samples: 2, max_new_tokens: 6}\nreport: {resamples: 100}\n"
         + extra
     )
     return path
 
 
-def run_quietly(recipe: Path, *overrides: str) -> None:
-    run(load_recipe(recipe, list(overrides)), Display(Console(file=StringIO())))
+def run_recipe(recipe: Path, *overrides: str) -> str:
+    """Run a recipe; what it showed on the terminal."""
+    console = Console(record=True, width=200, file=StringIO())
+    run(load_recipe(recipe, list(overrides)), Display(console))
+    return console.export_text()
