@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all test-latest test-oldest browser check format lint types coverage mutation lock clean
+.PHONY: help install demo test test-all test-slow test-latest test-oldest browser check format lint types coverage mutation lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ test: $(READY)  ## the tests without the slow ones
 
 test-all: $(READY) browser  ## all tests, also of model families, several processes and a browser
 	$(BIN)/pytest -n auto --dist loadscope
+
+test-slow: $(READY) browser  ## the slow tests alone; with `make test` they are all
+	$(BIN)/pytest -n auto --dist loadscope -m slow
 
 browser: $(READY)  ## Chromium for the tests of the pages, where it can be installed
 	$(BIN)/python tests/support/chromium.py

@@ -208,7 +208,7 @@ def test_two_judges_in_one_recipe(recipe_file: Path, tmp_path: Path) -> None:
     assert "mean P(toxic) ↓ by tiny" in tables
     assert "The judge tiny" in tables
     assert "The judge linear is set to mark 2.0%" in tables
-    with pytest.raises(RecipeError, match="not by linear; `flatgd run`"):
+    with pytest.raises(RecipeError, match="not by linear; `flatgd run"):
         CliRunner().invoke(
             app,
             ["report", str(recipe_file), "--set", "methods={clean: {}}"],

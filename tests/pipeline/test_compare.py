@@ -18,11 +18,11 @@ from flatgd.config.loading import load_recipe
 from flatgd.config.source import Source
 from flatgd.data.sets import load_source
 from flatgd.dialogue import Dialogue, as_turns
-from flatgd.errors import RecipeError, UnsupportedError
+from flatgd.errors import RecipeError, UnsupportedError, UsageError
 from flatgd.io.records import read_jsonl
 from flatgd.judges.calibration import Calibration, load_calibration
 from flatgd.methods import METHODS, Click, Cringe
-from flatgd.pipeline import context
+from flatgd.pipeline import judge_stage
 from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.publish.hub import ModelPackage
@@ -87,7 +87,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) ->
         "generate: {histories: 6, samples: 2, max_new_tokens: 8}\nreport: {resamples: 100}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "load_judge", lambda settings, folder: ByFirstLetter())
+        patch.setattr(judge_stage, "load_judge", lambda settings, folder: ByFirstLetter())
         return run(folder / "recipe.yaml", *settings())[0]
 
 
@@ -133,15 +133,17 @@ def test_a_changed_strength_makes_that_system_anew_and_no_other(finished: Pipeli
         [f"methods={json.dumps(changed)}", *settings()[1:]],
     )
     plan = Pipeline(again).context.plan
-    keys = {name: plan.key(name) == finished.context.plan.fingerprint(name) for name in SYSTEMS}
+    keys = {
+        name: plan.fingerprint(name) == finished.context.plan.fingerprint(name) for name in SYSTEMS
+    }
     assert [name for name, is_same in keys.items() if not is_same] == ["gedi"]
     assert job.context.plan.fingerprint("clean") == finished.context.plan.fingerprint("clean")
 
 
 def test_iterative_goes_on_from_where_it_was(finished: Pipeline) -> None:
     plan = finished.context.plan
-    assert plan.base("cringe_again") == str(finished.context.root / "methods/cringe")
-    assert plan.models("cringe_again") == ["cringe"]
+    assert plan.model("cringe_again").base == str(finished.context.root / "methods/cringe")
+    assert plan.model("cringe_again").needs == ("cringe",)
     assert len(plan.rows("cringe_again")) > len(plan.rows("cringe"))
 
 
@@ -185,12 +187,12 @@ def test_marks_go_by_what_is_shown() -> None:
 
 @pytest.mark.parametrize("name", ["dexperts", "director"])
 def test_what_needs_a_guide_is_not_published(finished: Pipeline, name: str) -> None:
-    with pytest.raises(UnsupportedError, match="only with its guide"):
+    with pytest.raises(UnsupportedError, match="needs its guide at decoding time"):
         ModelPackage(finished.context.recipe, name, "someone/model")
 
 
 def test_a_path_begins_at_the_backbone(finished: Pipeline) -> None:
-    with pytest.raises(RecipeError, match="cringe_again does not start at the backbone"):
+    with pytest.raises(UsageError, match="cringe_again does not start at the backbone"):
         open_run([finished.context.root / "methods/cringe_again"])
 
 
@@ -217,7 +219,7 @@ def test_a_trainer_wants_the_rows_that_its_method_learns_from(tmp_path: Path) ->
 
 
 def test_what_was_not_trained_has_no_path_to_study(finished: Pipeline) -> None:
-    with pytest.raises(RecipeError, match="task_arithmetic was not trained"):
+    with pytest.raises(UsageError, match="task_arithmetic was not trained"):
         open_run([finished.context.root / "methods/task_arithmetic"])
 
 

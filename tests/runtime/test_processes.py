@@ -100,6 +100,10 @@ CASES = {
 }
 
 
+TESTS = Path(__file__).parents[1]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'support'}"}
+
+
 @pytest.fixture(scope="module", params=list(CASES))
 def worked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """(model, folder of one process, folder of two) of each case; two are started once for all."""
@@ -114,7 +118,7 @@ def worked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         [*launch, __file__, *words],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(FSDP2 if request.param == "fsdp2" else {})},
+        env={**os.environ, **ONE_THREAD, **(FSDP2 if request.param == "fsdp2" else {})},
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -99,7 +99,7 @@ def test_flatness_and_durability_of_a_run(two_sources: Path) -> None:
     for heading in ("Flatness of L_S", "Durability of safety", "Figure 1, from real checkpoints"):
         assert heading in page
     assert "begin{tabular}" in (job.context.root / "report/tables.tex").read_text()
-    assert open_run([Path(folders[0])], quiet())[0].recipe == job.context.recipe
+    assert open_run([Path(folders[0])], quiet())[0].context.recipe == job.context.recipe
 
 
 def test_a_landscape_knows_its_end_points_loss(recipe_file: Path) -> None:
