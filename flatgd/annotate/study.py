@@ -19,8 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 from flatgd.annotate.rows import STUDY_FORMAT, Item, RestRow
 from flatgd.dialogue import as_turns
 from flatgd.errors import DataError, Problem, UsageError, nearest
-from flatgd.io.files import atomic_folder
-from flatgd.io.private import write_private
+from flatgd.io.files import atomic_folder, write_private
 from flatgd.io.records import (
     digest,
     is_number,

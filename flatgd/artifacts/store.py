@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from flatgd.artifacts.layout import CARD, MANIFESTS
 from flatgd.errors import UsageError
-from flatgd.io.files import file_digests, integrity_error, write_atomically
+from flatgd.io.files import file_digests, integrity_error, read_sealed, write_sealed
 from flatgd.runtime import distributed
 
 FORMAT = 1  # of manifests; a run with another one is refused
@@ -79,8 +79,8 @@ class ArtifactStore:
             cost = build(partial)
         distributed.wait()
         if outcome != "kept" and distributed.is_first():
-            self._finish(name, fingerprint, partial, cost, depends_on, begun)
-        if inputs is not None and distributed.is_first() and self.inputs(name) != inputs:
+            self._finish(name, fingerprint, partial, cost, depends_on, begun, inputs)
+        elif inputs is not None and distributed.is_first() and self.inputs(name) != inputs:
             self._write(name, {**self._manifest(name), "inputs": inputs})
         distributed.wait()
         return outcome
@@ -109,6 +109,7 @@ class ArtifactStore:
         cost: Any,
         depends_on: Sequence[str],
         begun: float,
+        inputs: Mapping[str, Any] | None,
     ) -> None:
         target = self.root / name
         self._manifest_path(name).unlink(missing_ok=True)
@@ -121,6 +122,7 @@ class ArtifactStore:
             "seconds": round(time.time() - begun, 1),
             "versions": versions(),
             "cost": cost,
+            "inputs": inputs,
             "depends_on": {other: self.fingerprint(other) for other in depends_on},
             "files": {n: d for n, d in file_digests(target).items() if Path(n).name != CARD},
         }
@@ -131,8 +133,7 @@ class ArtifactStore:
     def _write(self, name: str, manifest: Mapping[str, Any]) -> None:
         path = self._manifest_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        sealed = {**manifest, "sha256": _digest(manifest)}
-        write_atomically(path, json.dumps(sealed) + "\n")
+        write_sealed(path, manifest)
 
     def record(self, name: str, fingerprint: str, only: Container[str] | None = None) -> None:
         """Write the manifest of an artifact that was not built by `get_or_build`. `only`: of the
@@ -260,19 +261,18 @@ class ArtifactStore:
 def _read(path: Path) -> dict[str, Any]:
     """A manifest. One that is unreadable, or does not match its own digest, counts as absent, so
     that its artifact is built again."""
+    sealed = read_sealed(path)
+    return _unsealed(path) if sealed is None else sealed
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    """A manifest with neither digest nor format number, as older versions wrote them."""
     try:
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    if not isinstance(manifest, dict):
-        return {}
-    sealed = manifest.pop("sha256", None)
-    is_unsealed = sealed is None and "format" not in manifest  # as older versions wrote them
-    return manifest if is_unsealed or sealed == _digest(manifest) else {}
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    is_older = isinstance(manifest, dict) and not {"sha256", "format"} & manifest.keys()
+    return manifest if is_older else {}
 
 
 def _partial_of(target: Path) -> Path:

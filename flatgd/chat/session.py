@@ -19,7 +19,7 @@ from flatgd.artifacts.rows import JudgedRow
 from flatgd.data.jsonl import RowFormat, load_jsonl
 from flatgd.dialogue import Dialogue, as_messages
 from flatgd.errors import UsageError
-from flatgd.io.private import write_private
+from flatgd.io.files import write_private
 from flatgd.io.records import checked_text, json_lines
 
 ReplyFunction = Callable[[Sequence[str], int, int], list[str]]  # (history, samples, seed)

@@ -164,7 +164,7 @@ def import_(
     """
     from flatgd.annotate import label_studio, mturk
     from flatgd.annotate.study import latest, load_answers, load_study
-    from flatgd.io.private import write_private
+    from flatgd.io.files import write_private
     from flatgd.io.records import json_lines, printable
 
     loaded = load_study(study)

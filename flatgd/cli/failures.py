@@ -3,10 +3,11 @@
 import errno
 import os
 import re
-import shutil
 import tempfile
 import traceback
 from pathlib import Path
+
+from flatgd.io.files import free_bytes
 
 # As libraries that are not written in Python report a full or read-only disk
 _DISK = re.compile(r"No space left on device|Read-only file system|Disk quota exceeded", re.I)
@@ -28,16 +29,11 @@ def _file_error(error: OSError) -> str:
     reason = (error.strerror or type(error).__name__).lower()
     path = os.fsdecode(error.filename) if error.filename else "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"cannot write {path}: {reason}{_free(path)}. Make room. {_KEPT}."
+        free = f"{free_bytes(Path(path)) / 2**20:,.0f}"
+        return f"cannot write {path}: {reason} ({free} MB free). Make room. {_KEPT}."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"no access to {path}: {reason}. Check its permissions, or name another path."
     return f"{path}: {reason}. Check the path. {_KEPT}."
-
-
-def _free(path: str) -> str:
-    """The free space on the disk of a path, as far as it can be found out."""
-    there = next((p for p in (Path(path), *Path(path).absolute().parents) if p.exists()), None)
-    return f" ({shutil.disk_usage(there).free / 2**20:,.0f} MB free)" if there else ""
 
 
 def _unexpected(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 from flatgd.artifacts.rows import GenerationRow, ScoreRow
 from flatgd.errors import DataError, Problem, UsageError
 from flatgd.evaluation.prediction_powered import PPEstimate, prediction_powered
-from flatgd.io.private import write_private
+from flatgd.io.files import write_private
 from flatgd.io.records import (
     digest,
     json_lines,

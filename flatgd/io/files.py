@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -28,27 +29,27 @@ def writing(path: Path, kept: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        room = _free_space(path) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        room = f" ({free_bytes(path) / 1e6:,.1f} MB free)" if is_full else ""
         raise UsageError(f"cannot write {path}: {reason}{room}. {kept}".rstrip()) from None
 
 
-def _free_space(path: Path) -> str:
-    """The space left on the disk of a path, as " (0.0 MB free)"; "" if that cannot be read."""
-    for folder in path.absolute().parents:
-        with suppress(OSError):
-            return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free)"
-    return ""
+def free_bytes(path: Path) -> int:
+    """Free space on the disk where `path` is or would be; of its folders, the nearest counts."""
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(there).free
 
 
 @contextmanager
-def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a file that appears at `path` complete and on the disk, or not at all.
 
-    It is written as NAME.new and renamed at the end.
+    It is written as NAME.new and renamed at the end. `mode` are its permissions, before the umask.
     """
     beside = path.with_name(path.name + ".new")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)  # it would keep its permissions
+        with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -87,6 +88,33 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a UTF-8 file that is complete or absent."""
     with atomic_writer(path) as file:
         file.write(text.encode())
+
+
+def write_private(path: Path, text: str) -> None:
+    """`write_atomically`, readable by its owner alone: answer keys, votes, chats."""
+    with atomic_writer(path, 0o600) as file:
+        file.write(text.encode())
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object together with its own digest, for `read_sealed`."""
+    write_atomically(path, json.dumps({**values, "sha256": values_digest(values)}))
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """The object that `write_sealed` wrote; None if it is missing or corrupted."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or "sha256" not in values:
+        return None
+    return values if values.pop("sha256") == values_digest(values) else None
+
+
+def values_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of an object that JSON can hold, in hexadecimal."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def lock_folder(folder: Path) -> FileLock:

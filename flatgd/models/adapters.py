@@ -185,9 +185,8 @@ def load(name: str | Path) -> PreTrainedModel:
     merged.config = load_config(str(name))
     if role := role_of(Path(name)):
         merged.config.flatgd_role = role
-    merged.name_or_path = absolute_name(
-        str(name)
-    )  # what an adapter trained on it names as its base
+    # an adapter that is trained on it names this as its base
+    merged.name_or_path = absolute_name(str(name))
     return merged
 
 

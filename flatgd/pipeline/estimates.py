@@ -24,7 +24,6 @@ Disk space of a run's folder:
 The estimate of disk space is nearly an upper bound: it counts entries that share files apart.
 """
 
-import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +35,7 @@ from transformers import AutoModel
 from flatgd.config.names import EXPERTS
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets
+from flatgd.io.files import free_bytes
 from flatgd.losses.fused import tokens_at_once
 from flatgd.methods import METHODS, Clean, Method
 from flatgd.models.loading import load_config, on_meta
@@ -270,5 +270,4 @@ def disk_of(recipe: Recipe, sets: Sets) -> Disk:
 
 def free_space(folder: Path) -> str:
     """Free disk space where `folder` is or will be."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return size(shutil.disk_usage(there).free)
+    return size(free_bytes(folder))

@@ -9,8 +9,6 @@ then is the oldest one removed. A resume takes the newest checkpoint whose files
 and warns about the others.
 """
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -24,7 +22,14 @@ from torch import nn
 
 from flatgd.errors import CheckpointError, FlatGDError, NonFiniteError, StoppedError
 from flatgd.flatness import is_finite
-from flatgd.io.files import file_digests, integrity_error, sync_to_disk, write_atomically
+from flatgd.io.files import (
+    file_digests,
+    free_bytes,
+    integrity_error,
+    read_sealed,
+    sync_to_disk,
+    write_sealed,
+)
 from flatgd.models.trust import REFUSED
 from flatgd.runtime import distributed
 from flatgd.training.callbacks import Stop
@@ -32,7 +37,7 @@ from flatgd.training.optimizers import switch
 from flatgd.training.resume_fingerprint import LENGTH, REPORTED, differences
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of manifests; a checkpoint with another number counts as unreadable
+FORMAT = 1  # of manifests; a checkpoint with another number is refused
 SAVING = ".saving"
 STATE = "trainer_state.json"
 CHECKPOINTS_KEPT = 2  # the last good one stays until the next one is verified
@@ -195,9 +200,7 @@ def seal(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     for path in folder.rglob("*"):
         sync_to_disk(path)
     manifest = {"format": FORMAT, "fingerprint": dict(fingerprint), "files": file_digests(folder)}
-    write_atomically(
-        folder / MANIFEST, json.dumps({**manifest, "sha256": _manifest_digest(manifest)})
-    )
+    write_sealed(folder / MANIFEST, manifest)
     sync_to_disk(folder)
 
 
@@ -221,17 +224,16 @@ def fault_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is intact."""
     if not folder.is_dir():
         return "there is no such checkpoint"
-    manifest = _read_manifest(folder)
+    manifest = read_sealed(folder / MANIFEST)
     if manifest is None:
         return f"its {MANIFEST} is missing or corrupted"
-    if written := _other_format(folder):
+    if written := _other_format(manifest):
         return f"its {MANIFEST} has {written}, and this version of flatgd reads format {FORMAT}"
     return integrity_error(folder, manifest["files"])
 
 
-def _other_format(folder: Path) -> str | None:
+def _other_format(manifest: Mapping[str, Any] | None) -> str | None:
     """The format of an intact manifest, if it is not ours."""
-    manifest = _read_manifest(folder)
     if manifest is None or manifest.get("format") == FORMAT:
         return None
     return f"format {manifest['format']}" if "format" in manifest else "no format number"
@@ -247,7 +249,7 @@ def last_good(folder: Path) -> Path | None:
         fault = fault_of(path)
         if fault is None:
             return path
-        if _other_format(path) is not None:
+        if _other_format(read_sealed(path / MANIFEST)):
             raise CheckpointError(f"{path}: {fault}. Move it away to train without it")
         logger.warning("%s: %s; falling back to the checkpoint before it", path, fault)
         shutil.rmtree(path)
@@ -258,20 +260,6 @@ def checkpoints(folder: Path) -> list[Path]:
     """A training's checkpoints, oldest first."""
     found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest without its own digest; None if it is missing or corrupted."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        recorded = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
-    return manifest if recorded == _manifest_digest(manifest) else None
-
-
-def _manifest_digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_partial(checkpoint: Path, process: int, processes: int) -> None:
@@ -292,7 +280,7 @@ def refuse_partial(checkpoint: Path, process: int, processes: int) -> None:
 def compare(checkpoint: Path, now: Mapping[str, Any]) -> None:
     """Compare the checkpoint's fingerprint with `now`. Raise CheckpointError for a change that
     makes it another training; warn about any other change."""
-    found = differences((_read_manifest(checkpoint) or {}).get("fingerprint", {}), now)
+    found = differences((read_sealed(checkpoint / MANIFEST) or {}).get("fingerprint", {}), now)
     refused = "; ".join(f"{n}: {text}" for n, text in found.items() if n not in REPORTED)
     if refused:
         raise CheckpointError(
@@ -321,7 +309,7 @@ def _write_errors(saving: Path, folder: Path) -> Iterator[None]:
         good = checkpoints(folder)
         raise CheckpointError(
             f"{folder}: the checkpoint could not be written ({error}); "
-            f"{shutil.disk_usage(folder).free / 2**20:,.0f} MB are free there. "
+            f"{free_bytes(folder) / 2**20:,.0f} MB are free there. "
             + (f"{good[-1].name} is kept. " if good else "")
             + "Free some space and start again: the training resumes"
         ) from None

@@ -15,6 +15,7 @@ from training import DESCENT, largest_difference, trained, trainer
 from transformers import TrainerCallback
 
 from flatgd.errors import CheckpointError, NonFiniteError, StoppedError
+from flatgd.io.files import values_digest
 from flatgd.training import checkpoints
 from flatgd.training.checkpoints import fault_of, last_good
 
@@ -76,7 +77,7 @@ def test_another_format_is_refused_and_kept(saved: Path, tmp_path: Path, number:
     del manifest["sha256"]
     if number is not None:
         manifest["format"] = number
-    digest = checkpoints._manifest_digest(manifest)
+    digest = values_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
     written = "no format number" if number is None else f"format {number}"
     reason = f"its manifest.json has {written}, and this version of flatgd reads format 1"
@@ -129,7 +130,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-@pytest.mark.parametrize("what", ["sync_to_disk", "write_atomically"])
+@pytest.mark.parametrize("what", ["sync_to_disk", "write_sealed"])
 def test_a_full_disk_leaves_the_last_good_one(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
