@@ -13,17 +13,22 @@ from flatgd.flatness.penalty import (
     is_finite,
     plain_gradient,
 )
+from flatgd.flatness.step_length import NOISE, StepError, best, step_errors
 
 __all__ = [
+    "NOISE",
     "FlatGradient",
     "Objective",
     "PenaltySettings",
     "Split",
+    "StepError",
     "TermWeights",
     "Terms",
+    "best",
     "exact",
     "fast_difference",
     "finite_difference",
     "is_finite",
     "plain_gradient",
+    "step_errors",
 ]

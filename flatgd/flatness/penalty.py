@@ -134,6 +134,19 @@ def plain_gradient(
     return FlatGradient(total)
 
 
+def penalised_gradient(
+    parameters: Sequence[Tensor],
+    objective: Objective,
+    micro_batches: Sequence[Any],
+    reduce: Reduce,
+) -> Gradient:
+    """grad E alone."""
+    total = _zeros(parameters)
+    _add_gradients(parameters, objective, micro_batches, TermWeights(1.0, 0.0), total)
+    reduce(total)
+    return total
+
+
 def finite_difference(
     parameters: Sequence[Tensor],
     objective: Objective,
@@ -153,11 +166,8 @@ def finite_difference(
         return _assemble(g, rest, _zeros(parameters), batch.rescale, settings, 1)
 
     def gradient_at(rho: float) -> Gradient:
-        total = _zeros(parameters)
         with moved(parameters, along, rho / size):
-            _add_gradients(parameters, objective, batch.penalised, TermWeights(1.0, 0.0), total)
-        reduce(total)
-        return total
+            return penalised_gradient(parameters, objective, batch.penalised, reduce)
 
     ahead = gradient_at(settings.rho)
     central = settings.difference == "central"
@@ -181,9 +191,7 @@ def fast_difference(
     `weight` is lambda if it is known beforehand; then one backward pass is enough. With None the
     gradients are kept apart, and lambda follows from `settings.share`.
     """
-    g = _zeros(parameters)
-    _add_gradients(parameters, objective, batch.penalised, TermWeights(1.0, 0.0), g)
-    reduce(g)
+    g = penalised_gradient(parameters, objective, batch.penalised, reduce)
     size, evaluations = norm(g), 1 + 1 / batch.rescale
     if weight is not None and size > 0:
         factor = weight * settings.factor(batch.rescale * size) * batch.rescale / settings.rho

@@ -99,6 +99,8 @@ class Method(System):
     """Whether the loss uses toxic rows."""
     is_flat: ClassVar[bool] = False
     """Whether training penalises the gradient norm of `Terms.penalised`."""
+    rho_is_a_difference: ClassVar[bool] = True
+    """Whether rho is the length of a finite difference, and not a part of the method's formula."""
     learns_from: ClassVar[Literal["replies", "pairs"]] = "replies"
     """pairs: besides safe replies, two sampled replies to one history, judged safe and toxic."""
 

@@ -98,11 +98,15 @@ class SafetyLoss(Method):
 
     def prepare(self, parts: Sequence[Batch]) -> list[Batch]:
         """Micro-batches with the outputs of both experts: log-probabilities [N, V] if all fit into
-        MAX_CACHED_BYTES, else states [N, D], to which the heads are applied in every pass."""
+        MAX_CACHED_BYTES, else states [N, D], to which the heads are applied in every pass.
+
+        The experts compute in their own precision, also under autocast: rounding the weights of a
+        fully tuned expert to bfloat16 undoes most of its tuning (docs/performance.md)."""
         tokens = sum(int((part["targets"] != IGNORE).sum()) for part in parts)
         vocabulary = head_weight(self.clean_expert).shape[0]
         keep = 2 * 4 * tokens * vocabulary <= MAX_CACHED_BYTES
-        with torch.no_grad():
+        device = parts[0]["targets"].device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             return [self._with_experts(part, keep) for part in parts]
 
     def _with_experts(self, part: Batch, keep: bool) -> Batch:

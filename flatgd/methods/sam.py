@@ -31,6 +31,7 @@ class SAM(FlatGD):
         "drawn to an expert tuned on safe replies, pushed away from one tuned on toxic replies, by "
         "sharpness-aware minimisation (Foret et al. 2021)."
     )
+    rho_is_a_difference = False
     fixed = (*FIXED, "flatness_weight", "penalty_share")
 
     @classmethod

@@ -60,12 +60,13 @@ class FlatGDConfig(TrainingArguments):
             unit="of the steps",
         ),
     )
-    flatness_method: Literal["finite_difference", "fast", "exact"] = field(
-        default="finite_difference",
+    flatness_method: Literal["auto", "finite_difference", "fast", "exact"] = field(
+        default="auto",
         metadata=option(
-            "How the penalty's gradient is computed. fast saves a backward pass: it takes the rest "
-            "of the gradient at the second pass's point, off by O(rho), and measures lambda at "
-            "every tenth step. exact uses second derivatives and takes more memory."
+            "How the penalty's gradient is computed. auto is finite_difference in float32, and "
+            "exact where passes round to bfloat16 and the model allows it. fast saves a backward "
+            "pass: it takes the rest of the gradient at the second pass's point, off by O(rho), "
+            "and measures lambda at every tenth step. exact uses second derivatives and takes more memory."
         ),
     )
     penalty_every: int = field(
@@ -112,8 +113,8 @@ class FlatGDConfig(TrainingArguments):
     rho: float | None = field(
         default=None,
         metadata=option(
-            "Length of the second pass's step in weight space. Without it, 3e-4 in float32, and "
-            "1e-2 with bf16 or on a frozen base in half precision.",
+            "Length of the second pass's step in weight space. Without it, the first penalised "
+            "step tries several, and the one with the smallest estimated error is kept.",
             gt=0,
         ),
     )

@@ -8,10 +8,9 @@ left in `.grad`; clipping, optimizer, scheduler and logging remain the Trainer's
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatgd.errors import MemoryLimitError, NonFiniteError
+from flatgd.errors import MemoryLimitError
 from flatgd.flatness import (
     FlatGradient,
     Objective,
@@ -30,26 +29,35 @@ from flatgd.flatness import (
     exact,
     fast_difference,
     finite_difference,
-    is_finite,
     plain_gradient,
+    step_errors,
 )
 from flatgd.methods.base import Method, Totals
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.heads import unwrapped
 from flatgd.training.config import CHECKPOINTING
 from flatgd.training.gradient_reduction import largest, reduction_for
+from flatgd.training.masks import mixed_seed, same_masks
 from flatgd.training.micro_batches import emptied, split_batch, take_rows
+from flatgd.training.non_finite import refuse_non_finite_step
 from flatgd.training.optimizers import switch
 from flatgd.training.own_loss import OwnLoss, with_targets
+from flatgd.training.penalty_choice import (
+    NO_SECOND_DERIVATIVE,
+    STATE_KEY,
+    Check,
+    chosen_way,
+    kept,
+    lacks_second_derivative,
+    measured,
+)
 from flatgd.training.precision import computes_in_half, raise_to_float32, refuse_fp16
 from flatgd.training.step_state import StepState
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 MEASURED_EVERY = 10  # steps between two measurements of the lambda that gives `penalty_share`
-MAX_ROWS_NAMED = 8  # in a message
 MEAN_KEY = "grad_safety"  # the optimizer state's key for the running mean of grad E
-STATE_KEY = "flatness"  # the Trainer state's key for the last measured lambda
 
 
 class FlatnessMixin:
@@ -109,9 +117,17 @@ class FlatnessMixin:
         parts, split = self._micro_batches(batch, settings, totals)
         figures: dict[int, dict[str, Tensor]] = {}
         objective = self._objective(model, parts, totals, figures)
+        check = None
+        if settings and self.flatness_method != "exact" and self.method.rho_is_a_difference:
+            settings, check = self._with_rho(model, (parameters, objective, split), settings)
         flat = self._gradient(model, parameters, objective, split, settings)
         step = self._sum_figures(list(figures.values()))
-        self._refuse_non_finite(step, flat, [(parts[n], found) for n, found in figures.items()])
+        if check:
+            step["penalty_error"] = check.error
+            more = check.evaluations / split.rescale
+            flat = flat._replace(evaluations=flat.evaluations + more)
+        found = [(parts[number], of_part) for number, of_part in figures.items()]
+        refuse_non_finite_step(self.state.global_step + 1, step, flat, found, self.names_of)
         return flat, step
 
     def _within_memory(self, compute: Callable[[], T], rows: int) -> T:
@@ -121,6 +137,8 @@ class FlatnessMixin:
             try:
                 return compute()
             except RuntimeError as error:
+                if self._falls_back(error):
+                    continue
                 if not should_reduce_batch_size(error):
                     raise
                 # one of several processes cannot repeat a step while the others are inside it
@@ -134,6 +152,16 @@ class FlatnessMixin:
             )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _falls_back(self, error: RuntimeError) -> bool:
+        """Whether `auto` takes finite differences from now on, because an operation of the model
+        has no second derivative."""
+        is_exact = self.args.flatness_method == "auto" and self.flatness_method == "exact"
+        if not is_exact or not lacks_second_derivative(error):
+            return False
+        self.step_state.has_no_second_derivative, self.step_state.is_fused = True, None
+        logger.warning(NO_SECOND_DERIVATIVE, str(error).splitlines()[0])
+        return True
 
     def _without_repeats(self, batch: Batch, of: int) -> Batch:
         """This process's share of an epoch's last batch, where the data set has `of` items.
@@ -152,11 +180,36 @@ class FlatnessMixin:
         rest = of % (processes * items)
         return emptied(batch, item >= rest - self.args.process_index * items) if rest else batch
 
+    @property
+    def flatness_method(self) -> str:
+        """The configured way to the penalty's gradient, with `auto` resolved."""
+        if self.step_state.has_no_second_derivative and self.args.flatness_method == "auto":
+            return "finite_difference"
+        model = unwrapped(self.model)  # type: ignore[attr-defined]
+        return chosen_way(self.args, self._in_half, model, self.accelerator.is_fsdp2)
+
+    @cached_property
+    def _in_half(self) -> bool:
+        """Whether forward passes round to half precision."""
+        return computes_in_half(self.model, self.accelerator.mixed_precision)  # type: ignore[attr-defined]
+
     def penalty_settings(self) -> PenaltySettings | None:
         """The penalty as configured, for the precision that forward passes really use."""
-        is_half = computes_in_half(self.model, self.accelerator.mixed_precision)  # type: ignore[attr-defined]
-        settings: PenaltySettings | None = self.args.penalty_settings(is_half)
+        settings: PenaltySettings | None = self.args.penalty_settings(self._in_half)
         return settings
+
+    def _with_rho(
+        self, model: nn.Module, step: tuple[list[Tensor], Objective, Split], settings: Any
+    ) -> tuple[PenaltySettings, Check | None]:
+        """The settings with the training's rho, and the estimated error if this step checks it."""
+        parameters, objective, split = step
+        reduction = reduction_for(self.accelerator, model)
+        with reduction.local():
+            given = parameters, objective, split.penalised, reduction.reduce
+            casts = self.accelerator.mixed_precision == "bf16"
+            return measured(
+                partial(step_errors, *given), settings, self.args, self.state, self._in_half, casts
+            )
 
     def _penalty_now(self) -> PenaltySettings | None:
         """The penalty of this step, or None if the step has none."""
@@ -165,7 +218,7 @@ class FlatnessMixin:
         if not self.method.is_flat or warming_up or step % self.args.penalty_every:
             return None
         settings = self.penalty_settings()
-        if settings and self.args.flatness_method == "fast" and step // self.args.penalty_every % 2:
+        if settings and self.flatness_method == "fast" and step // self.args.penalty_every % 2:
             return replace(settings, rho=-settings.rho)  # errors of order rho cancel over two steps
         return settings
 
@@ -174,7 +227,7 @@ class FlatnessMixin:
     ) -> tuple[list[Batch], Split]:
         """The micro-batches, and a Split that says by number which of them are penalised."""
         size, rows = self.args.micro_batch_size, len(batch["is_safe"])
-        apart = settings is not None and self.args.flatness_method != "fast"
+        apart = settings is not None and self.flatness_method != "fast"
         count = rows if settings is None else math.ceil(self.args.penalty_fraction * rows)
         if count == rows:
             parts, others, rescale = self._in_step(split_batch(batch, size, apart)), [], 1.0
@@ -212,8 +265,10 @@ class FlatnessMixin:
         is_fused = self._is_fused(model, parts[0])
 
         def score(index: int, term_weights: TermWeights | None) -> Terms:
-            seed = _seed(self.args.seed, self.state.global_step, self.args.process_index, index)
-            masks = _same_masks(seed, parts[index]["targets"].device)
+            seed = mixed_seed(
+                self.args.seed, self.state.global_step, self.args.process_index, index
+            )
+            masks = same_masks(seed, parts[index]["targets"].device)
             with masks, self.compute_loss_context_manager():  # type: ignore[attr-defined]
                 if is_fused:
                     scored = self.method.fused(model, parts[index], totals, term_weights)
@@ -232,7 +287,7 @@ class FlatnessMixin:
     def _is_fused(self, model: nn.Module, part: Batch) -> bool:
         """Whether losses are computed in chunks. Decided on the first batch."""
         if self.step_state.is_fused is None:
-            wanted = self.args.fused_head and self.args.flatness_method != "exact"
+            wanted = self.args.fused_head and self.flatness_method != "exact"
             with self.compute_loss_context_manager():  # type: ignore[attr-defined]
                 self.step_state.is_fused = wanted and self.method.can_fuse(model, part)
         return self.step_state.is_fused
@@ -250,15 +305,14 @@ class FlatnessMixin:
         with reduction.local():
             if settings is None:
                 return plain_gradient(*given, split.penalised, reduction.reduce)
-            if self.args.flatness_method == "exact":
+            if self.flatness_method == "exact":
                 with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
                     return exact(*given, split, reduction.reduce, settings)
-            if self.args.flatness_method == "fast":
+            if self.flatness_method == "fast":
                 weight = self._known_weight(settings)
                 flat = fast_difference(*given, split, reduction.reduce, settings, weight)
                 if flat.penalty_share is not None:
-                    kept = {"args": {}, "attributes": {"flatness_weight": flat.flatness_weight}}
-                    self.state.stateful_callbacks[STATE_KEY] = kept
+                    kept(self.state)["flatness_weight"] = flat.flatness_weight
                 return flat
             smooth = partial(self._running_mean, parameters)
             return finite_difference(*given, split, reduction.reduce, settings, smooth)
@@ -272,26 +326,26 @@ class FlatnessMixin:
         keep = self.args.penalty_momentum
         if not keep or not self.state.global_step:
             return g
-        kept: Any = self.optimizer.state  # type: ignore[attr-defined]
+        state: Any = self.optimizer.state  # type: ignore[attr-defined]
         self.step_state.running_means = {
-            parameter: (kept[parameter].get(MEAN_KEY, tensor) * keep).add_(tensor, alpha=1 - keep)
+            parameter: (state[parameter].get(MEAN_KEY, tensor) * keep).add_(tensor, alpha=1 - keep)
             for parameter, tensor in zip(parameters, g, strict=True)
         }
         return list(self.step_state.running_means.values())
 
     def _load_callback_state(self) -> None:
         """Trainer's method. Hide STATE_KEY from it: it warns about callbacks it does not know."""
-        kept = self.state.stateful_callbacks.pop(STATE_KEY, None)
+        memory = self.state.stateful_callbacks.pop(STATE_KEY, None)
         super()._load_callback_state()  # type: ignore[misc]
-        if kept is not None:
-            self.state.stateful_callbacks[STATE_KEY] = kept
+        if memory is not None:
+            self.state.stateful_callbacks[STATE_KEY] = memory
 
     def _known_weight(self, settings: PenaltySettings) -> float | None:
         """lambda where it is known before the gradients: fixed, or from the last measurement."""
         if settings.weight is not None or not self.state.global_step % MEASURED_EVERY:
             return settings.weight
-        kept = self.state.stateful_callbacks.get(STATE_KEY)  # checkpoints include it
-        return kept and kept["attributes"]["flatness_weight"]
+        weight: float | None = kept(self.state).get("flatness_weight")
+        return weight
 
     def _totals(self, batch: Batch) -> Totals:
         """The batch's denominators over all processes, counted before any micro-batch runs."""
@@ -319,28 +373,6 @@ class FlatnessMixin:
         sums = torch.stack([torch.stack([part[n].float() for part in parts]).sum() for n in names])
         return dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
 
-    def _refuse_non_finite(
-        self,
-        figures: dict[str, float],
-        flat: FlatGradient,
-        found: list[tuple[Batch, dict[str, Tensor]]],
-    ) -> None:
-        bad = [name for name, value in figures.items() if not math.isfinite(value)]
-        if not bad and not is_finite(flat.gradient):
-            bad = ["the gradient"]
-        if bad:
-            parts = [p for p, own in found if not all(f.isfinite() for f in own.values())]
-            rows = [row for part in parts for row in part.get("row", torch.empty(0)).tolist()]
-            rows = sorted(row for row in rows if row >= 0)
-            hidden = len(rows) - MAX_ROWS_NAMED
-            more = f" and {hidden} more" if hidden > 0 else ""
-            names = ", ".join(self.names_of(rows[:MAX_ROWS_NAMED]))
-            of = f" on training rows {names}{more}" if rows else ""
-            raise NonFiniteError(
-                f"step {self.state.global_step + 1}: {', '.join(bad)} is NaN or infinite{of}; "
-                "no weight was updated. Lower learning_rate or penalty_share, or look at those rows"
-            )
-
     def names_of(self, rows: Sequence[int]) -> list[str]:
         """The names that messages give to training rows; `rows` count from 0."""
         return [str(row + 1) for row in rows]
@@ -366,25 +398,3 @@ def _no_room(step: int, size: int) -> str:
         f"step {step}: out of memory with {rows} at a time; {smaller}try {CHECKPOINTING}: "
         "true, lora_rank: 16, expert_cache: states, or a shorter max_history_tokens"
     )
-
-
-def _seed(*parts: int) -> int:
-    """One seed from several numbers, well mixed (splitmix64)."""
-    mask, value = 2**64 - 1, 0
-    for part in parts:
-        value = (value + part + 0x9E3779B97F4A7C15) & mask
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-        value ^= value >> 31
-    return value >> 1
-
-
-@contextmanager
-def _same_masks(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside the block random numbers come from `seed`; the state outside stays unchanged."""
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=devices) if device.type in ("cpu", "cuda") else nullcontext()
-    ):
-        torch.manual_seed(seed)
-        yield

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from flatgd.errors import UnsupportedError
 from flatgd.models.adapters import refuse_tied
 from flatgd.training.config import FlatGDConfig
+from flatgd.training.penalty_choice import has_second_derivative
 
 
 def refuse_to_publish(model: Any) -> None:
@@ -33,9 +34,8 @@ def refuse_untrainable(model: nn.Module) -> None:
 def refuse_attention(model: PreTrainedModel, args: FlatGDConfig) -> None:
     """Raise UnsupportedError for an attention without a second derivative, which `exact` needs:
     only eager and sdpa (with its MATH kernel) have one."""
-    attention = getattr(model.config, "_attn_implementation", None)
-    if args.flatness_method == "exact" and attention not in (None, "eager", "sdpa"):
+    if args.flatness_method == "exact" and not has_second_derivative(model):
         raise UnsupportedError(
-            f"attention {attention!r} has no second derivative; load the model with "
-            "attn_implementation='eager', or use flatness_method='finite_difference'"
+            f"attention {model.config._attn_implementation!r} has no second derivative; load the "
+            "model with attn_implementation='eager', or use flatness_method='finite_difference'"
         )

@@ -44,7 +44,7 @@ def setting_faults(args: Any) -> Iterator[str]:
     yield from _contradictions(args)
     yield from _unsupported(args)
     if args.flatness_method == "exact":
-        yield from _faults_of_exact(args)
+        yield from faults_of_exact(args)
 
 
 def _contradictions(args: Any) -> Iterator[str]:
@@ -53,7 +53,7 @@ def _contradictions(args: Any) -> Iterator[str]:
             f"flatness_weight={args.flatness_weight} and penalty_share={args.penalty_share} "
             "both set lambda; give one"
         )
-    if args.penalty_momentum and args.flatness_method != "finite_difference":
+    if args.penalty_momentum and args.flatness_method not in ("auto", "finite_difference"):
         yield "penalty_momentum needs flatness_method: finite_difference"
     if args.flatness_method == "fast" and args.difference == "central":
         yield "flatness_method: fast is a forward difference; leave difference at 'forward'"
@@ -80,7 +80,8 @@ def _unsupported(args: Any) -> Iterator[str]:
         yield "auto_find_batch_size changes the objective; set micro_batch_size instead"
 
 
-def _faults_of_exact(args: Any) -> Iterator[str]:
+def faults_of_exact(args: Any) -> Iterator[str]:
+    """Settings under which there is no second derivative."""
     way_out = "use flatness_method: finite_difference"
     if args.torch_compile:
         yield f"torch.compile has no second derivative; {way_out}"

@@ -12,6 +12,7 @@ class StepState:
     """The memory of FlatnessMixin.
 
     `is_fused`: whether losses are computed in chunks; None until the first batch shows it.
+    `has_no_second_derivative`: whether `flatness_method: auto` found an operation without one.
     `running_means`: grad E averaged over steps, by parameter. They are computed in a step and moved
     into the optimizer's state once the step is complete, because a step that runs out of memory is
     repeated.
@@ -20,6 +21,7 @@ class StepState:
 
     def __init__(self) -> None:
         self.is_fused: bool | None = None
+        self.has_no_second_derivative = False
         self.running_means: dict[Tensor, Tensor] = {}
         self.figures: defaultdict[str, list[float]] = defaultdict(list)
 

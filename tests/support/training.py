@@ -28,6 +28,7 @@ def config(folder: Path, **fields: Any) -> FlatGDConfig:
         "use_cpu": True,
         "disable_tqdm": True,
         "max_reply_tokens": 32,
+        "rho": 3e-4,  # measured, it can differ between two computations of one gradient
     }
     return FlatGDConfig(output_dir=str(folder), **{**defaults, **fields})
 

@@ -15,8 +15,8 @@ from flatgd.training.config import CHECKPOINTING
 
 
 def test_rho_follows_the_precision(tmp_path: Path) -> None:
-    assert config(tmp_path).penalty_settings().rho == 3e-4
-    assert config(tmp_path, bf16=True).penalty_settings().rho == 1e-2
+    assert config(tmp_path, rho=None).penalty_settings().rho == 3e-4
+    assert config(tmp_path, rho=None, bf16=True).penalty_settings().rho == 1e-2
     assert config(tmp_path, rho=0.1).penalty_settings().rho == 0.1
     assert config(tmp_path).penalty_settings().share == 0.3
     assert config(tmp_path, flatness_weight=0).penalty_settings() is None

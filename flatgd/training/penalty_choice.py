@@ -1,0 +1,106 @@
+"""How a training computes its penalty: which way, and with which step length rho.
+
+Where forward passes round to half precision, a difference of two gradients is mostly noise, so
+`flatness_method: auto` takes second derivatives there. The figures are in docs/performance.md.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from flatgd.flatness import NOISE, PenaltySettings, StepError, best
+from flatgd.training.setting_faults import faults_of_exact
+
+RHOS = (1e-4, 3e-4, 1e-3, 3e-3)
+RHOS_IN_HALF = (3e-3, 1e-2, 3e-2, 1e-1)
+CHECKED_EVERY = 100  # steps between two estimates of the difference's error
+STATE_KEY = "flatness"  # the Trainer state's key for what checkpoints must keep
+NO_SECOND_DERIVATIVE = (
+    "this model has no second derivative (%s); the penalty is computed by finite differences, "
+    "which are noisy in half precision"
+)
+
+logger = logging.getLogger(__name__)
+
+
+def chosen_way(args: Any, in_half: bool, model: nn.Module, is_sharded: bool) -> str:
+    """`flatness_method`, with `auto` resolved."""
+    if args.flatness_method != "auto":
+        return str(args.flatness_method)
+    wants_difference = args.rho is not None or args.difference == "central"
+    wants_difference |= args.penalty_momentum > 0
+    if not in_half or wants_difference or is_sharded or not has_second_derivative(model):
+        return "finite_difference"
+    return "finite_difference" if list(faults_of_exact(args)) else "exact"
+
+
+def has_second_derivative(model: nn.Module) -> bool:
+    """Whether the attention has one: only eager and sdpa do (with its MATH kernel)."""
+    config = getattr(model, "config", None)
+    return getattr(config, "_attn_implementation", None) in (None, "eager", "sdpa")
+
+
+def lacks_second_derivative(error: RuntimeError) -> bool:
+    """Whether PyTorch raised the error because an operation has no second derivative."""
+    text = str(error)
+    return "derivative" in text and ("not implemented" in text or "once_differentiable" in text)
+
+
+def kept(state: Any) -> dict[str, Any]:
+    """What a training remembers of its penalty, in the Trainer's state: lambda and rho."""
+    entry = state.stateful_callbacks.setdefault(STATE_KEY, {"args": {}, "attributes": {}})
+    attributes: dict[str, Any] = entry["attributes"]
+    return attributes
+
+
+class Check(NamedTuple):
+    """An estimate of the difference's error, and what it cost in gradients of its rows."""
+
+    error: float
+    evaluations: int
+
+
+def measured(
+    estimate: Callable[..., list[StepError]],
+    settings: PenaltySettings,
+    args: Any,
+    state: Any,
+    in_half: bool,
+    casts: bool,
+) -> tuple[PenaltySettings, Check | None]:
+    """The settings with the training's rho, and the error of the difference if it was estimated.
+
+    `estimate` is `step_errors` with all but its last three arguments. Without `args.rho`, the first
+    penalised step tries several and keeps the best. The error is estimated again every
+    CHECKED_EVERY steps. `casts`: whether autocast rounds the weights to bfloat16.
+    """
+    memory = kept(state)
+    known: float = args.rho or memory.get("rho", 0.0)
+    check = None
+    if "rho" not in memory or not state.global_step % CHECKED_EVERY:
+        rhos = (known,) if known else RHOS_IN_HALF if in_half else RHOS
+        cast_to = torch.bfloat16 if casts else None
+        found = best(estimate(rhos, settings.difference, cast_to))
+        passes = 1 + len(rhos) * (4 if settings.difference == "central" else 2)
+        known, check = found.rho, Check(found.error, passes)
+        memory["rho"] = known
+        _warn_of_noise(found, memory, state.global_step + 1)
+    return replace(settings, rho=math.copysign(known, settings.rho)), check
+
+
+def _warn_of_noise(found: StepError, memory: dict[str, Any], step: int) -> None:
+    """Once a training."""
+    if found.error <= NOISE or memory.get("has_warned"):
+        return
+    memory["has_warned"] = True
+    logger.warning(
+        "step %s: the penalty's gradient is mostly noise. With rho %g its estimated error is %.0f "
+        "%% of its size. Set flatness_method: exact, or difference: central, or train in float32 "
+        "(bf16: false, and dtype: float32 for a frozen base)",
+        *(step, found.rho, 100 * found.error),
+    )
