@@ -42,7 +42,8 @@ class EvaluateStage:
         def build(path: Path) -> BuildResult:
             with peak_memory() as peak:
                 speaker = context.speaker(name)
-                with context.display.bar(f"{name}: generate", len(self.histories)) as advance:
+                total = len(self.histories)
+                with context.display.bar(f"{name}: generate", total, "histories") as advance:
                     said = speaker.generate(self.histories, settings, context.recipe.seed, advance)
             rows = zip(self.histories, said.texts, strict=True)
             if distributed.is_first():
@@ -88,7 +89,7 @@ class EvaluateStage:
             speaker = context.speaker(name)
             replies = sum(len(row["replies"]) for row in generations)
             calls = len(given) + self._scorer_calls(generations)
-            with context.display.bar(f"{name}: score", calls) as advance:
+            with context.display.bar(f"{name}: score", calls, "scores") as advance:
                 of_given = given_rows(speaker, given, advance)
                 rows = [*self._reply_rows("generated", generations, advance), *of_given]
             if distributed.is_first():
@@ -118,7 +119,8 @@ class EvaluateStage:
             safe += [r for r in ordinary_dialogue(context.sets.test) if r.history]
             answered = {row.source for row in self.histories}
             rows = [generation_row(r, [r.reply]) for r in safe if r.source in answered]
-            with context.display.bar("reference: score", self._scorer_calls(rows)) as advance:
+            calls = self._scorer_calls(rows)
+            with context.display.bar("reference: score", calls, "scores") as advance:
                 scored = self._reply_rows("reference", rows, advance)
             if distributed.is_first():
                 write_jsonl(path, scored)

@@ -83,4 +83,4 @@ class JudgeStage:
         from flatgd.judges.trained import tuning_steps
 
         steps = tuning_steps(rows, settings)
-        return self.context.display.bar(f"judge {settings.label}", steps)
+        return self.context.display.bar(f"judge {settings.label}", steps, "steps")

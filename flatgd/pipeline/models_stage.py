@@ -80,7 +80,7 @@ class ModelsStage:
         method = kind.build(needed, config, planned.options)
         is_toxic = name == "toxic_expert"
         held_out = plan.eval_rows(name)
-        with self.context.display.bar(name, steps_of(config, len(rows))) as advance:
+        with self.context.display.bar(name, steps_of(config, len(rows)), "steps") as advance:
             return BuildResult(
                 *train(model, tokenizer, rows, config, method, is_toxic, advance, held_out)
             )
@@ -104,7 +104,7 @@ class ModelsStage:
             generate = context.recipe.generate.model_copy(update={"samples": settings.samples})
             speaker = context.speaker(name)
             begun = time.perf_counter()
-            with context.display.bar(f"{name}: sample", len(histories)) as advance:
+            with context.display.bar(f"{name}: sample", len(histories), "histories") as advance:
                 replies = speaker.generate(histories, generate, context.recipe.seed, advance).texts
             rows = [generation_row(row, said) for row, said in zip(histories, replies, strict=True)]
             labelled, cut = self._label(rows, speaker)

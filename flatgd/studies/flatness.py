@@ -48,7 +48,7 @@ def study_flatness(
     )
     measured: list[FlatnessPoint] = []
     points = land.points(names)
-    with pipeline.context.display.bar("flatness", len(points)) as advance:
+    with pipeline.context.display.bar("flatness", len(points), "points") as advance:
         for point in points:
             ends = [row for row in measured if row["method"] == point.method]
             is_end = bool(ends) and ends[0]["step"] == round(point.step, 2)
