@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from flatgd.artifacts import layout
@@ -107,7 +108,9 @@ class ModelsStage:
             with context.display.bar(f"{name}: sample", len(histories), "histories") as advance:
                 replies = speaker.generate(histories, generate, context.recipe.seed, advance).texts
             rows = [generation_row(row, said) for row, said in zip(histories, replies, strict=True)]
-            labelled, cut = self._label(rows, speaker)
+            total = 2 * sum(len(row["replies"]) for row in rows)
+            with context.display.bar(f"{name}: label", total, "scores") as advance:
+                labelled, cut = self._label(rows, speaker, advance)
             if distributed.is_first():
                 write_jsonl(path, labelled)
             toxic = sum(sum(row["toxic"]) for row in labelled)
@@ -124,12 +127,14 @@ class ModelsStage:
             collective=True,
         )
 
-    def _label(self, rows: list[GenerationRow], speaker: Speaker) -> tuple[list[SampledRow], str]:
+    def _label(
+        self, rows: list[GenerationRow], speaker: Speaker, advance: Callable[[int], None]
+    ) -> tuple[list[SampledRow], str]:
         """The rows with each reply's P(toxic), label and likelihood; and what the judge cut."""
         judge = self.judges.load_in_loop()
         flat = as_dialogues(rows)
-        probabilities = iter(judge.score(pairs_of(flat)).tolist())
-        nll = iter(round(found.nll, 4) for found in speaker.score(flat))
+        probabilities = iter(judge.score(pairs_of(flat), advance).tolist())
+        nll = iter(round(found.nll, 4) for found in speaker.score(flat, advance))
         threshold = judge.calibration.f1_threshold
         labelled: list[SampledRow] = []
         for row in rows:
