@@ -33,9 +33,10 @@ class Display:
         self._begun = now()
 
     def line(self, stage: str, text: str) -> None:
+        """One entry. A long one is wrapped on a terminal, and stays one line elsewhere."""
         elapsed = clock(int(self._now() - self._begun))
         self.console.print(f"[dim]{elapsed:>6}[/dim]  [bold]{stage:<26}[/bold] ", end="")
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=not self._draws_bars())
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:

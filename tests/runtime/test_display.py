@@ -141,6 +141,15 @@ def test_a_download() -> None:
     assert lines == ["90.0/200.0 MB, 2.00 MB/s, 0:55 left", "15.0 MB, 0.50 MB/s"]
 
 
+def test_an_entry_of_a_log_file_is_one_line() -> None:
+    text = "word " * 40 + "end"
+    for kind, lines in ((StringIO, 1), (Terminal, 3)):
+        file = kind()
+        console = Console(file=file, width=80, _environ={"TERM": "xterm"})
+        Display(console).line("data", text)
+        assert len(file.getvalue().splitlines()) == lines
+
+
 def test_quiet_prints_nothing() -> None:
     clock = Clock()
     display, file = logged(clock, quiet=True)
