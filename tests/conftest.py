@@ -22,6 +22,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from flatgd.runtime import threads
+
 torch.set_num_threads(1)
 
 SAFE = ["thanks, that is kind.", "i like tea too.", "have a nice day!", "sure, tell me more."]
@@ -139,6 +141,14 @@ def sketches() -> Iterator[None]:
     """Figures are not drawn, which takes half of a small run, but where `real_figures` is asked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda _, path, **how: path.write_text("<svg></svg>"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def alone() -> Iterator[None]:
+    """No run warns that other programs keep the cores busy, and none takes time to look."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "warning", lambda: None)
         yield
 
 

@@ -207,6 +207,7 @@ def check(
         typer.echo(f"{recipe}: nothing wrong found" + (" in the rest" if skipped else ""))
         return
     from flatgd.pipeline.estimates import disk_of, free_space, memory_of
+    from flatgd.runtime import threads
 
     sets = loader.load_validated(loaded)
     for label, text in sets.described():
@@ -216,6 +217,8 @@ def check(
     typer.echo(f"{'disk':<18}{disk_of(loaded, sets)}; {free_space(loaded.output)} free")
     for name, memory in memory_of(loaded, processes_, strategy).items():
         typer.echo(f"{'memory: ' + name:<26}{memory}")
+    if shortage := threads.warning():
+        typer.echo(f"{'threads':<18}warning: {shortage}")
     typer.echo(f"{recipe}: nothing wrong found")
 
 

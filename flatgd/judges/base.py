@@ -5,7 +5,7 @@ calibration, fitted on labelled rows that the scorer was not trained on. The cal
 scores into probabilities and sets the threshold above which a reply counts as toxic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,12 +14,13 @@ from flatgd.judges.calibration import Calibration, Scores
 from flatgd.judges.reading import Cuts
 
 Pair = tuple[tuple[str, ...], str]  # history, reply
+Progress = Callable[[int], None]  # called with the number of pairs just scored
 
 
 class Scorer(Protocol):
     """Anything that scores how toxic a reply is, given its history."""
 
-    def score(self, pairs: Sequence[Pair]) -> Scores:
+    def score(self, pairs: Sequence[Pair], advance: Progress = ...) -> Scores:
         """Score of each (history, reply), 0..1, higher is more toxic."""
 
     def save(self, folder: Path) -> None:
@@ -32,9 +33,9 @@ class Judge(NamedTuple):
     scorer: Scorer
     calibration: Calibration
 
-    def score(self, pairs: Sequence[Pair]) -> Scores:
+    def score(self, pairs: Sequence[Pair], advance: Progress = lambda count: None) -> Scores:
         """P(toxic) of each (history, reply), 0..1."""
-        return self.calibration.apply(self.scorer.score(pairs))
+        return self.calibration.apply(self.scorer.score(pairs, advance))
 
     @property
     def cuts(self) -> Cuts:

@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
-from flatgd.judges.base import Judge, Pair, pairs_of
+from flatgd.judges.base import Judge, Pair, Progress, pairs_of
 from flatgd.judges.calibration import calibrate
 from flatgd.judges.reading import Cuts, check_room, longest_input, without_oldest
 from flatgd.models.loading import load_as, load_config, load_tokenizer
@@ -64,16 +64,18 @@ class HFJudge:
         tokenizer = load_tokenizer(settings.model)
         return cls(settings, model.to(device).eval(), tokenizer)
 
-    def calibrated(self, rows: Sequence[Dialogue]) -> Judge:
+    def calibrated(self, rows: Sequence[Dialogue], advance: Progress = lambda count: None) -> Judge:
         """The judge, calibrated on labelled rows."""
-        scores = self.score(pairs_of(rows))
+        scores = self.score(pairs_of(rows), advance)
         rate, remedy = self.settings.false_positive_rate, _remedy(self.settings, self.model.config)
         return Judge(self, calibrate(scores, rows, rate, remedy))
 
     def save(self, folder: Path) -> None:
         """Save nothing: the recipe names the model."""
 
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    def score(
+        self, pairs: Sequence[Pair], advance: Progress = lambda count: None
+    ) -> NDArray[np.float64]:
         """Score of each (history, reply), 0..1."""
         inputs = [self._read(pair) for pair in pairs]
         lengths = [len(one["input_ids"]) for one in inputs]
@@ -83,6 +85,7 @@ class HFJudge:
             alike, size = list(group), self.settings.batch_size
             for places in (alike[n : n + size] for n in range(0, len(alike), size)):
                 scores[places] = self._probabilities([inputs[place] for place in places])
+                advance(len(places))
         return scores
 
     def _read(self, pair: Pair) -> Input:

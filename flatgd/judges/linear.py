@@ -26,7 +26,7 @@ from sklearn.preprocessing import normalize
 
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem
-from flatgd.judges.base import Judge, Pair, pairs_of
+from flatgd.judges.base import Judge, Pair, Progress, pairs_of
 from flatgd.judges.calibration import calibrate, toxic_labels
 
 FEATURES = 2**18  # a block
@@ -64,9 +64,13 @@ class LinearJudge:
 
     fitted: _Fitted
 
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    def score(
+        self, pairs: Sequence[Pair], advance: Progress = lambda count: None
+    ) -> NDArray[np.float64]:
         """Score of each (history, reply), 0..1."""
-        return self.fitted.predict(_counts(pairs)) if pairs else np.zeros(0)
+        scores = self.fitted.predict(_counts(pairs)) if pairs else np.zeros(0)
+        advance(len(pairs))
+        return scores
 
     def save(self, folder: Path) -> None:
         columns, idf, weights, bias = self.fitted

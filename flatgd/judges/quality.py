@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flatgd.data.sets import scorable
 from flatgd.dialogue import Dialogue
-from flatgd.judges.base import Judge, pairs_of
+from flatgd.judges.base import Judge, Progress, pairs_of
 from flatgd.judges.calibration import Calibration, Scores, auc, toxic_labels
 
 RESAMPLES = 500
@@ -76,7 +76,11 @@ def _quality(
 
 
 def judge_report(
-    judge: Judge, about: str, test: Sequence[Dialogue], false_positive_rate: float
+    judge: Judge,
+    about: str,
+    test: Sequence[Dialogue],
+    false_positive_rate: float,
+    advance: Progress = lambda count: None,
 ) -> dict[str, Any]:
     """Quality per test set and author, with and without canned replies, as plain numbers for
     quality.json. `about` describes the judge."""
@@ -92,7 +96,7 @@ def judge_report(
         bots = [place for place in mine if scorable([rows[place]])]
         if len(bots) < len(mine):
             parts[f"{source}, bot replies, no canned ones"] = bots
-    probabilities = judge.score(pairs_of(rows))  # once, because every part is a subset
+    probabilities = judge.score(pairs_of(rows), advance)  # once, because every part is a subset
 
     def of_part(places: list[int]) -> dict[str, Any]:
         own = [rows[place] for place in places]

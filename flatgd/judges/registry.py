@@ -1,13 +1,13 @@
 """The reporting judges of a recipe: built once, then loaded to score replies."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue
-from flatgd.judges.base import Judge, Scorer
+from flatgd.judges.base import Judge, Progress, Scorer
 from flatgd.judges.calibration import load_calibration, save_calibration
 from flatgd.judges.classifier import HFJudge
 from flatgd.judges.linear import LinearJudge, train_judge
@@ -17,12 +17,15 @@ def make_judge(
     settings: JudgeSettings,
     rows: Sequence[Dialogue],
     folder: Path,
-    advance: Callable[[int], None] = lambda steps: None,
+    advance: Progress = lambda count: None,
 ) -> tuple[Judge, str]:
-    """A judge trained or calibrated on labelled rows and saved in `folder`, and its description."""
+    """A judge trained or calibrated on labelled rows and saved in `folder`, and its description.
+
+    `advance` counts steps of tuning, or rows that are scored; for a linear judge nothing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if settings.kind == "hf":
-        judge = HFJudge.load(settings).calibrated(rows)
+        judge = HFJudge.load(settings).calibrated(rows, advance)
         model = str(settings.model)  # reports show it, and others have no use for a local path
         name = Path(model).name if os.path.isabs(model) else model
         about = f"{name}, calibrated on {len(rows):,} labelled replies"

@@ -36,7 +36,7 @@ from transformers import (
 from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue, before
 from flatgd.errors import DataError, ModelError
-from flatgd.judges.base import Judge, Pair, pairs_of
+from flatgd.judges.base import Judge, Pair, Progress, pairs_of
 from flatgd.judges.calibration import calibrate, toxic_labels
 from flatgd.judges.linear import folds_between
 from flatgd.judges.reading import Cuts, check_room, longest_input, oldest, without_oldest
@@ -128,7 +128,9 @@ class TrainedJudge:
     def _state(self) -> dict[str, Tensor]:
         return cast(dict[str, Tensor], self.classifier.state_dict())
 
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    def score(
+        self, pairs: Sequence[Pair], advance: Progress = lambda count: None
+    ) -> NDArray[np.float64]:
         """Score of each (history, reply), 0..1."""
         order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i][0])))
         scores = np.zeros(len(pairs))
@@ -140,6 +142,7 @@ class TrainedJudge:
             with torch.no_grad():
                 logits = self.classifier(**{k: v.to(device) for k, v in batch.items()})["logits"]
             scores[places] = logits.double().sigmoid().cpu().numpy()
+            advance(len(places))
         return scores
 
     def collate(self, items: Sequence[Item], cuts: Cuts | None = None) -> dict[str, Tensor]:

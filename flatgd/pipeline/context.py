@@ -26,7 +26,7 @@ from flatgd.models.loading import base_of, load_config, load_tokenizer, on_devic
 from flatgd.models.speaker import Speaker
 from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.plan import Plan
-from flatgd.runtime import distributed
+from flatgd.runtime import distributed, threads
 from flatgd.runtime.display import Display
 
 
@@ -66,6 +66,8 @@ class Context:
         )
         self.plan = Plan(recipe, self.sets, self.model_fingerprint)
         self._inputs = inputs_of(recipe)
+        if parent is None and (shortage := threads.warning()):
+            self.display.line("threads", f"warning: {shortage}")
         self._has_shown_versions = False
         self._has_all_rows = parent is None or self.sets.policy is parent.sets.policy
 

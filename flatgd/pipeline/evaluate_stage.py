@@ -42,7 +42,8 @@ class EvaluateStage:
         def build(path: Path) -> BuildResult:
             with peak_memory() as peak:
                 speaker = context.speaker(name)
-                with context.display.bar(f"{name}: generate", len(self.histories)) as advance:
+                total = len(self.histories)
+                with context.display.bar(f"{name}: generate", total, "histories") as advance:
                     said = speaker.generate(self.histories, settings, context.recipe.seed, advance)
             rows = zip(self.histories, said.texts, strict=True)
             if distributed.is_first():
@@ -87,8 +88,8 @@ class EvaluateStage:
             given = scorable(context.sets.test) + ordinary_dialogue(context.sets.test)
             speaker = context.speaker(name)
             replies = sum(len(row["replies"]) for row in generations)
-            calls = len(given) + self._scorer_calls(generations)
-            with context.display.bar(f"{name}: score", calls) as advance:
+            calls = len(given) + self._scores_of(generations)
+            with context.display.bar(f"{name}: score", calls, "scores") as advance:
                 of_given = given_rows(speaker, given, advance)
                 rows = [*self._reply_rows("generated", generations, advance), *of_given]
             if distributed.is_first():
@@ -118,7 +119,8 @@ class EvaluateStage:
             safe += [r for r in ordinary_dialogue(context.sets.test) if r.history]
             answered = {row.source for row in self.histories}
             rows = [generation_row(r, [r.reply]) for r in safe if r.source in answered]
-            with context.display.bar("reference: score", self._scorer_calls(rows)) as advance:
+            calls = self._scores_of(rows)
+            with context.display.bar("reference: score", calls, "scores") as advance:
                 scored = self._reply_rows("reference", rows, advance)
             if distributed.is_first():
                 write_jsonl(path, scored)
@@ -147,11 +149,14 @@ class EvaluateStage:
         judges = self.judges.loaded
         return reply_rows(kind, generations, judges, scorer, self._ordinary, advance)
 
-    def _scorer_calls(self, generations: Sequence[GenerationRow]) -> int:
-        """How many likelihoods `_reply_rows` asks the scorer for."""
-        if not self.context.recipe.scorer:
-            return 0
-        return sum(len(g["replies"]) * (1 + (g["dataset"] in self._ordinary)) for g in generations)
+    def _scores_of(self, generations: Sequence[GenerationRow]) -> int:
+        """How many scores `_reply_rows` asks the judges and the scorer for."""
+        replies = [len(row["replies"]) for row in generations]
+        found = len(self.context.recipe.judges) * sum(replies)
+        if self.context.recipe.scorer:
+            others = (row["dataset"] in self._ordinary for row in generations)
+            found += sum(n * (1 + other) for n, other in zip(replies, others, strict=True))
+        return found
 
     @cached_property
     def _ordinary(self) -> set[str]:

@@ -63,11 +63,16 @@ class JudgeStage:
 
         def build(folder: Path) -> BuildResult:
             begun = time.perf_counter()
-            with self._bar(settings, len(rows)) as advance:
+            with self._building_bar(settings, len(rows)) as advance:
                 judge, about = make_judge(settings, rows, folder, advance)
             cost = {"seconds": time.perf_counter() - begun}
             if test is not None:
-                report = judge_report(judge, about, test, settings.false_positive_rate)
+                rate, labelled = (
+                    settings.false_positive_rate,
+                    sum(r.is_safe is not None for r in test),
+                )
+                with self._bar(settings, labelled, "test replies") as advance:
+                    report = judge_report(judge, about, test, rate, advance)
                 report = {"name": settings.label, **report}
                 quality = folder / Path(layout.judge_quality(settings.label)).name
                 quality.write_text(json.dumps(report, indent=2) + "\n")
@@ -75,12 +80,18 @@ class JudgeStage:
 
         return build
 
-    def _bar(
+    def _building_bar(
         self, settings: JudgeSettings, rows: int
     ) -> AbstractContextManager[Callable[[int], None]]:
         if settings.kind != "trained":
-            return nullcontext(lambda steps: None)
+            return self._bar(settings, rows, "replies")
         from flatgd.judges.trained import tuning_steps
 
-        steps = tuning_steps(rows, settings)
-        return self.context.display.bar(f"judge {settings.label}", steps)
+        return self._bar(settings, tuning_steps(rows, settings), "steps")
+
+    def _bar(
+        self, settings: JudgeSettings, total: int, unit: str
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        if settings.kind == "linear":  # takes seconds
+            return nullcontext(lambda count: None)
+        return self.context.display.bar(f"judge {settings.label}", total, unit)

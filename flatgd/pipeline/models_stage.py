@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from flatgd.artifacts import layout
@@ -80,7 +81,7 @@ class ModelsStage:
         method = kind.build(needed, config, planned.options)
         is_toxic = name == "toxic_expert"
         held_out = plan.eval_rows(name)
-        with self.context.display.bar(name, steps_of(config, len(rows))) as advance:
+        with self.context.display.bar(name, steps_of(config, len(rows)), "steps") as advance:
             return BuildResult(
                 *train(model, tokenizer, rows, config, method, is_toxic, advance, held_out)
             )
@@ -104,10 +105,12 @@ class ModelsStage:
             generate = context.recipe.generate.model_copy(update={"samples": settings.samples})
             speaker = context.speaker(name)
             begun = time.perf_counter()
-            with context.display.bar(f"{name}: sample", len(histories)) as advance:
+            with context.display.bar(f"{name}: sample", len(histories), "histories") as advance:
                 replies = speaker.generate(histories, generate, context.recipe.seed, advance).texts
             rows = [generation_row(row, said) for row, said in zip(histories, replies, strict=True)]
-            labelled, cut = self._label(rows, speaker)
+            total = 2 * sum(len(row["replies"]) for row in rows)
+            with context.display.bar(f"{name}: label", total, "scores") as advance:
+                labelled, cut = self._label(rows, speaker, advance)
             if distributed.is_first():
                 write_jsonl(path, labelled)
             toxic = sum(sum(row["toxic"]) for row in labelled)
@@ -124,12 +127,14 @@ class ModelsStage:
             collective=True,
         )
 
-    def _label(self, rows: list[GenerationRow], speaker: Speaker) -> tuple[list[SampledRow], str]:
+    def _label(
+        self, rows: list[GenerationRow], speaker: Speaker, advance: Callable[[int], None]
+    ) -> tuple[list[SampledRow], str]:
         """The rows with each reply's P(toxic), label and likelihood; and what the judge cut."""
         judge = self.judges.load_in_loop()
         flat = as_dialogues(rows)
-        probabilities = iter(judge.score(pairs_of(flat)).tolist())
-        nll = iter(round(found.nll, 4) for found in speaker.score(flat))
+        probabilities = iter(judge.score(pairs_of(flat), advance).tolist())
+        nll = iter(round(found.nll, 4) for found in speaker.score(flat, advance))
         threshold = judge.calibration.f1_threshold
         labelled: list[SampledRow] = []
         for row in rows:

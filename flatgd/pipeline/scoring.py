@@ -56,7 +56,7 @@ def reply_rows(
     scorer; in the data sets `related` also its relevance."""
     flat = as_dialogues(generations)
     pairs = pairs_of(flat)
-    toxic = {name: iter(judge.score(pairs).tolist()) for name, judge in judges.items()}
+    toxic = {name: iter(judge.score(pairs, advance).tolist()) for name, judge in judges.items()}
     scored = scorer.score(flat, advance) if scorer else [None] * len(flat)
     strange = _without_context(generations, flat, scorer, related, advance)
     likelihoods = iter(zip(scored, strange, strict=True))

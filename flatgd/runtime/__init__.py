@@ -1,1 +1,1 @@
-"""Services for all commands: processes, display, memory, time limits, callbacks."""
+"""Services for all commands: processes, threads, display, memory, time limits, callbacks."""

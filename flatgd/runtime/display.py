@@ -1,4 +1,4 @@
-"""The output of a run: a progress bar for each long stage, and one line when it is done."""
+"""The output of a run: the progress of each long part, and one line when it is done."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,33 +15,64 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flatgd.runtime.progress_lines import Amounts, Bytes, Items, ProgressLines, clock
+
 
 class Display:
-    """Writes to one console. Bars appear on a terminal only, and disappear when done."""
+    """Writes to one console. On a terminal, progress is a bar that disappears when the part is
+    done; elsewhere, such as in a log file, it is a line every 30 seconds. `now` gives seconds."""
 
-    def __init__(self, console: Console | None = None, quiet: bool = False):
+    def __init__(
+        self,
+        console: Console | None = None,
+        quiet: bool = False,
+        now: Callable[[], float] = time.monotonic,
+    ):
         self.console = console or Console(highlight=False, quiet=quiet)
-        self._begun = time.monotonic()
+        self._now = now
+        self._begun = now()
 
     def line(self, stage: str, text: str) -> None:
-        elapsed = int(time.monotonic() - self._begun)
-        clock = f"{elapsed // 60:d}:{elapsed % 60:02d}"
-        self.console.print(f"[dim]{clock:>6}[/dim]  [bold]{stage:<26}[/bold] ", end="")
-        self.console.print(text, markup=False)
+        """One entry. A long one is wrapped on a terminal, and stays one line elsewhere."""
+        elapsed = clock(int(self._now() - self._begun))
+        self.console.print(f"[dim]{elapsed:>6}[/dim]  [bold]{stage:<26}[/bold] ", end="")
+        self.console.print(text, markup=False, soft_wrap=not self._draws_bars())
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Yields `advance(count)`."""
-        with self._progress(MofNCompleteColumn()) as progress:
-            task = progress.add_task(label, total=total)
-            yield lambda count: progress.update(task, advance=count)
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Yields `advance(count)`. `unit` names what is counted, in the plural."""
+        if self._draws_bars():
+            with self._progress(MofNCompleteColumn()) as progress:
+                task = progress.add_task(label, total=total)
+                yield lambda count: progress.update(task, advance=count)
+            return
+        lines, done = self._lines(label, Items(unit)), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            lines.update(done, total)
+
+        yield advance
 
     @contextmanager
     def download(self, label: str) -> Iterator[Callable[[int, int | None], None]]:
         """Yields `progress(bytes so far, total bytes or None)`."""
-        with self._progress(DownloadColumn()) as progress:
-            task = progress.add_task(label, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+        if self._draws_bars():
+            with self._progress(DownloadColumn()) as progress:
+                task = progress.add_task(label, total=None)
+                yield lambda done, total: progress.update(task, completed=done, total=total)
+            return
+        yield self._lines(label, Bytes()).update
+
+    def _draws_bars(self) -> bool:
+        """Whether lines can be drawn again. FORCE_COLOR makes rich take a log file for a
+        terminal, so the file is asked too."""
+        is_terminal = self.console.is_terminal and self.console.is_interactive
+        return is_terminal and self.console.file.isatty()
+
+    def _lines(self, label: str, amounts: Amounts) -> ProgressLines:
+        return ProgressLines(amounts, lambda text: self.line(label, text), self._now)
 
     def _progress(self, count: ProgressColumn) -> Progress:
         return Progress(
@@ -51,5 +82,4 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
         )

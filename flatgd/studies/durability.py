@@ -53,7 +53,7 @@ def study_durability(
     attacks = Attacks(land, rows, steps)
     found: list[AttackRow] = []
     points = [Point("backbone", "start", 0.0, land.start), *land.points(names)]
-    with pipeline.context.display.bar("durability", 4 * len(points)) as advance:
+    with pipeline.context.display.bar("durability", 4 * len(points), "attacks") as advance:
         for point in points:
             for attack in (attacks.benign, attacks.toxic, attacks.noise, attacks.rounding):
                 found += attack(point)

@@ -47,16 +47,22 @@ def study_flatness(
         "flatness", f"{rows} training and {rows} test rows, {probes} probes"
     )
     measured: list[FlatnessPoint] = []
+    paths: list[PathRow] = []
+    slices: list[SliceRow] = []
     points = land.points(names)
-    with pipeline.context.display.bar("flatness", len(points)) as advance:
+    total = len(points) + 2 * len(names)
+    with pipeline.context.display.bar("flatness", total, "parts") as advance:
         for point in points:
             ends = [row for row in measured if row["method"] == point.method]
             is_end = bool(ends) and ends[0]["step"] == round(point.step, 2)
             found = ends[0].copy() if is_end else measure(land, point, probes)
             measured.append({**found, "at": point.at})
             advance(1)
-    paths = [row for name in names for row in path_of(land, name)]
-    slices = [row for name in names for row in slices_of(land, name)]
+        for name in names:
+            paths += path_of(land, name)
+            advance(1)
+            slices += slices_of(land, name)
+            advance(1)
     study: FlatnessFigures = {
         "rows": rows,
         "probes": probes,

@@ -37,7 +37,7 @@ def judge_rows(count: int, offset: int = 0) -> list[Dialogue]:
 class Fixed:
     """A scorer that says what is written in the reply."""
 
-    def score(self, pairs: list) -> np.ndarray:
+    def score(self, pairs: list, advance: object) -> np.ndarray:
         return np.array([float(reply) for _, reply in pairs])
 
 
@@ -339,7 +339,7 @@ def test_every_kind_of_judge_is_refused_with_its_remedy(
     if settings.model:
         settings = settings.model_copy(update={"model": str(folder), "epochs": 0.1})
 
-    def upside_down(_: object, pairs: list) -> np.ndarray:
+    def upside_down(_: object, pairs: list, advance: object = None) -> np.ndarray:
         toxic = [any(reply.startswith(text) for text in TOXIC) for _, reply in pairs]
         return np.where(toxic, 0.2, 0.8) + np.linspace(0, 0.01, len(pairs))
 

@@ -66,7 +66,7 @@ class ByFirstLetter:
 
     calibration = Calibration(1.0, 0.0, 0.5, 0.5, 1, 1)
 
-    def score(self, pairs: Any) -> Any:
+    def score(self, pairs: Any, advance: Any) -> Any:
         return np.array([float(sum(reply.encode()) % 2) for _, reply in pairs])
 
 

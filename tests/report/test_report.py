@@ -1,6 +1,7 @@
 """The report's tables and figures, from small made-up summaries; score rows; recipe as text."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,9 +112,10 @@ def test_figures_are_the_same_bytes_for_the_same_numbers(tmp_path: Path) -> None
 
 
 class Half:
-    def score(self, pairs: list) -> object:
+    def score(self, pairs: list, advance: Callable[[int], None]) -> object:
         import numpy as np
 
+        advance(len(pairs))
         return np.full(len(pairs), 0.5)
 
 
@@ -127,7 +129,7 @@ def test_relevance_is_what_another_history_costs() -> None:
     calls: list[int] = []
     scorer = Speaker(model, family)
     found = reply_rows("generated", generations, {"j": judge}, scorer, {"o"}, calls.append)
-    assert sum(calls) == 8  # four replies, each with two histories
+    assert sum(calls) == 12  # four replies: the judge, and the scorer with each of two histories
     for place in (0, 1):
         own = Dialogue((rows[place].history), "no, thanks", None, "o", "c")
         other = Dialogue((rows[1 - place].history), "no, thanks", None, "o", "c")
