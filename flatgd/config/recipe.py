@@ -35,7 +35,7 @@ class Generate(Section):
     max_new_tokens: int = Field(32, ge=1, le=MOST_TOKENS, json_schema_extra=TOKENS)
     """Longest reply; a longer one is cut there."""
     batch_size: int = Field(128, ge=1, json_schema_extra=about("histories"))
-    """Histories answered at once. Lower takes less memory."""
+    """Most histories answered at once; fewer where they are long. Lower takes less memory."""
 
     @model_validator(mode="after")
     def _check(self) -> "Generate":

@@ -25,13 +25,20 @@ FORWARD_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
 def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Log-probabilities of the next token at each reply token, row by row. Shape [N, V].
 
-    The output head computes only these positions, not the padding. At least float32.
+    At least float32.
     """
+    logits_NV = reply_logits(model, batch)
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+
+
+def reply_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The model's logits at each reply token, row by row. Shape [N, V]. The output head computes
+    only these positions, not the padding."""
     real_BT = batch["targets"] != IGNORE
     inputs = {key: batch[key] for key in FORWARD_KEYS if key in batch}
-    with _only_positions(output_head(model), real_BT):
+    with only_positions(output_head(model), real_BT):
         logits_NV: Tensor = model(**inputs, use_cache=False).logits
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+    return logits_NV
 
 
 def at_head(
@@ -165,7 +172,7 @@ def head_weight(model: nn.Module) -> Tensor:
 
 
 @contextmanager
-def _only_positions(head: nn.Module, real_BT: Tensor) -> Iterator[None]:
+def only_positions(head: nn.Module, real_BT: Tensor) -> Iterator[None]:
     """Inside the block `head` receives [N, D]: the positions of [B, T, D] where `real_BT` is
     true."""
     hook = head.register_forward_pre_hook(lambda _, args: (args[0][real_BT],))

@@ -1,6 +1,10 @@
-"""The likelihood of given replies under a model, from which perplexity and contrast follow."""
+"""The likelihood of given replies under a model, from which perplexity and contrast follow.
 
-from collections.abc import Callable, Sequence
+Shapes: N reply tokens of a batch, V vocabulary.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,9 +12,15 @@ from torch import Tensor, nn
 
 from flatgd.dialogue import Dialogue
 from flatgd.losses import negative_log_likelihood
-from flatgd.models.encoding import IGNORE, Batch, DialogueFormat
-from flatgd.models.heads import reply_log_probs, reply_tokens
+from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
+from flatgd.models.encoding import IGNORE, Batch, DialogueFormat, Example, padded
+from flatgd.models.heads import reply_logits, reply_tokens
+from flatgd.models.reader import Reader
 from flatgd.runtime import distributed
+
+LogProbs = Callable[[nn.Module, Batch], Tensor]
+SHARED = 2  # replies to a history, on average, from which on it is read once for all of them
+CHUNK = 256  # tokens whose logits are raised to float32 at once
 
 
 class ReplyLikelihood(NamedTuple):
@@ -25,30 +35,111 @@ def score_replies(
     model: nn.Module,
     dialogue_format: DialogueFormat,
     dialogues: Sequence[Dialogue],
-    batch_size: int = 64,
+    tokens_at_once: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
-    log_probs: Callable[[nn.Module, Batch], Tensor] = reply_log_probs,
+    log_probs: LogProbs | None = None,
 ) -> list[ReplyLikelihood]:
     """The likelihood of each reply, its end token included, in the order of `dialogues`.
 
-    `log_probs` gives the distribution at each token: the model's own or a guide's. Several
-    processes divide the batches among them, and each returns all results.
+    `log_probs` gives a guide's distribution at each token, instead of the model's own. A batch
+    holds `tokens_at_once` tokens. Where many replies answer one history, it is read once for them.
+    Several processes divide the batches among them, and each returns all results.
     """
     encoded = dialogue_format.encode_all(dialogues)
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].history_ids))
     device = next(model.parameters()).device
+    budget = tokens_at_once or at_once(READ_AT_ONCE, device)
+    work = _Work(model, dialogue_format, encoded, device, log_probs)
+    groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row, example in enumerate(encoded):
+        groups[tuple(example.history_ids)].append(row)
+    is_shared = log_probs is None and len(encoded) >= SHARED * len(groups)
+    parts = (
+        _shared(encoded, list(groups.values()), budget) if is_shared else _alone(encoded, budget)
+    )
     results: dict[int, ReplyLikelihood] = {}
     model.eval()
-    for start in range(0, len(order), batch_size)[distributed.rank() :: distributed.count()]:
-        rows = order[start : start + batch_size]
-        batch = {
-            k: v.to(device) for k, v in dialogue_format.collate([encoded[i] for i in rows]).items()
-        }
+    for rows in list(parts)[distributed.rank() :: distributed.count()]:
         with torch.no_grad():
-            nll_N = negative_log_likelihood(log_probs(model, batch), reply_tokens(batch)[0])
-        tokens_B = (batch["targets"] != IGNORE).sum(1).tolist()
-        for row, part, tokens in zip(rows, nll_N.split(tokens_B), tokens_B, strict=True):
-            results[row] = ReplyLikelihood(float(part.double().sum()), tokens)
+            nll_N = work.of_groups(rows) if is_shared else work.of_rows(rows)
+        tokens = [len(encoded[row].reply_ids) for row in rows]
+        for row, part, count in zip(rows, nll_N.split(tokens), tokens, strict=True):
+            results[row] = ReplyLikelihood(float(part.double().sum()), count)
         progress(len(rows) * distributed.count())
     merged = {row: found for part in distributed.gathered(results) for row, found in part.items()}
     return [merged[row] for row in range(len(encoded))]
+
+
+def _alone(encoded: Sequence[Example], budget: int) -> Iterator[list[int]]:
+    """Batches of rows, each with its history."""
+    yield from token_batches([len(e.history_ids) + len(e.reply_ids) for e in encoded], budget)
+
+
+def _shared(
+    encoded: Sequence[Example], groups: Sequence[list[int]], budget: int
+) -> Iterator[list[int]]:
+    """Batches of whole groups, the rows of one history."""
+    lengths = [
+        len(encoded[rows[0]].history_ids) + len(rows) * max(len(encoded[r].reply_ids) for r in rows)
+        for rows in groups
+    ]
+    for batch in token_batches(lengths, budget):
+        yield [row for group in batch for row in groups[group]]
+
+
+class _Work(NamedTuple):
+    """Batches of rows scored with one model."""
+
+    model: nn.Module
+    dialogue_format: DialogueFormat
+    encoded: Sequence[Example]
+    device: torch.device
+    log_probs: LogProbs | None
+
+    def of_rows(self, rows: list[int]) -> Tensor:
+        """NLL [N] of every reply token, row by row."""
+        batch = self._moved(self.dialogue_format.collate([self.encoded[row] for row in rows]))
+        targets_N = reply_tokens(batch)[0]
+        if self.log_probs is not None:
+            return negative_log_likelihood(self.log_probs(self.model, batch), targets_N)
+        return _nll(reply_logits(self.model, batch), targets_N)
+
+    def of_groups(self, rows: list[int]) -> Tensor:
+        """The same for rows of which those with one history follow each other."""
+        firsts: list[Example] = []  # of each group
+        group_of = []
+        for row in rows:
+            if not firsts or self.encoded[row].history_ids != firsts[-1].history_ids:
+                firsts.append(self.encoded[row])
+            group_of.append(len(firsts) - 1)
+        reader = Reader(self.model, self._moved(self.dialogue_format.prompt(firsts)))
+        reader.select(torch.tensor(group_of, device=self.device))
+        replies = [self.encoded[row].reply_ids for row in rows]
+        first_R1 = _nll(reader.logits, self._tensor([[ids[0]] for ids in replies])[:, 0])[:, None]
+        targets_RT = self._tensor([[*ids[1:], IGNORE] for ids in replies])
+        real_RT = targets_RT != IGNORE
+        if not real_RT.any():
+            return first_R1[:, 0]
+        width = int(real_RT.sum(1).max())
+        fed_RT = self._tensor([[*ids[:-1], IGNORE] for ids in replies]).clamp(min=0)
+        targets_RT, real_RT, fed_RT = (t[:, :width] for t in (targets_RT, real_RT, fed_RT))
+        rest_RT = torch.zeros_like(targets_RT, dtype=first_R1.dtype)
+        rest_RT[real_RT] = _nll(reader.logits_at(fed_RT, real_RT), targets_RT[real_RT])
+        is_token_RT = torch.cat([torch.ones_like(real_RT[:, :1]), real_RT], 1)
+        return torch.cat([first_R1, rest_RT], 1)[is_token_RT]
+
+    def _tensor(self, rows: list[list[int]]) -> Tensor:
+        return padded(rows, IGNORE).to(self.device)
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+
+def _nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax at the targets in at least float32, [N], without log-probabilities of the other
+    tokens."""
+    parts = []
+    for logits_CV, targets_C in zip(logits_NV.split(CHUNK), targets_N.split(CHUNK), strict=True):
+        wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+        said_C = wide_CV.gather(-1, targets_C[:, None])[:, 0]
+        parts.append(wide_CV.logsumexp(-1) - said_C)
+    return torch.cat(parts)

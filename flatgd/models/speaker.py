@@ -8,7 +8,6 @@ from flatgd.dialogue import Dialogue
 from flatgd.models.encoding import DialogueFormat
 from flatgd.models.generate import Replies, generate_replies
 from flatgd.models.guides import Guide
-from flatgd.models.heads import reply_log_probs
 from flatgd.models.likelihood import ReplyLikelihood, score_replies
 
 Advance = Callable[[int], None]
@@ -33,7 +32,7 @@ class Speaker(NamedTuple):
         )
 
     def score(self, rows: Sequence[Dialogue], advance: Advance = _quiet) -> list[ReplyLikelihood]:
-        log_probs = self.guide.log_probs if self.guide else reply_log_probs
+        log_probs = self.guide.log_probs if self.guide else None
         return score_replies(
             self.model, self.dialogue_format, rows, progress=advance, log_probs=log_probs
         )

@@ -66,7 +66,8 @@ class FlatGDConfig(TrainingArguments):
             "How the penalty's gradient is computed. auto is finite_difference in float32, and "
             "exact where passes round to bfloat16 and the model allows it. fast saves a backward "
             "pass: it takes the rest of the gradient at the second pass's point, off by O(rho), "
-            "and measures lambda at every tenth step. exact uses second derivatives and takes more memory."
+            "and measures lambda at every tenth step. exact uses second derivatives and takes more "
+            "memory."
         ),
     )
     penalty_every: int = field(

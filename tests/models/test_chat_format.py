@@ -29,6 +29,7 @@ from flatgd.models.chat_template import JOINED, MOVED, OPENING, OTHERWISE
 from flatgd.models.dialogue_format import declare_stops, declared_stops, format_for
 from flatgd.models.encoding import EMPTY
 from flatgd.models.generate import generate_replies
+from flatgd.models.sampling import sample
 from flatgd.runtime.time_limit import time_limit
 
 PLAIN = SHAPES["no BOS in the template"]
@@ -220,7 +221,13 @@ def test_encoding_many_is_encoding_each() -> None:
         assert made.encode_all(rows) == [made.encode(row) for row in rows]
 
 
-def test_generation_stops_at_each_declared_end_and_at_the_learnt_one() -> None:
+def stops_before_end(ids: list[int], stops: list[int]) -> int:
+    return sum(token in stops for token in ids[:-1])
+
+
+def test_generation_stops_at_each_declared_end_and_at_the_learnt_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """All tokens alike likely: without the ends, most replies would run on."""
     words = tokenizer(SHAPES["end of turn is not eos"])
     torch.manual_seed(0)
@@ -231,18 +238,16 @@ def test_generation_stops_at_each_declared_end_and_at_the_learnt_one() -> None:
     made = format_for(model.config, words, 400)
     stops = declared_stops(model, made)
     assert set(stops) == {made.end, words.eos_token_id, 2, *extra}
-    seen, own = [], model.generate
-    model.generate = lambda **given: seen.append(own(**given)) or seen[-1]
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        "flatgd.models.generate.sample", lambda *given: seen.extend(sample(*given)) or seen
+    )
     settings = Generate(samples=40, max_new_tokens=400, min_new_tokens=1)
     replies = generate_replies(model, made, [said((U, "hi"))], settings, seed=0)
-    begin = len(made.history(["hi"])[0])
     ended = 0
-    for row in seen[0].tolist():
-        ids = row[begin:]
-        first = next((n for n, token in enumerate(ids) if token in stops), None)
-        if first is not None:
-            ended += 1
-            assert set(ids[first + 1 :]) <= {made.pad}
+    for ids in seen:
+        assert stops_before_end(ids, stops) == 0
+        ended += ids[-1] in stops
     assert ended > 30
     assert len(replies.texts[0]) == 40
 

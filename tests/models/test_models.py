@@ -87,7 +87,7 @@ def test_head_on_real_positions_equals_the_whole_forward() -> None:
 def test_padding_and_company_change_nothing() -> None:
     """A row's likelihood is the same alone, in a batch, and in a batch cut to micro-batches."""
     for model, family in both_families():
-        together = score_replies(model, family, ROWS, batch_size=8)
+        together = score_replies(model, family, ROWS, tokens_at_once=400)
         alone = [score_replies(model, family, [row])[0] for row in ROWS]
         for one, other in zip(together, alone, strict=True):
             assert one.tokens == other.tokens

@@ -1,0 +1,112 @@
+"""Sampling of replies from a model, many rows at once.
+
+Each reply has its own random numbers, one for each token, so it depends on neither the rows that
+share its batch nor their order. A token is drawn by inverting the cumulative distribution.
+
+Shapes: G histories, R rows (G times replies), V vocabulary, T tokens of a reply.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor
+
+from flatgd.models.encoding import Batch
+from flatgd.models.reader import Reader
+
+NUCLEUS = 1024  # tokens among which the nucleus is looked for first; sorting all takes longer
+SHRINK = 4  # ended rows leave the batch when they are one in this many
+
+
+class SamplingSettings(NamedTuple):
+    temperature: float
+    top_p: float
+    min_tokens: int
+    max_tokens: int
+    stops: Sequence[int]
+    """The ids that end a reply."""
+
+
+def sample(
+    model: nn.Module,
+    prompt: Batch,
+    settings: SamplingSettings,
+    uniform_GST: Tensor,
+    processor: LogitsProcessor | None = None,
+) -> list[list[int]]:
+    """`uniform_GST.shape[1]` replies to each history as ids, their end included; the replies to one
+    history follow each other.
+
+    `uniform_GST` are random numbers in [0, 1). A `processor` gives the distribution from the
+    model's logits, with temperature and nucleus applied; it sees all rows at every step.
+    """
+    uniform_RT = uniform_GST.flatten(0, 1)
+    device = prompt["input_ids"].device
+    repeats = uniform_GST.shape[1]
+    stops = torch.tensor(settings.stops, device=device)
+    rows = torch.arange(len(uniform_RT), device=device)
+    whole = {key: value.repeat_interleave(repeats, 0) for key, value in prompt.items()}
+    if processor is None:  # the prompt is read once for all its replies
+        reader = Reader(model, prompt)
+        reader.select(rows // repeats)
+    else:
+        reader = Reader(model, whole)
+    said = whole.get("decoder_input_ids", whole["input_ids"])
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    replies: list[list[int]] = [[] for _ in range(len(rows))]
+    for place in range(settings.max_tokens):
+        scores = reader.logits.float()
+        if place < settings.min_tokens:
+            scores = scores.index_fill(1, stops, float("-inf"))
+        if processor is None:
+            shape = settings.temperature, settings.top_p
+        else:
+            scores, shape = processor(said, scores), (1.0, 1.0)
+        tokens = drawn(scores, *shape, uniform_RT[rows.cpu(), place].to(device))
+        for row, token, is_over in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):
+            if not is_over:
+                replies[row].append(token)
+        ended = ended | torch.isin(tokens, stops)
+        if ended.all() or place + 1 == settings.max_tokens:
+            break
+        if processor is not None:
+            said = torch.cat([said, tokens[:, None]], 1)
+        elif ended.sum() * SHRINK >= len(ended):
+            left = (~ended).nonzero()[:, 0]
+            reader.select(left)
+            rows, tokens, ended = rows[left], tokens[left], ended[left]
+        reader.read(tokens[:, None])
+    return replies
+
+
+def drawn(scores_RV: Tensor, temperature: float, top_p: float, uniform_R: Tensor) -> Tensor:
+    """One token of each row, [R]: from the smallest set of most probable tokens that together reach
+    `top_p`. The rows' random numbers decide."""
+    p_RV = (scores_RV / temperature).softmax(-1)
+    if top_p < 1:
+        high_RK, ids_RK = _descending(p_RV, top_p)
+        before_RK = high_RK.cumsum(-1) - high_RK
+        high_RK = high_RK.masked_fill(before_RK >= top_p, 0.0)
+        p_RV = torch.zeros_like(p_RV).scatter_(-1, ids_RK, high_RK)
+    total_RV = p_RV.double().cumsum(-1)
+    wanted_R1 = uniform_R.double()[:, None] * total_RV[:, -1:]
+    place_R1 = torch.searchsorted(total_RV, wanted_R1, right=True)
+    return place_R1.clamp(max=p_RV.shape[-1] - 1)[:, 0]
+
+
+def _descending(p_RV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The most probable tokens of each row, from high to low, enough to reach `top_p`."""
+    if p_RV.shape[-1] > NUCLEUS:
+        top = p_RV.topk(NUCLEUS)
+        if bool((top.values.sum(-1) >= top_p).all()):
+            return top.values, top.indices
+    ordered = p_RV.sort(descending=True, stable=True)
+    return ordered.values, ordered.indices
+
+
+def uniform_numbers(seed: int, row: int, replies: int, tokens: int) -> Tensor:
+    """Random numbers in [0, 1) for the replies to one history, [replies, tokens]."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
+    return torch.rand(replies, tokens, dtype=torch.float64, generator=generator)
