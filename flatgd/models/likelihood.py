@@ -20,6 +20,7 @@ from flatgd.runtime import distributed
 
 LogProbs = Callable[[nn.Module, Batch], Tensor]
 SHARED = 2  # replies to a history, on average, from which on it is read once for all of them
+SAME = 8  # tokens at the beginning of all rows, from which on they are read once
 CHUNK = 256  # tokens whose logits are raised to float32 at once
 
 
@@ -42,7 +43,8 @@ def score_replies(
     """The likelihood of each reply, its end token included, in the order of `dialogues`.
 
     `log_probs` gives a guide's distribution at each token, instead of the model's own. A batch
-    holds `tokens_at_once` tokens. Where many replies answer one history, it is read once for them.
+    holds `tokens_at_once` tokens. Where many replies answer one history, it is read once for them,
+    and so is a beginning that all rows of a batch share.
     Several processes divide the batches among them, and each returns all results.
     """
     encoded = dialogue_format.encode_all(dialogues)
@@ -101,7 +103,24 @@ class _Work(NamedTuple):
         targets_N = reply_tokens(batch)[0]
         if self.log_probs is not None:
             return negative_log_likelihood(self.log_probs(self.model, batch), targets_N)
-        return _nll(reply_logits(self.model, batch), targets_N)
+        beginning = self._beginning(batch)
+        if beginning < SAME:
+            return _nll(reply_logits(self.model, batch), targets_N)
+        first = {key: batch[key][:1, :beginning] for key in ("input_ids", "attention_mask")}
+        reader = Reader(self.model, first)
+        reader.select(torch.zeros(len(rows), dtype=torch.long, device=self.device))
+        rest = {key: value[:, beginning:] for key, value in batch.items() if value.dim() == 2}
+        given = rest["input_ids"], rest["attention_mask"] > 0, rest["targets"] != IGNORE
+        return _nll(reader.logits_at(*given), targets_N)
+
+    def _beginning(self, batch: Batch) -> int:
+        """The number of tokens with which all rows begin, such as a template's system message;
+        none of them has a target. 0 for encoder-decoders."""
+        if "decoder_input_ids" in batch or len(batch["input_ids"]) == 1:
+            return 0
+        ids_RT = batch["input_ids"]
+        differs_T = (ids_RT != ids_RT[:1]).any(0) | (batch["targets"] != IGNORE).any(0)
+        return int(differs_T.int().argmax())
 
     def of_groups(self, rows: list[int]) -> Tensor:
         """The same for rows of which those with one history follow each other."""
@@ -123,7 +142,7 @@ class _Work(NamedTuple):
         fed_RT = self._tensor([[*ids[:-1], IGNORE] for ids in replies]).clamp(min=0)
         targets_RT, real_RT, fed_RT = (t[:, :width] for t in (targets_RT, real_RT, fed_RT))
         rest_RT = torch.zeros_like(targets_RT, dtype=first_R1.dtype)
-        rest_RT[real_RT] = _nll(reader.logits_at(fed_RT, real_RT), targets_RT[real_RT])
+        rest_RT[real_RT] = _nll(reader.logits_at(fed_RT, real_RT, real_RT), targets_RT[real_RT])
         is_token_RT = torch.cat([torch.ones_like(real_RT[:, :1]), real_RT], 1)
         return torch.cat([first_R1, rest_RT], 1)[is_token_RT]
 

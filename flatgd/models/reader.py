@@ -49,11 +49,11 @@ class Reader:
         self._see(torch.ones_like(ids_RT))
         self.logits = self._forward(ids_RT, 1)[:, -1]
 
-    def logits_at(self, ids_RT: Tensor, real_RT: Tensor) -> Tensor:
-        """The logits [N, V] after each of these tokens where `real_RT` is true, row by row. Other
-        positions are padding on the right. It ends the reading."""
+    def logits_at(self, ids_RT: Tensor, real_RT: Tensor, wanted_RT: Tensor) -> Tensor:
+        """The logits [N, V] after each of these tokens where `wanted_RT` is true, row by row. Where
+        `real_RT` is false there is padding on the right. It ends the reading."""
         self._see(real_RT.long())
-        with only_positions(output_head(self.model), real_RT):
+        with only_positions(output_head(self.model), wanted_RT):
             return self._forward(ids_RT, None)
 
     def _see(self, real_RT: Tensor) -> None:

@@ -86,24 +86,30 @@ def drawn(scores_RV: Tensor, temperature: float, top_p: float, uniform_R: Tensor
     `top_p`. The rows' random numbers decide."""
     p_RV = (scores_RV / temperature).softmax(-1)
     if top_p < 1:
-        high_RK, ids_RK = _descending(p_RV, top_p)
-        before_RK = high_RK.cumsum(-1) - high_RK
-        high_RK = high_RK.masked_fill(before_RK >= top_p, 0.0)
-        p_RV = torch.zeros_like(p_RV).scatter_(-1, ids_RK, high_RK)
+        p_RV = _nucleus(p_RV, top_p)
     total_RV = p_RV.double().cumsum(-1)
     wanted_R1 = uniform_R.double()[:, None] * total_RV[:, -1:]
     place_R1 = torch.searchsorted(total_RV, wanted_R1, right=True)
     return place_R1.clamp(max=p_RV.shape[-1] - 1)[:, 0]
 
 
-def _descending(p_RV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The most probable tokens of each row, from high to low, enough to reach `top_p`."""
-    if p_RV.shape[-1] > NUCLEUS:
-        top = p_RV.topk(NUCLEUS)
-        if bool((top.values.sum(-1) >= top_p).all()):
-            return top.values, top.indices
-    ordered = p_RV.sort(descending=True, stable=True)
-    return ordered.values, ordered.indices
+def _nucleus(p_RV: Tensor, top_p: float) -> Tensor:
+    """The probabilities, with 0 outside of the nucleus. Rows that need more than NUCLEUS tokens are
+    sorted as a whole; sorting all rows takes longer than the model's own pass."""
+    if p_RV.shape[-1] <= NUCLEUS:
+        return _kept(p_RV, *p_RV.sort(descending=True, stable=True), top_p)
+    high_RK, ids_RK = p_RV.topk(NUCLEUS)
+    is_wide_R = high_RK.sum(-1) < top_p
+    kept_RV = _kept(p_RV, high_RK, ids_RK, top_p)
+    if bool(is_wide_R.any()):
+        wide_RV = p_RV[is_wide_R]
+        kept_RV[is_wide_R] = _kept(wide_RV, *wide_RV.sort(descending=True, stable=True), top_p)
+    return kept_RV
+
+
+def _kept(p_RV: Tensor, high_RK: Tensor, ids_RK: Tensor, top_p: float) -> Tensor:
+    before_RK = high_RK.cumsum(-1) - high_RK
+    return torch.zeros_like(p_RV).scatter_(-1, ids_RK, high_RK.masked_fill(before_RK >= top_p, 0.0))
 
 
 def uniform_numbers(seed: int, row: int, replies: int, tokens: int) -> Tensor:

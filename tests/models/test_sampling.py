@@ -1,5 +1,7 @@
 """Sampling and scoring with histories that are read once, against the plain ways."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import FAMILIES, save_family
@@ -59,6 +61,19 @@ def test_a_history_read_once_gives_each_reply_its_likelihood(family: tuple) -> N
         assert shared.tokens == one.tokens == whole.tokens
         assert shared.nll == pytest.approx(one.nll, rel=1e-6)
         assert shared.nll == pytest.approx(whole.nll, rel=1e-6)
+
+
+def test_a_beginning_read_once_changes_no_likelihood(family: tuple) -> None:
+    """Seven histories of different lengths, with one system message."""
+    model, made = family
+    rows = [
+        Dialogue((f"word {'x' * n}",), f"reply {'y' * (9 - n)}", True, "t", "t", system="be kind")
+        for n in range(7)
+    ]
+    together = score_replies(model, replace(made, max_history_tokens=140), rows)
+    for row, found in zip(rows, together, strict=True):
+        (alone,) = score_replies(model, replace(made, max_history_tokens=140), [row])
+        assert found.nll == pytest.approx(alone.nll, rel=1e-6)
 
 
 @pytest.mark.parametrize("which", [0, 1])
