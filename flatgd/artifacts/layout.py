@@ -11,6 +11,7 @@
     scores/NAME.jsonl                 toxicity, likelihoods, diversity
     report/                           summary.json, tables.md, index.html, figures/, studies
     seeds/SEED, generalisation/WHAT   runs with another seed or other policy data
+    states                            the experts' last hidden states, where caching them pays
     .manifests/                       one manifest for each finished artifact
 
 NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the recipe's `methods`;
@@ -26,6 +27,7 @@ REJECTED = "rejected.jsonl"
 MANIFESTS = ".manifests"
 LAST_RECIPE = f"{MANIFESTS}/recipe"  # of the last command that worked here; its changes are shown
 IN_LOOP_JUDGE = "sampled/judge"
+STATES = "states"
 REPORT = "report"
 FIGURES = f"{REPORT}/figures"
 SUMMARY = f"{REPORT}/summary.json"

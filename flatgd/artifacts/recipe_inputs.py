@@ -40,18 +40,21 @@ def inputs_of(recipe: Recipe) -> dict[str, Inputs]:
     found: dict[str, Any] = {}
     for name in recipe.models:
         own = {} if name != BACKBONE else {"backbone": fields["backbone"]}
+        own |= _dtype(recipe, name)
         if name != BACKBONE:
             found[layout.model(name)] = _model(recipe, name, fields, data) | layout_fields
+            for frozen in {name, *EXPERTS}:
+                found[layout.model(name)] |= _dtype(recipe, frozen)
         sampling = {**_flat("sample", fields["sample"]), **_flat("generate", fields["generate"])}
         for unused in ("generate.histories", "generate.samples"):
             sampling.pop(unused, None)
         found[layout.samples(name)] = own | sampling | data["policy"] | layout_fields
         generate = _flat("generate", fields["generate"])
         found[layout.generations(name)] = own | generate | tests
-        found[layout.scores(name)] = own | _scoring(fields) | tests
-    found[layout.scores(REFERENCE)] = _scoring(fields) | tests
+        found[layout.scores(name)] = own | _scoring(recipe, fields) | tests
+    found[layout.scores(REFERENCE)] = _scoring(recipe, fields) | tests
     for n, judge in enumerate(recipe.judges):
-        own = _flat(f"judges.{n}", fields["judges"][n])
+        own = _flat(f"judges.{n}", fields["judges"][n]) | _dtype(recipe, judge.label)
         found[layout.judge(judge.label)] = own | data["judge"] | data["test"]
     in_loop = _flat("sample.judge", fields["sample"]["judge"])
     found[layout.IN_LOOP_JUDGE] = in_loop | data["policy"]
@@ -77,8 +80,15 @@ def _model(
     }
 
 
-def _scoring(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"scorer": fields["scorer"]}
+def _scoring(recipe: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"scorer": fields["scorer"]} | _dtype(recipe, "scorer")
+
+
+def _dtype(recipe: Recipe, name: str) -> dict[str, Any]:
+    """The precision that is set for a model. The default is left out, so that runs from before the
+    option still count as those of their recipe."""
+    chosen = recipe.dtype_of(name)
+    return {} if chosen == "auto" else {f"dtype of {name}": chosen}
 
 
 def _sources(name: str, fields: dict[str, Any]) -> dict[str, Any]:

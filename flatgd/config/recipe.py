@@ -13,10 +13,14 @@ from pydantic import Field, field_validator, model_validator
 from flatgd.config.options import LARGEST_SEED
 from flatgd.config.section import LocalPath, ModelName, Section, about, secrets_in
 from flatgd.config.source import Data
+from flatgd.errors import nearest
 
 NOT_FIELDS = ("method", "start", "sampled_from")  # keys of `methods` that say what an entry is
 TOKENS = about("tokens")
 MOST_TOKENS = 1_000_000
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Generate(Section):
@@ -186,6 +190,13 @@ class Recipe(Section):
     perplexity is not measured."""
     data: Data
     """The sets of conversations."""
+    dtype: Precision = "auto"
+    """Precision of frozen models: of experts, scorer, hf judges and the base under an adapter, and
+    in generation and scoring. auto is the checkpoint's own on a GPU with bfloat16, else float32.
+    Trained weights are always float32; `train: {bf16: true}` computes with them in bfloat16."""
+    dtypes: dict[str, Precision] = Field(default_factory=dict)
+    """Precision of single models, over dtype. Keys are backbone, experts, scorer, entries of
+    methods and names of judges."""
     max_history_tokens: int = Field(128, ge=8, le=MOST_TOKENS, json_schema_extra=TOKENS)
     """Newest tokens of the history that a model sees."""
     max_reply_tokens: int = Field(64, ge=4, le=MOST_TOKENS, json_schema_extra=TOKENS)
@@ -224,6 +235,12 @@ class Recipe(Section):
         labels = [judge.label for judge in self.judges]
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"judges: two are called {twice[0]!r}; give each a name")
+        known = [*self.models, "experts", "scorer", *labels]
+        if unknown := [name for name in self.dtypes if name not in known]:
+            raise ValueError(
+                f"dtypes: its keys are {', '.join(known)}; there is no {unknown[0]!r}"
+                f"{nearest(unknown[0], known)}"
+            )
         if self.seed + self.seeds - 1 > LARGEST_SEED:
             raise ValueError(f"seed + seeds - 1 exceeds 2^32 - 1; lower seed {self.seed}")
         parts = {"train": self.train, "experts": self.experts}
@@ -270,6 +287,11 @@ class Recipe(Section):
             return {**self.experts, "snapshots": 0}  # it must exist only once
         entry = self.experts if name == "clean_expert" else self.methods[name] or {}
         return {key: value for key, value in entry.items() if key not in NOT_FIELDS}
+
+    def dtype_of(self, name: str) -> Precision:
+        """The precision that the recipe sets for a model, `scorer` or a judge."""
+        group = self.dtypes.get("experts") if name in ("clean_expert", "toxic_expert") else None
+        return self.dtypes.get(name) or group or self.dtype
 
     def kind_of(self, name: str) -> str:
         """Which method an entry of `methods` is."""

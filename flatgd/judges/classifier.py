@@ -52,9 +52,10 @@ class HFJudge:
     cuts: Cuts = field(default_factory=Cuts)
 
     @classmethod
-    def load(cls, settings: JudgeSettings) -> "HFJudge":
+    def load(cls, settings: JudgeSettings, dtype: torch.dtype = torch.float32) -> "HFJudge":
         assert settings.model is not None
-        model: Any = load_as(AutoModelForSequenceClassification, settings.model, "classifier")
+        kind = AutoModelForSequenceClassification
+        model: Any = load_as(kind, settings.model, "classifier", dtype)
         own = model.config.get_text_config()
         if (
             own.pad_token_id is None

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flatgd.config.recipe import JudgeSettings
 from flatgd.dialogue import Dialogue
 from flatgd.judges.base import Judge, Progress, Scorer
@@ -18,14 +20,16 @@ def make_judge(
     rows: Sequence[Dialogue],
     folder: Path,
     advance: Progress = lambda count: None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Judge, str]:
     """A judge trained or calibrated on labelled rows and saved in `folder`, and its description.
 
-    `advance` counts steps of tuning, or rows that are scored; for a linear judge nothing.
+    `advance` counts steps of tuning, or rows that are scored; for a linear judge nothing. `dtype`
+    is the precision of an hf judge; the others compute in float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if settings.kind == "hf":
-        judge = HFJudge.load(settings).calibrated(rows, advance)
+        judge = HFJudge.load(settings, dtype).calibrated(rows, advance)
         model = str(settings.model)  # reports show it, and others have no use for a local path
         name = Path(model).name if os.path.isabs(model) else model
         about = f"{name}, calibrated on {len(rows):,} labelled replies"
@@ -47,12 +51,12 @@ def make_judge(
     return judge, about
 
 
-def load_judge(settings: JudgeSettings, folder: Path) -> Judge:
+def load_judge(settings: JudgeSettings, folder: Path, dtype: torch.dtype = torch.float32) -> Judge:
     """The judge that `make_judge` saved in `folder`. Raises ModelError if there is none."""
     calibration = load_calibration(folder)
     scorer: Scorer
     if settings.kind == "hf":
-        scorer = HFJudge.load(settings)
+        scorer = HFJudge.load(settings, dtype)
     elif settings.kind == "trained":
         from flatgd.judges.trained import TrainedJudge
 

@@ -11,6 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -171,12 +172,20 @@ def _json_of(path: Path) -> dict[str, Any]:
     return values
 
 
-def load(name: str | Path) -> PreTrainedModel:
-    """A model ready to use, an adapter merged into its base. Raises ModelError."""
+def load(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model ready to use, an adapter merged into its base. Raises ModelError.
+
+    In half precision an adapter is not merged but stays float32 beside its base: the sum of both
+    would be rounded, and with it most of what the adapter has learnt.
+    """
     base = base_of(name)
     if base is None:
-        return load_model(name)
-    adapted = _load_onto(load(base), Path(name))
+        return load_model(name, dtype)
+    adapted = _load_onto(load(base, dtype), Path(name))
+    if dtype != torch.float32:
+        adapted.requires_grad_(False)
+        apart: PreTrainedModel = adapted
+        return apart
     try:
         refuse_tied(adapted)
     except ModelError as error:
@@ -190,24 +199,29 @@ def load(name: str | Path) -> PreTrainedModel:
     return merged
 
 
-def load_together(paths: Mapping[str, str], policy: nn.Module | None = None) -> dict[str, Any]:
-    """Frozen models by name, from `paths`.
+def load_together(
+    paths: Mapping[str, str],
+    policy: nn.Module | None = None,
+    dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Frozen models by name, from `paths`, in their `dtypes`, else float32.
 
     Adapters on one base share its weights in memory, also with a frozen `policy` that is that base.
     Each model has modules of its own, so no adapter has to be switched on or off.
     """
-    bases: dict[str, nn.Module] = {}
+    bases: dict[tuple[str, torch.dtype], nn.Module] = {}
     if policy is not None:
-        bases[absolute_name(str(policy.name_or_path))] = policy
+        own = next(policy.parameters()).dtype
+        bases[absolute_name(str(policy.name_or_path)), own] = policy
     loaded: dict[str, Any] = {}
     for name, path in paths.items():
-        base = base_of(path)
+        base, dtype = base_of(path), dtypes.get(name, torch.float32)
         if base is None:
-            loaded[name] = load_model(path)
+            loaded[name] = load_model(path, dtype)
             continue
-        if base not in bases:
-            bases[base] = load(base).requires_grad_(False)
-        loaded[name] = _load_onto(share_weights(bases[base]), Path(path))
+        if (base, dtype) not in bases:
+            bases[base, dtype] = load(base, dtype).requires_grad_(False)
+        loaded[name] = _load_onto(share_weights(bases[base, dtype]), Path(path))
     return loaded
 
 

@@ -159,19 +159,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str | Path) -> PreTrainedModel:
-    """A model with float32 weights, from safetensors and without remote code, unless
+def load_model(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model with weights in `dtype`, from safetensors and without remote code, unless
     `flatgd.models.trust` allows more. Raises ModelError for incomplete weights.
 
-    Weights are float32 whatever the file holds, because the perturbation of the second pass is
-    smaller than the rounding of half precision.
+    Weights to be trained must be float32 whatever the file holds, because the perturbation of the
+    second pass is smaller than the rounding of half precision.
     """
     config = load_config(str(name))
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return load_as(kind, str(name))
+    return load_as(kind, str(name), dtype=dtype)
 
 
-def load_as(kind: Any, name: str, needs: str = "model") -> PreTrainedModel:
+def load_as(
+    kind: Any, name: str, needs: str = "model", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """A model of one of transformers' auto classes, loaded as `load_model` does.
 
     `needs` says what is used of it: model, classifier or body, as in `refuse_incomplete`. Raises
@@ -179,7 +181,7 @@ def load_as(kind: Any, name: str, needs: str = "model") -> PreTrainedModel:
     """
     # without this, transformers asks a service of the hub to convert other weights to safetensors
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    how_to = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    how_to = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     how_to["ignore_mismatched_sizes"] = True  # into the report, which refuses them by name
     try:
         try:

@@ -38,9 +38,9 @@ class Speaker(NamedTuple):
         )
 
     def megabytes(self) -> float:
-        """Megabytes (2^20 bytes) of its weights and its guide's weights in float32."""
-        own = sum(p.numel() for p in self.model.parameters())
-        return float(own + (self.guide.weights() if self.guide else 0)) * 4 / 2**20
+        """Megabytes (2^20 bytes) of its weights, and of its guide's in float32."""
+        own = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return float(own + 4 * (self.guide.weights() if self.guide else 0)) / 2**20
 
     def models(self) -> int:
         """The number of models in memory: itself and those of its guide."""

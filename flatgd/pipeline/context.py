@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 import transformers
 
 from flatgd.artifacts import layout
@@ -140,12 +141,15 @@ class Context:
             self.display.line(artifact, text)
 
     def load_model(
-        self, path: str, input_layout: tuple[Any, ...] | None = None
+        self,
+        path: str,
+        input_layout: tuple[Any, ...] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> tuple[Any, DialogueFormat]:
         """A model on its device, and how it reads a dialogue."""
         chosen = input_layout or self.recipe.layout
         dialogue_format = format_for(load_config(path), load_tokenizer(path), *chosen)
-        return on_device(load(path)), dialogue_format
+        return on_device(load(path, dtype)), dialogue_format
 
     def load_needed(self, name: str, policy: Any = None) -> dict[str, Any]:
         """The models that a system is built with. They share what weights they can, also with a
@@ -153,7 +157,9 @@ class Context:
         paths = {
             needed: self.plan.model(needed).path for needed in self.plan.model(name).kind.needs
         }
-        return {n: on_device(model) for n, model in load_together(paths, policy).items()}
+        dtypes = {needed: self.plan.dtype(needed) for needed in paths}
+        loaded = load_together(paths, policy, dtypes)
+        return {needed: on_device(model) for needed, model in loaded.items()}
 
     def speaker(self, name: str) -> Speaker:
         """A model of the recipe, ready to generate and to score."""
@@ -164,7 +170,7 @@ class Context:
         elif issubclass(planned.kind, Director):
             guide = planned.kind.guide(Path(planned.path), planned.options)
         path = planned.path if planned.has_own_weights else planned.base
-        return Speaker(*self.load_model(path), guide)
+        return Speaker(*self.load_model(path, dtype=self.plan.dtype(name)), guide)
 
     def artifacts_of(self, name: str) -> list[str]:
         """The artifacts that a model's replies depend on."""

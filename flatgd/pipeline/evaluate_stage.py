@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from flatgd.artifacts import layout
 from flatgd.artifacts.rows import GenerationRow, ReplyScores
 from flatgd.artifacts.store import fingerprint_of
@@ -14,6 +16,7 @@ from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
 from flatgd.io.records import read_jsonl, write_jsonl
 from flatgd.judges.registry import cuts_taken
+from flatgd.models.dtype import dtype_name
 from flatgd.models.speaker import Speaker
 from flatgd.pipeline.context import BuildResult, Context
 from flatgd.pipeline.judge_stage import JudgeStage
@@ -54,6 +57,7 @@ class EvaluateStage:
                 "models": speaker.models(),
                 "weights_mb": speaker.megabytes(),
                 "peak_mb": peak.megabytes,
+                "dtype": dtype_name(context.plan.dtype(name)),
             }
             summary = f"{len(self.histories):,} histories x {settings.samples} replies"
             return BuildResult(summary, cost)
@@ -61,12 +65,26 @@ class EvaluateStage:
         context.build(
             layout.generations(name),
             fingerprint_of(
-                "generate", context.plan.fingerprint(name), self._generation_fingerprint
+                "generate",
+                context.plan.fingerprint(name),
+                self._generation_fingerprint,
+                *self._other_than_float32(name),
             ),
             build,
             context.artifacts_of(name),
             collective=True,
         )
+
+    def _other_than_float32(self, name: str) -> list[str]:
+        """The precision of a model that generates and scores, for fingerprints."""
+        dtype = self.context.plan.dtype(name)
+        return [] if dtype == torch.float32 else [dtype_name(dtype)]
+
+    @cached_property
+    def _scorer_dtype(self) -> torch.dtype:
+        recipe = self.context.recipe
+        assert recipe.scorer is not None
+        return self.context.plan.dtype_of_role("scorer", recipe.scorer)
 
     @cached_property
     def _generation_fingerprint(self) -> str:
@@ -95,7 +113,10 @@ class EvaluateStage:
             if distributed.is_first():
                 write_jsonl(path, rows)
             summary = f"{replies:,} replies judged, {len(given):,} given replies scored"
-            return BuildResult(summary + cuts_taken(self.judges.loaded))
+            cost = {"dtype": dtype_name(context.plan.dtype(name))}
+            if context.recipe.scorer:
+                cost["scorer_dtype"] = dtype_name(self._scorer_dtype)
+            return BuildResult(summary + cuts_taken(self.judges.loaded), cost)
 
         judges = [layout.judge(settings.label) for settings in context.recipe.judges]
         context.build(
@@ -104,6 +125,7 @@ class EvaluateStage:
                 context.plan.fingerprint(name),
                 self._generation_fingerprint,
                 self._scoring_fingerprint,
+                *self._other_than_float32(name),
             ),
             build,
             [*context.artifacts_of(name), layout.generations(name), *judges],
@@ -135,6 +157,8 @@ class EvaluateStage:
     def _scoring_fingerprint(self) -> str:
         context = self.context
         scorer = context.recipe.scorer and context.model_fingerprint(context.recipe.scorer)
+        if scorer and self._scorer_dtype != torch.float32:
+            scorer += dtype_name(self._scorer_dtype)
         judges = [self.judges.fingerprint(settings) for settings in context.recipe.judges]
         test = rows_digest(context.sets.test)
         return fingerprint_of("score", judges, scorer, PATTERNS, context.recipe.layout, test)
@@ -168,4 +192,7 @@ class EvaluateStage:
         recipe = self.context.recipe
         assert recipe.scorer is not None
         history, reply, _, *template = recipe.layout  # turn_separator is not for the scorer
-        return Speaker(*self.context.load_model(recipe.scorer, (history, reply, None, *template)))
+        own_layout = history, reply, None, *template
+        return Speaker(
+            *self.context.load_model(recipe.scorer, own_layout, dtype=self._scorer_dtype)
+        )

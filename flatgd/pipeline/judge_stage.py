@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from flatgd.artifacts import layout
 from flatgd.artifacts.store import fingerprint_of
 from flatgd.config.recipe import JudgeSettings
@@ -14,6 +16,7 @@ from flatgd.dialogue import Dialogue
 from flatgd.judges.base import Judge
 from flatgd.judges.quality import judge_report
 from flatgd.judges.registry import cuts_taken, load_judge, make_judge
+from flatgd.models.dtype import dtype_name
 from flatgd.pipeline.context import BuildResult, Context
 from flatgd.pipeline.plan import rows_digest
 
@@ -41,14 +44,24 @@ class JudgeStage:
         """A digest of everything that a reporting judge depends on."""
         model = settings.model and self.context.model_fingerprint(settings.model)
         rows = rows_digest(self.context.sets.judge), rows_digest(self.context.sets.test)
-        return fingerprint_of(settings.model_dump(exclude={"model"}), model, *rows)
+        dtype = self.dtype(settings)
+        other = [] if dtype == torch.float32 else [dtype_name(dtype)]
+        return fingerprint_of(settings.model_dump(exclude={"model"}), model, *rows, *other)
+
+    def dtype(self, settings: JudgeSettings) -> torch.dtype:
+        """The precision in which a judge computes; only an hf judge has a choice."""
+        if settings.kind != "hf" or settings.model is None:
+            return torch.float32
+        return self.context.plan.dtype_of_role(settings.label, settings.model)
 
     @cached_property
     def loaded(self) -> dict[str, Judge]:
         """The reporting judges by label, ready to score."""
         root = self.context.root
         return {
-            settings.label: load_judge(settings, root / layout.judge(settings.label))
+            settings.label: load_judge(
+                settings, root / layout.judge(settings.label), self.dtype(settings)
+            )
             for settings in self.context.recipe.judges
         }
 
@@ -64,8 +77,11 @@ class JudgeStage:
         def build(folder: Path) -> BuildResult:
             begun = time.perf_counter()
             with self._building_bar(settings, len(rows)) as advance:
-                judge, about = make_judge(settings, rows, folder, advance)
-            cost = {"seconds": time.perf_counter() - begun}
+                judge, about = make_judge(settings, rows, folder, advance, self.dtype(settings))
+            cost = {
+                "seconds": time.perf_counter() - begun,
+                "dtype": dtype_name(self.dtype(settings)),
+            }
             if test is not None:
                 rate, labelled = (
                     settings.false_positive_rate,

@@ -76,7 +76,8 @@ class ModelsStage:
     def _train(self, planned: PlannedModel, kind: type[Method], folder: Path) -> BuildResult:
         plan, name = self.context.plan, planned.name
         config, rows = plan.config(name, folder), plan.rows(name)
-        model, tokenizer = load(planned.base), load_tokenizer(planned.base)
+        model = load(planned.base, plan.base_dtype(name))
+        tokenizer = load_tokenizer(planned.base)
         needed = self.context.load_needed(name, model if config.lora_rank else None)
         method = kind.build(needed, config, planned.options)
         is_toxic = name == "toxic_expert"

@@ -7,8 +7,11 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.store import fingerprint_of
@@ -17,9 +20,11 @@ from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets, answer_candidates, draw_histories
 from flatgd.dialogue import Dialogue
 from flatgd.errors import FlatGDError, RecipeError, UnsupportedError, nearest
+from flatgd.io.files import free_bytes
 from flatgd.io.records import read_jsonl
 from flatgd.methods import METHODS, Clean, Merge, Method, System
-from flatgd.models.loading import summarize_error
+from flatgd.models.dtype import checkpoint_dtype, dtype_for, dtype_name
+from flatgd.models.loading import load_config, summarize_error
 from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
 from flatgd.pipeline.network_permissions import sending_faults
 from flatgd.runtime import distributed
@@ -115,7 +120,48 @@ class Plan:
 
     def config(self, name: str, output: Path) -> FlatGDConfig:
         planned = self.model(name)
-        return training_config(self.recipe, planned.options, output, planned.kind)
+        config = training_config(self.recipe, planned.options, output, planned.kind)
+        chosen = self.recipe.training_fields(planned.options).get("expert_cache", "auto")
+        has_own_rows = planned.sampled_from is not None  # a cache is of the rows that others share
+        if chosen == "auto" and needs_experts(planned.kind) and not has_own_rows:
+            config.expert_cache = str(self.recipe.output / layout.STATES) if self._caches else None
+        return config
+
+    @cached_property
+    def _caches(self) -> bool:
+        return caching_pays(self.recipe, self.sets)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The precision in which a model is loaded where it is frozen."""
+        return dtype_for(self.recipe.dtype_of(name), self._checkpoint_dtype(name))
+
+    def _checkpoint_dtype(self, name: str) -> torch.dtype | None:
+        planned = self.model(name)
+        if name == BACKBONE:
+            return checkpoint_dtype(planned.base)
+        if issubclass(planned.kind, Merge):
+            return torch.float32
+        if issubclass(planned.kind, Method) and not self.config(name, Path()).lora_rank:
+            return torch.float32
+        is_start = planned.start == BACKBONE
+        return checkpoint_dtype(planned.base) if is_start else self._checkpoint_dtype(planned.start)
+
+    def base_dtype(self, name: str) -> torch.dtype:
+        """The precision of the frozen base under an adapter that is trained; float32 where all
+        weights are trained, or where the base is an adapter itself."""
+        planned = self.model(name)
+        is_adapter = bool(self.config(name, Path()).lora_rank)
+        return self.dtype(name) if is_adapter and planned.start == BACKBONE else torch.float32
+
+    def dtype_of_role(self, role: str, model: str) -> torch.dtype:
+        """The precision of the scorer, or of a judge's model."""
+        return dtype_for(self.recipe.dtype_of(role), checkpoint_dtype(model))
+
+    def _dtypes(self, planned: PlannedModel) -> list[str]:
+        """What is not float32 in a model's training, for its fingerprint."""
+        used = {name: self.dtype(name) for name in planned.kind.needs if name != BACKBONE}
+        used["base"] = self.base_dtype(planned.name)
+        return [f"{n} {dtype_name(d)}" for n, d in used.items() if d != torch.float32]
 
     def steps(self, name: str) -> int:
         """Optimizer steps that a model is trained for."""
@@ -176,6 +222,7 @@ class Plan:
             planned.sampled_from and self.sample_fingerprint(planned.sampled_from),
             *([] if evaluated is None else [rows_digest(evaluated)]),
             *_precision_of_environment(),
+            *(self._dtypes(planned) if is_trained else []),
         )
 
     # Sampled replies
@@ -236,10 +283,9 @@ def training_config(
         fields = kind.preset(fields, overrides)
     if (number := distributed.count()) > 1:
         fields["per_device_train_batch_size"] = _batch_share(fields, number)
-    if (
-        isinstance(cache := fields.get("expert_cache"), str) and cache
-    ):  # one for all methods of the recipe
-        fields["expert_cache"] = str(recipe.output / cache)
+    cache = fields.pop("expert_cache", None)
+    if cache not in (None, "auto", "none", False):  # one for all methods of the recipe
+        fields["expert_cache"] = str(recipe.output / cache) if isinstance(cache, str) else cache
     refused = list(sending_faults(fields))
     if refused:
         fields |= {"push_to_hub": False, "report_to": "none"}
@@ -267,6 +313,31 @@ def training_config(
     if faults:
         raise UnsupportedError("\n".join(faults))
     return config
+
+
+def needs_experts(kind: type[System]) -> bool:
+    """Whether a training passes its rows through both experts."""
+    return issubclass(kind, Method) and set(EXPERTS) <= set(kind.needs)
+
+
+def caching_pays(recipe: Recipe, sets: Sets) -> bool:
+    """Whether the trainings pass more rows through the experts than there are rows to cache, and
+    the states take at most a quarter of the free disk space."""
+    rows, seen = len(sets.policy) + len(sets.eval), 0
+    for name in recipe.methods:
+        kind = METHODS[recipe.kind_of(name)]
+        if needs_experts(kind):
+            config = training_config(recipe, recipe.overrides(name), recipe.output, kind)
+            batch = config.per_device_train_batch_size * distributed.count()
+            seen += steps_of(config, len(sets.policy)) * batch
+    return seen > rows and 4 * states_bytes(recipe, sets) < free_bytes(recipe.output)
+
+
+def states_bytes(recipe: Recipe, sets: Sets) -> float:
+    """Disk space of both experts' states if every reply has full length."""
+    config = load_config(recipe.expert_backbone or recipe.backbone).get_text_config()
+    width = getattr(config, "hidden_size", None) or config.d_model
+    return 2.0 * len(sets.policy) * recipe.max_reply_tokens * width * 4
 
 
 def _precision_of_environment() -> list[str]:

@@ -32,6 +32,7 @@ from flatgd.report.cells import Table, latex, markdown, worded
 from flatgd.report.compare import compare_tables
 from flatgd.report.findings import Finding, StudyIsStale, findings, study_findings
 from flatgd.report.paper import paper_tables, trade_offs
+from flatgd.report.precision import precision_tables
 from flatgd.report.sentences import sentence
 from flatgd.report.tables import agreement_table, human_table, judge_table, main_tables
 
@@ -64,7 +65,7 @@ def build_report(recipe: Recipe) -> Path:
             Chapter(
                 "Results", main_tables(summary, names, recipe.generate.samples, recipe.seeds), []
             ),
-            Chapter("Compared", compare_tables(summary, recipe), []),
+            Chapter("Compared", [*compare_tables(summary, recipe), *precision_tables(recipe)], []),
             _as_in_the_paper(summary, recipe, folder),
             _judges(judges, seeds[0], generations, recipe, folder),
             *_annotators(recipe, folder),

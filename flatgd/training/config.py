@@ -132,7 +132,8 @@ class FlatGDConfig(TrainingArguments):
         default=None,
         metadata=option(
             "Folder that keeps the experts' last hidden states between trainings. Faster, and "
-            "takes disk space."
+            "takes disk space. In a recipe, auto (the default) keeps them where that is cheaper "
+            "than running the experts in every step, and none never does."
         ),
     )
     lora_rank: int = field(
