@@ -1,11 +1,13 @@
 """The memory estimate of `flatgd check` compared with the memory that a training uses.
 
-    python -m benchmarks.estimate
+    python -m benchmarks.estimate                    small random models
+    python -m benchmarks.estimate --model FOLDER     every stage of a recipe, with a real model
 
-Trains random models of 15 to 20 million weights for two steps, each in its own process. On the CPU
-the resident memory of the process counts. Also compares the activation memory of finite differences
-and of the exact penalty. Exits with 1 if an estimate is off by more than 15 %, or if finite
-differences need too much.
+Trains random models of 15 to 20 million weights for two steps, each in its own process, and
+compares the activation memory of finite differences with that of the exact penalty. With a model, a
+small recipe runs stage by stage, each in its own process, on the dialogue that ships with flatgd.
+On the CPU the resident memory of the process counts, above that after all imports. Exits with 1 if
+an estimate is off by more than 15 %, or if finite differences need too much.
 """
 
 import argparse
@@ -28,11 +30,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from benchmarks.table import Target, conclude, machine, options
+from benchmarks.table import DEMO, Target, conclude, machine, options
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer
 from flatgd.dialogue import Dialogue, before
 from flatgd.models.adapters import with_adapter
-from flatgd.pipeline.estimates import of_method
+from flatgd.pipeline.training_memory import of_method
 from flatgd.runtime.memory_meter import peak_memory
 
 VOCABULARY, HISTORY, REPLY = 8000, 96, 48
@@ -115,20 +117,96 @@ def measure(case: str, folder: Path) -> dict[str, float]:
     return {"guess": guess.total / 2**20, "taken": taken, "activations": taken - fixed}
 
 
+RECIPE = """
+name: estimate
+output: {output}
+backbone: {model}
+scorer: {model}
+data:
+  policy: [{{name: dia, format: diasafety, path: {data}, split: train}}]
+  judge: [{{name: dia, format: diasafety, path: {data}, split: val}}]
+  test: [{{name: dia, format: diasafety, path: {data}, split: test}}]
+max_history_tokens: 64
+max_reply_tokens: 24
+train: {{max_steps: 2, per_device_train_batch_size: 16, micro_batch_size: 8, learning_rate: 1.0e-5,
+  penalty_warmup: 0, expert_cache: none}}
+generate: {{histories: 64, samples: 5, max_new_tokens: 32}}
+methods:
+  safety_loss: {{}}
+  flatgd: {{}}
+  cached: {{method: flatgd, expert_cache: states}}
+  exact: {{method: flatgd, flatness_method: exact}}
+  lora: {{method: flatgd, lora_rank: 16}}
+"""
+STAGES = ("experts", "safety_loss", "flatgd", "cached", "exact", "lora", "generation", "scoring")
+
+
+def measure_stage(stage: str, path: str) -> dict[str, float]:
+    """Megabytes of one stage of a recipe whose earlier stages are done: estimated and used."""
+    from flatgd.config.loading import load_recipe
+    from flatgd.pipeline.estimates import memory_of
+    from flatgd.pipeline.pipeline import Pipeline
+
+    job = Pipeline(load_recipe(Path(path), []))
+    context = job.context
+    guess = memory_of(context.recipe, context.sets, context.plan)[stage]
+    job.judges.build()
+    work = {
+        "experts": job.models.experts,
+        "generation": lambda: job.evaluation.generate("backbone"),
+        "scoring": lambda: job.evaluation.score("backbone"),
+    }.get(stage, lambda: job.models.train(stage))
+    with peak_memory() as peak:
+        work()
+    return {"guess": guess.total / 2**20, "taken": peak.megabytes or float("nan")}
+
+
+def stages_of(model: str) -> int:
+    """Every stage of the recipe with a real model."""
+    targets = []
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        data = DEMO / "data/diasafety"
+        recipe.write_text(RECIPE.format(output=f"{folder}/run", model=model, data=data))
+        for stage in STAGES:
+            found = _in_process("--stage", stage, "--recipe", str(recipe))
+            print(
+                f"{stage:<32}{found['guess']:8,.0f} MB estimated{found['taken']:8,.0f} MB used",
+                flush=True,
+            )
+            targets.append(Target(stage, abs(found["guess"] / found["taken"] - 1), 0.15))
+    return conclude(targets)
+
+
+def _in_process(*arguments: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.estimate", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> int:
     parser = options(__doc__)
+    parser.add_argument("--model", help="a folder with a real model")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", help=argparse.SUPPRESS)
     parser.add_argument("--one", choices=list(CASES), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(given.one, Path(folder))))
         return 0
-    print(machine())
+    if given.stage:
+        print(json.dumps(measure_stage(given.stage, given.recipe)))
+        return 0
+    print(machine(), flush=True)
+    if given.model:
+        return stages_of(str(Path(given.model).resolve()))
     targets, activations = [], {}
     for case in CASES:
-        command = [sys.executable, "-m", "benchmarks.estimate", "--one", case]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = _in_process("--one", case)
         print(f"{case:<32}{found['guess']:8,.0f} MB estimated{found['taken']:8,.0f} MB used")
         targets.append(Target(case, abs(found["guess"] / found["taken"] - 1), 0.15))
         activations[case] = found["activations"]

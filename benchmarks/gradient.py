@@ -1,6 +1,7 @@
 """The accuracy of the penalty's gradient on the shipped backbone, and of micro-batches.
 
     python -m benchmarks.gradient
+    python -m benchmarks.gradient --model FOLDER     a table for any model, also in bfloat16
 
 Prints the relative error of the penalty's gradient 2 H g, in float64 and float32, against double
 backward in float64. Also prints the largest difference between the weights after five steps with
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
+from benchmarks.gradient_of_model import table_of
 from benchmarks.table import DEMO, options
 from flatgd import FlatGD, FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.formats.diasafety import load_diasafety
@@ -135,7 +137,12 @@ def trained(
 
 
 def main() -> int:
-    options(__doc__).parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--model", help="a folder with a model")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of the batch, with --model")
+    given = parser.parse_args()
+    if given.model:
+        return table_of(given.model, given.rows)
     torch.manual_seed(0)
     backbone = load_model(DEMO / "backbone")
     dialogue_format = format_for(backbone.config, load_tokenizer(str(DEMO / "backbone")), 64, 32)

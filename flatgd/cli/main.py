@@ -191,6 +191,9 @@ def check(
         Literal["ddp", "fsdp2"],
         typer.Option(help="How the GPUs share a training, for the memory estimate."),
     ] = "ddp",
+    time: Annotated[
+        bool, typer.Option("--time", help="Load the models and time a few steps of each stage.")
+    ] = False,
     set_: SetOption = None,
 ) -> None:
     """List everything that is wrong, without loading weights; estimate memory and disk space."""
@@ -206,7 +209,7 @@ def check(
             typer.echo(f"not checked       {line}")
         typer.echo(f"{recipe}: nothing wrong found" + (" in the rest" if skipped else ""))
         return
-    from flatgd.pipeline.estimates import disk_of, free_space, memory_of
+    from flatgd.pipeline import checking
     from flatgd.runtime import threads
 
     sets = loader.load_validated(loaded)
@@ -214,9 +217,8 @@ def check(
         typer.echo(f"{label:<18}{text}")
     dialogue_format, example = loader.training_example(loaded, sets.policy)
     typer.echo(dialogue_format.spelled(example))
-    typer.echo(f"{'disk':<18}{disk_of(loaded, sets)}; {free_space(loaded.output)} free")
-    for name, memory in memory_of(loaded, processes_, strategy).items():
-        typer.echo(f"{'memory: ' + name:<26}{memory}")
+    for line in checking.estimated(loaded, sets, processes_, strategy, time):
+        typer.echo(line)
     if shortage := threads.warning():
         typer.echo(f"{'threads':<18}warning: {shortage}")
     typer.echo(f"{recipe}: nothing wrong found")

@@ -145,10 +145,13 @@ def test_of_runs(recipe_file: Path, tmp_path: Path) -> None:
         _weights(Pipeline(load_recipe(recipe_file, [methods])).context)
 
 
-def test_of_expert_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_expert_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("flatgd.training.trainer.has_plain_head", lambda model, batch: False)
-    with pytest.raises(UnsupportedError, match="cached states cannot replace it; leave"):
-        trainer(tmp_path, expert_cache=str(tmp_path / "states"))
+    subject = trainer(tmp_path, expert_cache=str(tmp_path / "states"))
+    assert caplog.text.count("cached states cannot replace it; it runs in every step") == 2
+    subject.train()
 
 
 def test_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
