@@ -198,6 +198,10 @@ def fits(plan: Plan, name: str, lengths: Lengths) -> Iterator[tuple[int, int]]:
     config = plan.config(name, plan.recipe.output)
     one, two = (training(plan, name, lengths, rows=rows).total for rows in (1, 2))
     for card in CARDS:
-        room = USABLE * card * 2**30 - CONTEXT - one
-        more = room / max(two - one, 1.0)
-        yield card, 0 if room < 0 else min(1 + int(more), config.per_device_train_batch_size)
+        yield card, rows_that_fit(one, two, card, config.per_device_train_batch_size)
+
+
+def rows_that_fit(one: float, two: float, card: float, most: int) -> int:
+    """The largest micro-batch, if one row takes `one` bytes and two take `two`."""
+    room = USABLE * card * 2**30 - CONTEXT - one
+    return 0 if room < 0 else min(1 + int(room / max(two - one, 1.0)), most)
