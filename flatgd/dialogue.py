@@ -74,7 +74,7 @@ def as_turns(items: Iterable[Any], last: Role = "user") -> tuple[Turn, ...]:
     Turn(role='assistant', text='hello!')
     """
     items = tuple(items)
-    if all(type(item) is Turn for item in items):
+    if set(map(type, items)) <= {Turn}:
         return items
     if all(isinstance(item, str) for item in items):
         other: Role = "assistant" if last == "user" else "user"

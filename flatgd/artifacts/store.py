@@ -13,8 +13,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,19 @@ def fingerprint_of(*parts: Any) -> str:
     fields."""
     text = json.dumps([version("flatgd"), *parts], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def fingerprint_of_list(items: Iterable[Any]) -> str:
+    """`fingerprint_of([*items])`. Its JSON text is never in memory as a whole."""
+    parts, digest = iter(items), hashlib.sha256()
+    digest.update(json.dumps([version("flatgd"), []])[:-2].encode())
+    separator = ""
+    while part := list(islice(parts, 1024)):
+        text = json.dumps(part, sort_keys=True, default=_plain)[1:-1]
+        digest.update((separator + text).encode())
+        separator = ", "
+    digest.update(b"]]")
+    return digest.hexdigest()[:20]
 
 
 def versions() -> dict[str, str]:

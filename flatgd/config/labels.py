@@ -24,17 +24,26 @@ def plain_value(value: Any) -> str | None:
     """
     if value is None or isinstance(value, list | tuple):
         return None
+    if isinstance(value, bool):
+        return str(value).lower()
     if not isinstance(value, str | int | float):
         raise ValueError(f"a label or an id is text or a number, got {type(value).__name__}")
     text = normal_form(str(value))
     if text in ("", "nan"):
         return None
-    if isinstance(value, bool) or not _NUMBER.fullmatch(text) or math.isinf(float(text)):
+    if not _NUMBER.fullmatch(text) or math.isinf(float(text)):
         return text
     number = float(text)
     if number.is_integer():
         return text if text.isdecimal() and not text.startswith("0") else str(int(number))
     return repr(number)
+
+
+def is_blank(value: Any) -> bool:
+    """Whether `plain_value` is None."""
+    if isinstance(value, str) and value.isascii():
+        return value.strip().lower() in ("", "nan")
+    return plain_value(value) is None
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ def is_canned(text: str) -> bool:
     >>> is_canned("Hey do you want to talk about something else? How about we talk about cats?")
     True
     """
+    if text.isascii() and "something else" not in text.lower():
+        return False  # what the expression would find too, in a tenth of the time
     return _CANNED.search(text) is not None
 
 
 def strip_canned(row: Dialogue) -> Dialogue:
     """The row with canned turns removed from its history."""
-    return dataclasses.replace(
-        row, history=tuple(turn for turn in row.history if not is_canned(turn.text))
-    )
+    history = tuple(turn for turn in row.history if not is_canned(turn.text))
+    return row if len(history) == len(row.history) else dataclasses.replace(row, history=history)

@@ -45,6 +45,7 @@ TOOLS = (
     "ipython",
 )
 THINKING = ("thinking", "reasoning", "reasoning_content")
+_MESSAGE_KEYS = ("prompt", "completion", *TURNS, *PAIR)
 
 
 class Conversation(NamedTuple):
@@ -110,7 +111,7 @@ def has_zero_weight(reply: Any) -> bool:
 
 def has_thinking(row: Mapping[str, Any]) -> bool:
     """Whether a message of a row holds reasoning beside its content, which is not read."""
-    values = (row.get(key) for key in ("prompt", "completion", *TURNS, *PAIR))
+    values = [row[key] for key in _MESSAGE_KEYS if key in row and type(row[key]) is not str]
     messages = (m for value in values for m in (value if isinstance(value, list) else [value]))
     return any(m.get(key) for m in messages if isinstance(m, Mapping) for key in THINKING)
 
@@ -238,6 +239,8 @@ def _ending_in_reply(turns: Sequence[_RawTurn], key: str, system: str, side: Rol
 
 
 def _build(history: Sequence[_RawTurn], reply: str, system: str) -> Conversation:
+    if not system and all(turn.role is None for turn in history):
+        return Conversation("", tuple(turn.text for turn in history), reply)
     opening = next((n for n, t in enumerate(history) if t.role != "system"), len(history))
     spoken = history[opening:]
     messages = [system, *(turn.text for turn in history[:opening])]

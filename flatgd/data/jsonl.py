@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flatgd.config.columns import KEYS, TURNS
-from flatgd.config.labels import Default, Labels, plain_value
+from flatgd.config.columns import KEYS, PAIR, TURNS
+from flatgd.config.labels import Default, Labels, is_blank, plain_value
 from flatgd.data.conversations import (
     FORMS,
     Conversation,
@@ -43,6 +43,7 @@ from flatgd.io.tables import parse_table
 from flatgd.io.text import unpacked_name
 
 OPTIONAL = ("conversation", "speaker", "source", "system", "tools", "input", "history")
+_ONE_REPLY, _PAIR = frozenset(("completion", *TURNS)), frozenset(PAIR)
 ZERO_WEIGHT = LeftOut("reply with weight 0")
 THINKING_UNREAD = LeftOut("thinking of a message (the row is kept)")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -114,7 +115,7 @@ def _dialogues(
     row: dict[str, Any], row_format: RowFormat, labels: Labels, seen: dict[str, int]
 ) -> list[Dialogue | LeftOut]:
     row = to_standard_keys(_without_blanks(row_format.renamed(row)))
-    if not ({"completion", *TURNS} & row.keys() or {"chosen", "rejected"} <= row.keys()):
+    if _ONE_REPLY.isdisjoint(row) and not row.keys() >= _PAIR:
         keys = ", ".join(map(repr, row)) or "none"
         raise ValueError(
             f"no reply: expected {FORMS}; the keys are {keys}. If the file uses other names, map "
@@ -129,7 +130,7 @@ def _dialogues(
         raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
     side: Role = "assistant" if speaker == "bot" else "user"
     replies: list[tuple[str, Conversation, bool | None]]
-    if sides := {"chosen", "rejected"} & row.keys():
+    if sides := _PAIR & row.keys():
         if len(sides) == 1:
             raise ValueError(f"{min(sides)!r} alone; a pair has 'chosen' and 'rejected'")
         if "completion" in row:
@@ -155,11 +156,9 @@ def _dialogues(
 
 def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
     """The row without its blank optional keys, which tables often have."""
-    return {
-        key: value
-        for key, value in row.items()
-        if key not in OPTIONAL or isinstance(value, list | dict) or plain_value(value) is not None
-    }
+    given = [key for key in OPTIONAL if key in row and type(row[key]) not in (list, dict)]
+    blank = [key for key in given if is_blank(row[key])]
+    return {key: value for key, value in row.items() if key not in blank} if blank else row
 
 
 def _dialogue(

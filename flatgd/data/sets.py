@@ -6,7 +6,8 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from functools import lru_cache
+from itertools import chain, compress, zip_longest
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from flatgd.data.votes import count_contradictory, resolve_votes
 from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError, Problem
 from flatgd.io.records import collect_bad_rows, collect_left_out
+from flatgd.runtime.collector import without_collector
 
 LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     "bad": lambda source: load_bad(source.path, source.split),
@@ -42,6 +44,17 @@ LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
     ),
     "prosocial": lambda source: load_prosocial(source.path, source.split),
     "toxichat": lambda source: load_toxichat(source.path, source.split),
+}
+
+
+# the fields of a source that a loader sees; the others select among the rows that were read
+READ_BY = {"format", "path", "split", "columns", "toxic_values", "safe_values", "label", "roles"}
+# the order in which sets claim conversations, and the rule that leaves rows out of each
+OVERLAP = {
+    "test": "",
+    "policy": "also in test",
+    "judge": "also in policy or test",
+    "eval": "also in policy, judge or test",
 }
 
 
@@ -87,25 +100,27 @@ def load_sets(data: Data, seed: int = 0) -> Sets:
 
     Raises DataError with all problems at once.
     """
+    with without_collector():
+        return _load_sets(data, seed)
+
+
+def _load_sets(data: Data, seed: int) -> Sets:
     dropped: Counter[str] = Counter()
     problems: list[Problem] = []
     parts = {}
     with collect_bad_rows(data.skip_bad) as left_out:
+        read = _each_file_once()
         for part in ("policy", "judge", "test", "eval"):
-            parts[part] = _load_all(part, getattr(data, part), dropped, problems)
+            parts[part] = _load_all(part, getattr(data, part), dropped, problems, read)
     rejected = list(dict.fromkeys(left_out))  # one file may serve two sets
     dropped["rows that cannot be read (rejected.jsonl)"] = len(rejected)
     if problems:
         raise DataError(list(dict.fromkeys(problems)))
-    test, judge, policy = parts["test"], parts["judge"], parts["policy"]
-    policy = _without_overlap(policy, [test], "policy: also in test", dropped)
-    judge = _without_overlap(judge, [test, policy], "judge: also in policy or test", dropped)
-    held_out = _without_overlap(
-        parts["eval"], [test, policy, judge], "eval: also in policy, judge or test", dropped
-    )
-    loaded = {"policy": policy, "judge": judge, "test": test, "eval": held_out}
-    contradictory = {part: count_contradictory(rows) for part, rows in loaded.items()}
-    policy, judge = apply_weights(policy, data.policy, seed), apply_weights(judge, data.judge, seed)
+    _leave_out_overlap(parts, dropped)
+    contradictory = {part: count_contradictory(rows) for part, rows in parts.items()}
+    test, held_out = parts["test"], parts["eval"]
+    policy = apply_weights(parts["policy"], data.policy, seed)
+    judge = apply_weights(parts["judge"], data.judge, seed)
     sets = {"policy": policy, "judge": judge, "test": test}
     for part, rows in (sets | ({"eval": held_out} if data.eval else {})).items():
         if not {True, False} <= {row.is_safe for row in rows}:
@@ -127,12 +142,16 @@ def _missing_label_reason(part: str, rows: list[Dialogue], dropped: Counter[str]
 
 
 def _load_all(
-    part: str, sources: list[Source], dropped: Counter[str], problems: list[Problem]
+    part: str,
+    sources: list[Source],
+    dropped: Counter[str],
+    problems: list[Problem],
+    read: "Read",
 ) -> list[Dialogue]:
     rows: list[Dialogue] = []
     for source in sources:
         try:
-            loaded = load_source(source, drop_replies=part != "test")
+            loaded = load_source(source, part != "test", read)
         except DataError as error:
             problems += error.problems
             continue
@@ -174,7 +193,35 @@ def read_source(source: Source) -> list[Dialogue]:
         raise DataError([Problem(str(source.path), 0, reason)]) from None
 
 
-def load_source(source: Source, drop_replies: bool = True) -> LoadedSource:
+class ReadRows(NamedTuple):
+    """All rows of a file, and what its loader left out on purpose."""
+
+    rows: list[Dialogue]
+    unused: list[Problem]
+
+
+Read = Callable[[Source], ReadRows]
+
+
+def _read(source: Source) -> ReadRows:
+    with collect_left_out() as unused:
+        return ReadRows(read_source(source), unused)
+
+
+def _each_file_once() -> Read:
+    """`_read` that remembers: sources often are shares of one file."""
+    known: dict[str, ReadRows] = {}
+
+    def read(source: Source) -> ReadRows:
+        key = source.model_dump_json(include=READ_BY)
+        if key not in known:
+            known[key] = _read(source)
+        return known[key]
+
+    return read
+
+
+def load_source(source: Source, drop_replies: bool = True, read: Read = _read) -> LoadedSource:
     """The rows of one source, with its fields applied.
 
     Test rows keep their canned replies (`drop_replies` is False), so that judges are measured on
@@ -182,8 +229,8 @@ def load_source(source: Source, drop_replies: bool = True) -> LoadedSource:
     """
     if not os.path.exists(source.path):  # Path.exists raises for a name that is too long
         raise DataError([Problem(str(source.path), 0, f"no such file{fetch_hint(source.format)}")])
-    with collect_left_out() as unused:
-        settled_rows, voted = resolve_votes(read_source(source), source.votes)
+    every, unused = read(source)
+    settled_rows, voted = resolve_votes(every, source.votes)
     rows = [row for row in settled_rows if _is_selected(row, source)]
     votes = Counter(rule for rule, row in voted if _is_selected(row, source))
     kept = rows
@@ -268,9 +315,12 @@ def draw_histories(rows: Iterable[Dialogue], limit: int | None, seed: int) -> li
 
 def _is_selected(row: Dialogue, source: Source) -> bool:
     low, high = source.share
-    return source.speaker in ("all", row.speaker) and low <= share_position(row.conversation) < high
+    if source.speaker not in ("all", row.speaker):
+        return False
+    return source.share == (0, 1) or low <= share_position(row.conversation) < high
 
 
+@lru_cache(maxsize=1024)  # rows of one conversation mostly follow each other
 def share_position(conversation: str) -> float:
     """A conversation's position in [0, 1) for `share`, a hash of its name."""
     return int.from_bytes(hashlib.sha256(conversation.encode()).digest()[:6], "big") / 2**48
@@ -281,18 +331,17 @@ def _cut_history(row: Dialogue, source: Source) -> Dialogue:
     return replace(row, history=row.history[-lines:], source=source.name)
 
 
-def _without_overlap(
-    rows: list[Dialogue], others: Iterable[list[Dialogue]], rule: str, dropped: Counter[str]
-) -> list[Dialogue]:
-    """The rows that share neither a conversation nor an exchange with the other sets.
+def _leave_out_overlap(parts: dict[str, list[Dialogue]], dropped: Counter[str]) -> None:
+    """Leave out the rows that share a conversation or an exchange with an earlier set of OVERLAP.
 
-    An exchange is the last turn and the reply, in normal form. `dropped[rule]` counts the rest.
+    An exchange is the last turn and the reply, in normal form. `dropped` counts the rows by rule.
     """
-    taken = {key for other in others for row in other for key in _keys(row)}
-    kept = [row for row in rows if taken.isdisjoint(_keys(row))]
-    dropped[rule] += len(rows) - len(kept)
-    return kept
-
-
-def _keys(row: Dialogue) -> tuple[str, tuple[str, str]]:
-    return row.conversation, row.exchange
+    taken: set[str | tuple[str, str]] = set()
+    for part, rule in OVERLAP.items():
+        keys = [(row.conversation, row.exchange) for row in parts[part]]
+        if rule:
+            kept = [taken.isdisjoint(pair) for pair in keys]
+            dropped[f"{part}: {rule}"] += kept.count(False)
+            parts[part] = list(compress(parts[part], kept))
+            keys = list(compress(keys, kept))
+        taken.update(chain.from_iterable(keys))

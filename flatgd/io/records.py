@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from flatgd.errors import DataError, Problem
 from flatgd.io.text import read_text
 
 Record = TypeVar("Record")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def checked_text(text: str) -> str:
     """Return the text unchanged. ValueError if it holds a lone surrogate."""
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+    if not text.isascii() and _SURROGATE.search(text):
         raise ValueError("a lone surrogate (half of a surrogate pair), which is not valid text")
     return text
 
@@ -140,10 +142,19 @@ def _repeated_key(pairs: list[tuple[str, Any]]) -> str:
     return f"the key {key!r:.40} occurs {times} times in one JSON object; keep one"
 
 
+_decoder = json.JSONDecoder(object_pairs_hook=unique_keys)  # made once, not once a line
+
+
+def _loads(text: str) -> Any:
+    if text.startswith("\ufeff"):
+        return json.loads(text)  # raises; names the byte order mark
+    return _decoder.decode(text)
+
+
 def parse_json_object(text: str) -> dict[str, Any]:
     """Parse one JSON object. ValueError says what is wrong in a few words."""
     try:
-        value = json.loads(text, object_pairs_hook=unique_keys)
+        value = _loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:

@@ -15,10 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
+from inspect import signature
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from flatgd.dialogue import Turn
 from flatgd.errors import ModelError
@@ -73,6 +75,15 @@ class ChatTemplate:
         self.encoder = encoder
         self.tokenizer: PreTrainedTokenizerBase = encoder.tokenizer
         self._kwargs = {**_dated(self.tokenizer.get_chat_template(), today), **kwargs}
+        # of many conversations apply_chat_template does the same, after a look at each message's
+        # type that takes as long as the template itself
+        own = signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
+        kind = type(self.tokenizer).apply_chat_template
+        self._renders_plainly = (
+            kind is PreTrainedTokenizerBase.apply_chat_template
+            and self._kwargs.keys() & own <= {"chat_template"}
+        )
+        self._template = {"chat_template": self.tokenizer.get_chat_template()}
         self.reply = self._probe()
 
     def prompts(
@@ -169,6 +180,9 @@ class ChatTemplate:
     def _apply(self, messages: Any, prompt: bool) -> Any:
         try:
             with time_limit(MAX_SECONDS):
+                if self._renders_plainly and messages and isinstance(messages[0], list):
+                    given = {**self.tokenizer.special_tokens_map, **self._template, **self._kwargs}
+                    return render_jinja_template(messages, add_generation_prompt=prompt, **given)[0]
                 return self.tokenizer.apply_chat_template(
                     messages, add_generation_prompt=prompt, tokenize=False, **self._kwargs
                 )

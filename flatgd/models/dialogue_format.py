@@ -27,6 +27,7 @@ from flatgd.models.encoding import (
     about,
     padded,
 )
+from flatgd.models.text_encoder import CLOSE, OPEN
 
 TEMPLATE_DATE = "2025-01-01"
 TEMPLATE_KWARGS: Mapping[str, Any] = {"enable_thinking": False}  # the replies hold no thoughts
@@ -140,21 +141,29 @@ class Causal(DialogueFormat):
     def prompts(self, rows: Sequence[Dialogue]) -> list[Prompt]:
         if not self.chat:
             return self._joined(rows, close=self.separator)
-        rendered = self.template.prompts([(row.system, row.history) for row in rows])
+        room = self.max_history_tokens
+        distinct = {(row.system, row.history): row for row in rows}  # rows often share a prompt
+        rendered = self.template.prompts(list(distinct))
         encoded = self.text.ids([text for text, _, _ in rendered])
-        found, problems = [], []
-        for row, ids, (text, messages, notes) in zip(rows, encoded, rendered, strict=True):
-            if len(ids) <= self.max_history_tokens:
-                found.append(Prompt(ids, 0, text, messages, notes))
+        found: dict[Any, Prompt] = {}
+        least: dict[Any, int] = {}  # tokens of those that do not fit
+        for (key, row), ids, (text, messages, notes) in zip(
+            distinct.items(), encoded, rendered, strict=True
+        ):
+            if len(ids) <= room:
+                found[key] = Prompt(ids, 0, text, messages, notes)
             elif (shorter := self._shortened(row, ids[:1])) is not None:
-                found.append(shorter._replace(cut=len(ids) - len(shorter.ids)))
+                found[key] = shorter._replace(cut=len(ids) - len(shorter.ids))
             else:
-                least = len(self._one(row.system, ())[0])
-                reason = NOTHING_FITS.format(room=self.max_history_tokens, least=least)
-                problems.append(Problem(row.where or row.conversation, 0, reason))
+                least[key] = len(self._one(row.system, ())[0])
+        problems = [
+            Problem(row.where or row.conversation, 0, NOTHING_FITS.format(room=room, least=size))
+            for row in rows
+            if (size := least.get((row.system, row.history))) is not None
+        ]
         if problems:
             raise DataError(problems)
-        return found
+        return [found[row.system, row.history] for row in rows]
 
     def _one(self, system: str, turns: Sequence[Turn]) -> Prompt:
         ((text, messages, notes),) = self.template.prompts([(system, turns)])
@@ -188,13 +197,19 @@ class Causal(DialogueFormat):
         if not self.chat:
             return super()._replies(prompts, replies)
         rendered = self.template.wholes([(p.text, p.messages, p.notes) for p in prompts], replies)
+        # what precedes the prompt's last control token is encoded already
+        breaks = {text: self.text.break_in(text) for text in {row.prompt for row in rendered}}
+        cuts = [
+            0 if OPEN in row.whole or CLOSE in row.whole else breaks[row.prompt] for row in rendered
+        ]
+        ends = {row.prompt[at:] for row, at in zip(rendered, cuts, strict=True) if at}
+        of_ends = dict(zip(ends, self.text.ids([*ends]), strict=True))
+        wholes = self.text.ids([row.whole[at:] for row, at in zip(rendered, cuts, strict=True)])
         found = []
-        for prompt, row, whole in zip(
-            prompts, rendered, self.text.ids([row.whole for row in rendered]), strict=True
-        ):
-            begin = len(prompt.ids)
-            target, notes = whole[begin:], row.notes[len(prompt.notes) :]
-            if whole[:begin] != prompt.ids:
+        for prompt, row, at, whole in zip(prompts, rendered, cuts, wholes, strict=True):
+            before = of_ends[row.prompt[at:]] if at else prompt.ids
+            target, notes = whole[len(before) :], row.notes[len(prompt.notes) :]
+            if whole[: len(before)] != before:
                 # the tokenizer merges the prompt's last letters with the reply's first; inference
                 # cannot, because it tokenizes the prompt alone
                 target = self.text.ids([row.whole[len(row.prompt) :]])[0]

@@ -9,10 +9,15 @@ A collated batch is a dict of tensors: the inputs of the model's forward, and
 B rows, T reply positions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +29,10 @@ from flatgd.models.chat_template import Messages
 from flatgd.models.text_encoder import TextEncoder
 
 IGNORE = -100
+T = TypeVar("T")
 Batch = dict[str, Tensor]
 CHUNK = 1024  # rows tokenized at once
+PARTS_AHEAD = 3  # of so many rows, encoded before they are asked for
 EMPTY = "empty turns left out"
 APART = "reply whose first token is not merged with the prompt"
 NOTHING_FITS = (
@@ -90,18 +97,38 @@ class DialogueFormat:
 
         Raises DataError with every row that does not fit.
         """
+        return list(self.encode_each(rows))
+
+    def encode_each(self, rows: Sequence[Dialogue]) -> Iterator[Example]:
+        """`encode_all`, one by one. While a tokenizer that runs without Python's lock works on one
+        part of the rows, the next part is laid out."""
+        parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        if len(parts) < 2 or not self.text.is_fast:
+            yield from chain.from_iterable(map(self._encode_part, parts))
+            return
+        self.text.ids([""])  # sets truncation and the like, which then stay as they are
+        with ThreadPoolExecutor(2) as pool:
+            yield from chain.from_iterable(_in_turn(pool, self._encode_part, parts))
+
+    def _encode_part(self, rows: Sequence[Dialogue]) -> list[Example]:
         examples: list[Example] = []
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            prompts = self.prompts(part)
-            replies = self._replies(prompts, [row.reply for row in part])
-            for row, prompt, (reply, notes) in zip(part, prompts, replies, strict=True):
-                kept = reply[: self.max_reply_tokens]
-                cut = prompt.cut + len(reply) - len(kept)
-                examples.append(
-                    Example(prompt.ids, kept, bool(row.is_safe), cut, -1, (*prompt.notes, *notes))
-                )
+        prompts = self.prompts(rows)
+        replies = self._replies(prompts, [row.reply for row in rows])
+        for row, prompt, (reply, notes) in zip(rows, prompts, replies, strict=True):
+            kept = reply[: self.max_reply_tokens]
+            cut = prompt.cut + len(reply) - len(kept)
+            examples.append(
+                Example(prompt.ids, kept, bool(row.is_safe), cut, -1, (*prompt.notes, *notes))
+            )
         return examples
+
+    def identity(self) -> str | None:
+        """A digest of everything that changes an encoding; None where the tokenizer's part of it
+        is not known."""
+        tokenizer = self.text.identity()
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
+        whole = json.dumps([type(self).__qualname__, own, tokenizer], sort_keys=True, default=repr)
+        return None if tokenizer is None else hashlib.sha256(whole.encode()).hexdigest()
 
     def encode_histories(self, rows: Sequence[Dialogue]) -> list[Example]:
         """Encode histories alone, for generation."""
@@ -181,6 +208,19 @@ class DialogueFormat:
     def _nothing(self, has_system: bool) -> list[int]:
         """The ids of a history without text."""
         return []
+
+
+def _in_turn(
+    pool: Executor, work: Callable[[T], list[Example]], parts: Iterable[T]
+) -> Iterator[list[Example]]:
+    """`map(work, parts)`, a few parts ahead of the one that is asked for."""
+    waiting: deque[Future[list[Example]]] = deque()
+    for part in parts:
+        waiting.append(pool.submit(work, part))
+        if len(waiting) > PARTS_AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def about(examples: Sequence[Example]) -> Batch:

@@ -22,6 +22,7 @@ from flatgd.io.files import LOCK_FILES, file_sha256, lock_folder
 from flatgd.methods import Director, ExpertGuide
 from flatgd.models.adapters import load, load_together
 from flatgd.models.dialogue_format import DialogueFormat, format_for
+from flatgd.models.encoded_rows import RowEncoder
 from flatgd.models.guides import Guide
 from flatgd.models.loading import base_of, load_config, load_tokenizer, on_device
 from flatgd.models.speaker import Speaker
@@ -65,6 +66,7 @@ class Context:
         self.model_fingerprint: Callable[[str], str] = (
             parent.model_fingerprint if parent else cache(model_fingerprint)
         )
+        self.encoder: RowEncoder = parent.encoder if parent else RowEncoder(self.sets.policy)
         self.plan = Plan(recipe, self.sets, self.model_fingerprint)
         self._inputs = inputs_of(recipe)
         if parent is None and (shortage := threads.warning()):

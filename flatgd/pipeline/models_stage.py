@@ -20,6 +20,7 @@ from flatgd.pipeline.judge_stage import JudgeStage
 from flatgd.pipeline.plan import PlannedModel
 from flatgd.pipeline.scoring import as_dialogues, generation_row
 from flatgd.runtime import distributed
+from flatgd.runtime.collector import untouched
 from flatgd.training.loop import steps_of, train
 
 
@@ -51,7 +52,8 @@ class ModelsStage:
             if distributed.is_first():
                 self._write_settings(planned, folder)
             if issubclass(planned.kind, Method):
-                return self._train(planned, planned.kind, folder)
+                with untouched():  # the rows, which stay
+                    return self._train(planned, planned.kind, folder)
             if issubclass(planned.kind, Merge):
                 return self._merge(planned, planned.kind, folder)
             return BuildResult(f"{', '.join(planned.needs)}, while decoding")
@@ -81,10 +83,10 @@ class ModelsStage:
         needed = self.context.load_needed(name, model if config.lora_rank else None)
         method = kind.build(needed, config, planned.options)
         is_toxic = name == "toxic_expert"
-        held_out = plan.eval_rows(name)
+        held_out, encoder = plan.eval_rows(name), self.context.encoder
         with self.context.display.bar(name, steps_of(config, len(rows)), "steps") as advance:
             return BuildResult(
-                *train(model, tokenizer, rows, config, method, is_toxic, advance, held_out)
+                *train(model, tokenizer, rows, config, method, is_toxic, advance, held_out, encoder)
             )
 
     def _merge(self, planned: PlannedModel, kind: type[Merge], folder: Path) -> BuildResult:

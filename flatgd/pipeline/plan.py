@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.store import fingerprint_of
+from flatgd.artifacts.store import fingerprint_of, fingerprint_of_list
 from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets, answer_candidates, draw_histories
@@ -70,12 +70,13 @@ class PlannedModel:
         """Whether it has a checkpoint of its own instead of decoding with another model's."""
         return self.name == BACKBONE or issubclass(self.kind, Method | Merge)
 
-    def accepts(self, row: Dialogue) -> bool:
-        """Whether it learns from a row with this label."""
+    @property
+    def labels(self) -> tuple[bool, ...]:
+        """The labels (true = safe) of the rows that it learns from."""
         if self.name == "toxic_expert":
-            return not row.is_safe
+            return (False,)
         takes_toxic = issubclass(self.kind, Method) and self.kind.trains_on_toxic
-        return bool(row.is_safe) or (takes_toxic and self.name != "clean_expert")
+        return (True, False) if takes_toxic and self.name != "clean_expert" else (True,)
 
 
 class Plan:
@@ -86,6 +87,7 @@ class Plan:
         self.recipe, self.sets, self._model_fingerprint = recipe, sets, model_fingerprint
         self._models: dict[str, PlannedModel] = {}
         self._fingerprints: dict[str, str] = {}
+        self._digests: dict[tuple[str, tuple[bool, ...]], str] = {}
 
     def model(self, name: str) -> PlannedModel:
         """Raises RecipeError for a name that the recipe does not have."""
@@ -170,7 +172,7 @@ class Plan:
     def rows(self, name: str) -> Rows:
         """What a model is trained on. Sampled replies to learn from must be on disk."""
         planned = self.model(name)
-        rows = self._policy_rows(planned)
+        rows = _labelled(self.sets.policy, planned.labels)
         if planned.sampled_from is None:
             return rows
         sampled = list(read_jsonl(self.recipe.output / layout.samples(planned.sampled_from)))
@@ -187,15 +189,19 @@ class Plan:
             )
         return [*rows, *found]
 
-    def _policy_rows(self, planned: PlannedModel) -> list[Dialogue]:
-        return [row for row in self.sets.policy if planned.accepts(row)]
-
     def eval_rows(self, name: str) -> list[Dialogue] | None:
         """What a model is evaluated on during its training; None without evaluation."""
         planned = self.model(name)
         if not self.recipe.evaluates(planned.options):
             return None
-        return [row for row in self.sets.eval if planned.accepts(row)]
+        return _labelled(self.sets.eval, planned.labels)
+
+    def _digest(self, part: Literal["policy", "eval"], labels: tuple[bool, ...]) -> str:
+        """`rows_digest` of a set's rows with these labels; several models learn from the same."""
+        if (part, labels) not in self._digests:
+            rows = _labelled(getattr(self.sets, part), labels)
+            self._digests[part, labels] = rows_digest(rows)
+        return self._digests[part, labels]
 
     def fingerprint(self, name: str) -> str:
         """A digest of everything that the model depends on. `clean` and the clean expert can have
@@ -208,7 +214,7 @@ class Plan:
         if planned.name == BACKBONE:
             return self._model_fingerprint(self.recipe.backbone)
         is_trained = issubclass(planned.kind, Method)
-        evaluated = self.eval_rows(planned.name) if is_trained else None
+        is_evaluated = is_trained and self.recipe.evaluates(planned.options)
         return fingerprint_of(
             "train",
             planned.kind.name,
@@ -216,11 +222,11 @@ class Plan:
             if planned.start == BACKBONE
             else self.fingerprint(planned.start),
             [self.fingerprint(name) for name in planned.kind.needs],
-            rows_digest(self._policy_rows(planned)) if is_trained else None,
+            self._digest("policy", planned.labels) if is_trained else None,
             self.recipe.training_fields(planned.options),
             [self.recipe.seed, *self.recipe.layout],
             planned.sampled_from and self.sample_fingerprint(planned.sampled_from),
-            *([] if evaluated is None else [rows_digest(evaluated)]),
+            *([self._digest("eval", planned.labels)] if is_evaluated else []),
             *_precision_of_environment(),
             *(self._dtypes(planned) if is_trained else []),
         )
@@ -248,7 +254,10 @@ class Plan:
         judge = self.recipe.sample.judge
         model = judge.model and self._model_fingerprint(judge.model)
         return fingerprint_of(
-            "in_loop", judge.model_dump(exclude={"model"}), model, rows_digest(self.sets.policy)
+            "in_loop",
+            judge.model_dump(exclude={"model"}),
+            model,
+            self._digest("policy", (True, False)),
         )
 
 
@@ -340,6 +349,10 @@ def states_bytes(recipe: Recipe, sets: Sets) -> float:
     return 2.0 * len(sets.policy) * recipe.max_reply_tokens * width * 4
 
 
+def _labelled(rows: Iterable[Dialogue], labels: tuple[bool, ...]) -> list[Dialogue]:
+    return [row for row in rows if bool(row.is_safe) in labels]
+
+
 def _precision_of_environment() -> list[str]:
     """The precision that the environment asks accelerate for, if it asks for one."""
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -358,4 +371,10 @@ def _batch_share(fields: dict[str, Any], number: int) -> int:
 
 
 def rows_digest(rows: Iterable[Dialogue]) -> str:
-    return fingerprint_of([dataclasses.astuple(dataclasses.replace(row, where="")) for row in rows])
+    """A digest of every field but `where`."""
+    return fingerprint_of_list(map(_fields_of, rows))
+
+
+def _fields_of(row: Dialogue) -> tuple[Any, ...]:
+    name = row.conversation
+    return row.history, row.reply, row.is_safe, row.source, name, row.speaker, row.system, ""

@@ -54,11 +54,11 @@ def times_of(recipe: Recipe, sets: Sets, plan: Plan) -> Iterator[StageTime]:
         if not issubclass(planned.kind, Method) or planned.learns_from_pairs:
             continue
         config = plan.config(name, recipe.output)
+        accepted = [row for row in rows if bool(row.is_safe) in planned.labels]
         key = str((planned.kind, planned.base, planned.options))
         if key not in seen:
-            accepted = [row for row in rows if planned.accepts(row)]
             seen[key] = _step(plan, name, planned.kind, accepted)
-        steps = steps_of(config, sum(planned.accepts(row) for row in rows))
+        steps = steps_of(config, len(accepted))
         yield StageTime(name, steps * seen[key], f"{steps:,} steps of {seen[key]:.2f} s")
     yield from _evaluation(recipe, sets, plan)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from flatgd.io.files import atomic_writer, file_digests, integrity_error, write_atomically
+from flatgd.models.encoded_rows import id_digests
 from flatgd.models.encoding import Batch, Example
 from flatgd.models.heads import head_weight, reply_states
 from flatgd.runtime import distributed
@@ -97,10 +98,7 @@ def cached_states(
 
 def states_fingerprint(weights: str, examples: Sequence[Example]) -> str:
     """SHA-256 of the weights' own digest and the encoded rows."""
-    digest = hashlib.sha256(weights.encode())
-    for example in examples:
-        digest.update(json.dumps([example.history_ids, example.reply_ids]).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(weights.encode() + id_digests(examples)).hexdigest()
 
 
 def fault_of(folder: Path, fingerprint: str, tokens: Sequence[int]) -> str | None:

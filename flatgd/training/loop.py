@@ -18,6 +18,7 @@ from flatgd.artifacts import layout
 from flatgd.io.records import write_jsonl
 from flatgd.methods import Method
 from flatgd.models.adapters import save, with_adapter
+from flatgd.models.encoded_rows import RowEncoder
 from flatgd.runtime import distributed
 from flatgd.runtime.callbacks import Advance
 from flatgd.runtime.memory_meter import peak_memory
@@ -52,6 +53,7 @@ def train(
     is_toxic: bool = False,
     advance: Callable[[int], None] = lambda count: None,
     eval_rows: Sequence[Any] | None = None,
+    encoder: RowEncoder | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Train into `config.output_dir`, resuming from its last intact checkpoint. Returns a line that
     says what was done, and the cost: seconds, gradient evaluations, peak memory.
@@ -70,6 +72,7 @@ def train(
         eval_dataset=eval_rows,
         processing_class=tokenizer,
         method=method,
+        encoder=encoder,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

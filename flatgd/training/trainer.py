@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.methods import FlatGD, Method, SafetyLoss
 from flatgd.models.adapters import mark
-from flatgd.models.chat_template import counted
 from flatgd.models.dialogue_format import declare_stops, format_for
+from flatgd.models.encoded_rows import EncodedGroups, EncodedRows, RowEncoder
 from flatgd.models.encoding import Batch, DialogueFormat, Example
 from flatgd.models.heads import FORWARD_KEYS, has_plain_head, join_embeddings
 from flatgd.models.loading import check_token_map, load_model, load_tokenizer
@@ -52,7 +52,8 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     may be a datasets.Dataset. For a method that learns from pairs it also contains tuples of a safe
     and a toxic reply to one history. `eval_dataset` has the same form, or is a dict of such sets.
     Without `method`, FlatGD is built from `args` and the two experts; each is a model, or a folder
-    or hub name. Everything else is Trainer's.
+    or hub name. Trainings that share an `encoder` encode each row once. Everything else is
+    Trainer's.
 
     Raises UnsupportedError, ModelError or DataError for arguments that cannot work together.
     """
@@ -68,6 +69,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         toxic_expert: nn.Module | str | Path | None = None,
         method: Method | None = None,
         eval_dataset: Rows | Mapping[str, Rows] | None = None,
+        encoder: RowEncoder | None = None,
         **kwargs: Any,
     ):
         if not isinstance(args, FlatGDConfig):
@@ -103,9 +105,10 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         }
         self._positions = {n: number for n, number in positions.items() if number}
         declare_stops(model, dialogue_format)
-        self._format, self._numbers, self._conversations = dialogue_format, count(), list[str]()
+        self._format, self._conversations = dialogue_format, list[str]()
+        self._encoder = encoder or RowEncoder()
         self.examples = self._numbered(train_dataset, "train_dataset")
-        has_pairs = any(len(group) > 1 for group in self.examples)
+        has_pairs = self.examples.have_pairs()
         if has_pairs != (method.learns_from == "pairs"):
             raise UnsupportedError(
                 f"{method.name} learns from {method.learns_from}, but train_dataset contains "
@@ -123,10 +126,8 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
             **kwargs,
         )
         handed = self.optimizer, self.lr_scheduler, self.optimizer_cls_and_kwargs
-        self._at_start = {
-            **resume_fingerprint.model_of(model),
-            **resume_fingerprint.handed_in(*handed),
-        }
+        of_model = resume_fingerprint.model_of(model)
+        self._at_start = {**of_model, **resume_fingerprint.handed_in(*handed)}
         self._callbacks_at_start: list[Any] = []
         self.add_callback(Watch())
         check_strategy(self.accelerator, args.flatness_method)
@@ -148,33 +149,31 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         model = self.accelerator.unwrap_model(self.model)
         mark(model, Path(output_dir or self.args.output_dir or "."))
 
-    def _numbered(self, rows: Rows, place: str) -> list[tuple[Example, ...]]:
+    def _numbered(self, rows: Rows, place: str) -> EncodedGroups:
         """Encoded rows, each with its own number."""
         groups = _groups(rows, place)
+        first = len(self._conversations)
         self._conversations += [row.conversation for group in groups for row in group]
-        encoded = iter(self._format.encode_all(list(chain.from_iterable(groups))))
-        found = [
-            tuple(next(encoded)._replace(row=next(self._numbers)) for _ in group)
-            for group in groups
-        ]
-        self._refuse_long(found, place)
-        return found
+        return self._encoded(groups, place, first)
 
-    def _refuse_long(self, groups: Sequence[tuple[Example, ...]], place: str) -> None:
+    def _encoded(
+        self, groups: Sequence[tuple[Dialogue, ...]], place: str, first: int | None
+    ) -> EncodedGroups:
+        rows = self._encoder.encode(self._format, list(chain.from_iterable(groups)), first)
+        self._refuse_long(rows, place)
+        return EncodedGroups(rows, map(len, groups))
+
+    def _refuse_long(self, rows: EncodedRows, place: str) -> None:
         """Raise UnsupportedError if a row has more tokens than a model has positions."""
-        rows = list(chain.from_iterable(groups))
-        longest = [
-            max(rows, key=lambda row: len(row.history_ids) + len(row.reply_ids)),
-            max(rows, key=lambda row: len(row.history_ids)),
-            max(rows, key=lambda row: len(row.reply_ids)),
-        ]
-        for example in longest:
-            batch = self._format.collate([example])
+        history, reply = rows.lengths()
+        for lengths in (history + reply, history, reply):
+            longest = int(lengths.argmax())
+            batch = self._format.collate([rows[longest]])
             width = max(batch[k].shape[1] for k in FORWARD_KEYS if k in batch)
             for name, positions in self._positions.items():
                 if width > positions:
                     raise UnsupportedError(
-                        f"{place}: row {rows.index(example) + 1} is {width} tokens long, and "
+                        f"{place}: row {longest + 1} is {width} tokens long, and "
                         f"{name} has {positions} positions; lower max_history_tokens or "
                         "max_reply_tokens"
                     )
@@ -189,8 +188,8 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         )
         return {name: self._whole_pairs(groups) for name, groups in named}
 
-    def _whole_pairs(self, groups: list[tuple[Example, ...]]) -> list[tuple[Example, ...]]:
-        if self.method.learns_from != "pairs" and any(len(group) > 1 for group in groups):
+    def _whole_pairs(self, groups: EncodedGroups) -> EncodedGroups:
+        if self.method.learns_from != "pairs" and groups.have_pairs():
             raise UnsupportedError(
                 f"{self.method.name} learns from {self.method.learns_from}, but eval_dataset "
                 "contains pairs"
@@ -205,14 +204,12 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
                 f"{place}: with expert_cache, the trainer keeps no expert for rows that come "
                 "later; pass them as eval_dataset to the trainer, or leave expert_cache out"
             )
-        encode = self._format.encode
-        groups = [tuple(encode(row) for row in group) for group in _groups(rows, place)]
-        self._refuse_long(groups, place)
-        return self._whole_pairs(groups)
+        return self._whole_pairs(self._encoded(_groups(rows, place), place, None))
 
-    def _eval_examples(self) -> list[tuple[Example, ...]]:
-        sets: Any = self.eval_dataset or []
-        return [*chain.from_iterable(sets.values())] if isinstance(sets, dict) else sets
+    def _evaluated_rows(self) -> list[EncodedRows]:
+        """The rows of each evaluation set."""
+        sets: Any = self.eval_dataset or {}
+        return [groups.rows for groups in (sets.values() if isinstance(sets, dict) else [sets])]
 
     def _cache_states(
         self, method: SafetyLoss, folder: Path, dialogue_format: DialogueFormat
@@ -232,7 +229,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
             states = cached_states(
                 folder / name,
                 getattr(method, name),
-                [*chain.from_iterable([*self.examples, *self._eval_examples()])],
+                self.examples.rows.joined(self._evaluated_rows()),
                 dialogue_format.collate,
                 weights=self._expert_digests[name],
                 rows_at_once=self.args.micro_batch_size or self.args.per_device_train_batch_size,
@@ -285,13 +282,12 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         collate: Any = self.data_collator
         first = collate(self.examples[:1])  # includes how rows become batches
         layout = json.dumps({k: v.tolist() for k, v in first.items()})
-        digests = []
-        for groups in (self.examples, self._eval_examples()):
-            digest = hashlib.sha256(layout.encode())
-            for example in chain.from_iterable(groups):
-                digest.update(json.dumps(example).encode())
-            digests.append(digest.hexdigest()[:12])
-        return digests
+        return [
+            hashlib.sha256(layout.encode() + b"".join(rows.digest() for rows in sets)).hexdigest()[
+                :12
+            ]
+            for sets in ([self.examples.rows], self._evaluated_rows())
+        ]
 
     def names_of(self, rows: Sequence[int]) -> list[str]:
         """Row numbers of train_dataset, with their conversations."""
@@ -299,20 +295,16 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
 
     def truncated(self) -> int:
         """The number of training rows that lost tokens of history or reply."""
-        return _cut(self.examples)
+        return self.examples.rows.cut()
 
     def notes(self) -> dict[str, int]:
         """The number of training rows that each rule of the dialogue format changed."""
-        return counted([example.notes for group in self.examples for example in group])
+        return self.examples.rows.notes()
 
     def evaluated(self) -> tuple[int, int]:
         """(number of evaluation rows, how many of them lost tokens)."""
-        groups = self._eval_examples()
-        return sum(map(len, groups)), _cut(groups)
-
-
-def _cut(groups: Sequence[tuple[Example, ...]]) -> int:
-    return sum(example.cut_tokens > 0 for group in groups for example in group)
+        sets = self._evaluated_rows()
+        return sum(map(len, sets)), sum(rows.cut() for rows in sets)
 
 
 def _with_early_stopping(args: FlatGDConfig, eval_dataset: Any, given: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from conftest import write_rows
 from published import faults
 from pydantic import ValidationError
 
-from flatgd.config.labels import plain_value
+from flatgd.config.labels import is_blank, plain_value
 from flatgd.config.source import Data, Source
 from flatgd.data.browse import load_splits
 from flatgd.data.formats.prosocial import load_prosocial
@@ -78,6 +78,12 @@ def test_numbers_that_differ_stay_apart() -> None:
     assert len({plain_value(value) for value in values}) == len(values)
     assert plain_value("007") == plain_value(7.0) == "7"
     assert plain_value("-0") == plain_value(0) == "0"
+
+
+def test_blank_is_what_has_no_plain_value() -> None:
+    texts = ["", " \t\n\x1c", "NaN", " nan ", "\u200b", "\u00a0", "\uff4ean", "na n", "nano", "-"]
+    for value in (*texts, None, NAN, 0, 0.0, True, False, []):
+        assert is_blank(value) is (plain_value(value) is None)
 
 
 def test_with_both_lists_any_other_label_is_an_error_with_its_line(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 
 from flatgd.cli.main import app
 from flatgd.config.source import Data, Source
+from flatgd.data import sets as data_sets
+from flatgd.data.canned import is_canned
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.data.formats.hh import load_hh
 from flatgd.data.formats.toxichat import load_toxichat
-from flatgd.data.jsonl import dialogues_from_row, load_jsonl
+from flatgd.data.jsonl import RowFormat, dialogues_from_row, load_jsonl
 from flatgd.data.sets import load_sets
+from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
 from flatgd.io.records import collect_left_out
 from flatgd.judges.calibration import toxic_labels
@@ -106,6 +109,50 @@ def test_the_sets_of_a_recipe_count_what_is_left_out(tmp_path: Path) -> None:
     sets = load_sets(Data(policy=[source("p")], judge=[source("j")], test=[source("t")]))
     assert sets.dropped["policy: reply with weight 0"] == 1
     assert ("data: left out", "1 of test: reply with weight 0") in sets.described()
+
+
+def test_a_file_of_several_sources_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And counts for each source as if it were read for each."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"q{n}", "completion": f"r{n}", "label": n % 2 == 0, "conversation": f"c{n}"}
+        for n in range(40)
+    ]
+    rows.append({"messages": [message(U, "q"), {**message(A, "r"), "weight": 0}], "label": True})
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    source = Source(name="a", format="jsonl", path=str(path))
+    parts = {"policy": (0, 0.4), "judge": (0.4, 0.7), "test": (0.7, 1)}
+    data = Data(**{n: [source.model_copy(update={"share": s})] for n, s in parts.items()})
+    read = []
+
+    def load(path: Path, row_format: RowFormat) -> list[Dialogue]:
+        read.append(row_format)
+        return load_jsonl(path, row_format)
+
+    monkeypatch.setattr(data_sets, "load_jsonl", load)
+    sets = load_sets(data)
+    assert len(read) == 1
+    assert [sets.dropped[f"{part}: reply with weight 0"] for part in parts] == [1, 1, 1]
+    assert len(sets.policy) + len(sets.judge) + len(sets.test) == 40
+    other = {"name": "b", "share": (0, 0.4), "toxic_values": ("false",), "safe_values": ("true",)}
+    both = [*data.policy, source.model_copy(update=other)]
+    again = load_sets(data.model_copy(update={"policy": both}))
+    assert len(read) == 3  # other fields may read other rows
+    assert len(again.policy) == 2 * len(sets.policy)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("HEY Do You want to talk about something else?", True),
+        ("do you want to talk about \u017fomething el\u017fe", True),  # the old long s
+        ("do you want to talk about something elsewhere", False),
+        ("something else", False),
+    ],
+)
+def test_canned_replies_in_any_case(text: str, wanted: bool) -> None:
+    assert is_canned(text) is wanted
 
 
 def test_stats_and_convert_say_what_they_leave_out(tmp_path: Path) -> None:

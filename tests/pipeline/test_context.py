@@ -1,5 +1,6 @@
 """What a run takes for its own: its folder, its inputs, the versions it was built with."""
 
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from rich.console import Console
 from flatgd.artifacts.store import ArtifactStore
 from flatgd.config.loading import load_recipe
 from flatgd.errors import UsageError
+from flatgd.models.text_encoder import TextEncoder
 from flatgd.pipeline.context import BuildResult, Context, model_fingerprint
+from flatgd.pipeline.pipeline import Pipeline
 from flatgd.runtime.display import Display
 
 
@@ -67,6 +70,30 @@ def test_precision_from_the_environment_counts(
     assert Context(recipe).plan.fingerprint("flatgd") != before
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert Context(recipe).plan.fingerprint("flatgd") == before
+
+
+def test_a_run_tokenizes_each_row_once(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For two experts and two methods, and for another seed of the same run."""
+    texts: list[str] = []
+    original = TextEncoder.ids
+
+    def ids(self: TextEncoder, given: Sequence[str]) -> list[list[int]]:
+        texts.extend(given)
+        return original(self, given)
+
+    methods = "methods={safety_loss: {}, unlikelihood: {}}"
+    overrides = ["train.max_steps=1", "train.save_strategy=no", methods]
+    job = Pipeline(load_recipe(recipe_file, overrides), Display(quiet=True))
+    monkeypatch.setattr(TextEncoder, "ids", ids)
+    job.models.experts()
+    rows = set(job.context.sets.policy)
+    replies = {row.reply for row in rows}
+    assert sum(text in replies for text in texts) == len(rows)
+    before = len(texts)
+    for name in ("safety_loss", "unlikelihood"):
+        job.models.train(name)
+    job.variant("seeds/1", seed=1).models.experts()
+    assert len(texts) == before
 
 
 def test_other_versions_are_shown_once_and_rebuild_nothing(
