@@ -123,7 +123,7 @@ output: {output}
 backbone: {model}
 scorer: {model}
 data:
-  policy: [{{name: dia, format: diasafety, path: {data}, split: train}}]
+  policy: [{{name: dia, format: diasafety, path: {data}, split: train, share: [0, 0.03]}}]
   judge: [{{name: dia, format: diasafety, path: {data}, split: val}}]
   test: [{{name: dia, format: diasafety, path: {data}, split: test}}]
 max_history_tokens: 64
