@@ -60,7 +60,7 @@ def memory_of(
     found["scoring"] = scoring(recipe, plan, lengths)
     for judge in recipe.judges:
         if judge.kind != "linear":
-            dtype = plan.dtype_of_role(judge.label, str(judge.model))
+            dtype = plan.judge_dtype(judge)
             found[f"judge {judge.label}"] = judging(judge, dtype, lengths)
     return found
 

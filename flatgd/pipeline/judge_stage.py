@@ -50,9 +50,7 @@ class JudgeStage:
 
     def dtype(self, settings: JudgeSettings) -> torch.dtype:
         """The precision in which a judge computes; only an hf judge has a choice."""
-        if settings.kind != "hf" or settings.model is None:
-            return torch.float32
-        return self.context.plan.dtype_of_role(settings.label, settings.model)
+        return self.context.plan.judge_dtype(settings)
 
     @cached_property
     def loaded(self) -> dict[str, Judge]:
@@ -67,7 +65,8 @@ class JudgeStage:
 
     def load_in_loop(self) -> Judge:
         folder = self.context.root / layout.IN_LOOP_JUDGE
-        return load_judge(self.context.recipe.sample.judge, folder)
+        settings = self.context.recipe.sample.judge
+        return load_judge(settings, folder, self.dtype(settings))
 
     def _builder(
         self, settings: JudgeSettings, rows: list[Dialogue], test: list[Dialogue] | None = None

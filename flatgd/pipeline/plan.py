@@ -16,7 +16,7 @@ import torch
 from flatgd.artifacts import layout
 from flatgd.artifacts.store import fingerprint_of, fingerprint_of_list
 from flatgd.config.names import BACKBONE, EXPERTS
-from flatgd.config.recipe import Recipe
+from flatgd.config.recipe import JudgeSettings, Recipe
 from flatgd.data.sets import Sets, answer_candidates, draw_histories
 from flatgd.dialogue import Dialogue
 from flatgd.errors import FlatGDError, RecipeError, UnsupportedError, nearest
@@ -159,6 +159,12 @@ class Plan:
         """The precision of the scorer, or of a judge's model."""
         return dtype_for(self.recipe.dtype_of(role), checkpoint_dtype(model))
 
+    def judge_dtype(self, settings: JudgeSettings) -> torch.dtype:
+        """The precision of a judge; only an hf judge has a choice."""
+        if settings.kind != "hf" or settings.model is None:
+            return torch.float32
+        return self.dtype_of_role(settings.label, settings.model)
+
     def _dtypes(self, planned: PlannedModel) -> list[str]:
         """What is not float32 in a model's training, for its fingerprint."""
         used = {name: self.dtype(name) for name in planned.kind.needs if name != BACKBONE}
@@ -253,11 +259,13 @@ class Plan:
         """A digest of everything that the judge in the loop depends on."""
         judge = self.recipe.sample.judge
         model = judge.model and self._model_fingerprint(judge.model)
+        dtype = self.judge_dtype(judge)
         return fingerprint_of(
             "in_loop",
             judge.model_dump(exclude={"model"}),
             model,
             self._digest("policy", (True, False)),
+            *([] if dtype == torch.float32 else [dtype_name(dtype)]),
         )
 
 

@@ -132,7 +132,7 @@ def _evaluation(recipe: Recipe, sets: Sets, plan: Plan) -> Iterator[StageTime]:
     yield StageTime("scoring", whole, basis)
     for judge in recipe.judges:
         if judge.kind == "hf":
-            loaded = HFJudge.load(judge, plan.dtype_of_role(judge.label, str(judge.model)))
+            loaded = HFJudge.load(judge, plan.judge_dtype(judge))
             seconds, _ = _timed(lambda own=loaded: own.score(pairs_of(replies)))
             count = models * len(histories) * samples + len(sets.judge) + len(sets.test)
             whole = count / len(replies) * seconds

@@ -32,6 +32,7 @@ from flatgd.runtime.display import Display
 from flatgd.studies.landscape import open_run
 from flatgd.training import FlatGDConfig, FlatGDTrainer
 from flatgd.training.micro_batches import split_batch
+from flatgd.training.penalty_choice import RHOS
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +88,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) ->
         "generate: {histories: 6, samples: 2, max_new_tokens: 8}\nreport: {resamples: 100}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge_stage, "load_judge", lambda settings, folder: ByFirstLetter())
+        patch.setattr(judge_stage, "load_judge", lambda *given: ByFirstLetter())
         return run(folder / "recipe.yaml", *settings())[0]
 
 
@@ -159,7 +160,8 @@ def test_the_judge_in_the_loop_is_of_the_policy_s_rows(finished: Pipeline) -> No
 
 def test_costs(finished: Pipeline) -> None:
     found = costs(finished.context.recipe)
-    assert found["flatgd"]["gradient_evaluations"] == 1 + 2 * 2  # a step of warm-up
+    search = 1 + 2 * len(RHOS)  # of the step length
+    assert found["flatgd"]["gradient_evaluations"] == 1 + 2 * 2 + search  # a step of warm-up
     assert found["safety_loss"]["gradient_evaluations"] == 3
     assert found["dexperts"]["gradient_evaluations"] == 0
     assert [found[n]["models"] for n in ("backbone", "dexperts", "director")] == [1, 3, 1]
