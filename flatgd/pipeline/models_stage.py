@@ -80,8 +80,12 @@ class ModelsStage:
         config, rows = plan.config(name, folder), plan.rows(name)
         model = load(planned.base, plan.base_dtype(name))
         tokenizer = load_tokenizer(planned.base)
-        needed = self.context.load_needed(name, model if config.lora_rank else None)
-        method = kind.build(needed, config, planned.options)
+        # the method alone holds the experts, so that cached states free their memory
+        method = kind.build(
+            self.context.load_needed(name, model if config.lora_rank else None),
+            config,
+            planned.options,
+        )
         is_toxic = name == "toxic_expert"
         held_out, encoder = plan.eval_rows(name), self.context.encoder
         with self.context.display.bar(name, steps_of(config, len(rows)), "steps") as advance:
