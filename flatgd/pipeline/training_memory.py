@@ -8,7 +8,7 @@ micro-batch of the longest rows runs through it, and the estimate adds up what a
     gradients    copies of the trainable weights. plain: 1. finite_difference: 4 in the second pass
                  (safety gradient, rest, sum, original weights). fast: 3. exact: 4
     optimizer    AdamW's two moments
-    activations  of one micro-batch; about three times as much for exact, with its second graph
+    activations  of one micro-batch; about four times as much for exact, with its second graph
     buffers      the fused head's chunk, or the logits
 """
 
@@ -107,7 +107,7 @@ def estimate(
         weights=(base + adapter) / shards + of_experts,
         gradients=COPIES[method] * trained / shards,
         optimizer=(3 if running_mean else 2) * trained / shards,
-        activations=kept * (3 if method == "exact" else 1),
+        activations=kept * (4 if method == "exact" else 1),
         buffers=buffers * in_chunk * head.shape[0] * FLOAT + kept_said,
     )
 
