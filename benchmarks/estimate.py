@@ -125,7 +125,7 @@ scorer: {model}
 data:
   policy: [{{name: dia, format: diasafety, path: {data}, split: train, share: [0, 0.03]}}]
   judge: [{{name: dia, format: diasafety, path: {data}, split: val}}]
-  test: [{{name: dia, format: diasafety, path: {data}, split: test}}]
+  test: [{{name: dia, format: diasafety, path: {data}, split: test, share: [0, 0.1]}}]
 max_history_tokens: 64
 max_reply_tokens: 24
 train: {{max_steps: 2, per_device_train_batch_size: 16, micro_batch_size: 8, learning_rate: 1.0e-5,

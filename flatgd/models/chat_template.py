@@ -12,7 +12,6 @@ reply, the tokenizer's end-of-sequence token ends the reply.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from inspect import signature
@@ -265,8 +264,3 @@ def _repairs(messages: Messages) -> Iterator[tuple[Messages, tuple[str, ...]]]:
                 tried, notes = changed, [note, *notes]
         if len(notes) == len(places):
             yield tried, tuple(notes)
-
-
-def counted(notes: Sequence[Sequence[str]]) -> dict[str, int]:
-    """The number of rows that each rule changed."""
-    return dict(Counter(note for row in notes for note in row))

@@ -7,6 +7,7 @@ take 170 MB here, and 1.5 GB as lists of Python's integers.
 import hashlib
 import json
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -135,11 +136,6 @@ class EncodedRows(Sequence[Example]):
         row = -1 if self._first is None else self._first + number
         return self._store.example(int(self._places[number]), row)
 
-    def joined(self, others: Iterable["EncodedRows"]) -> "EncodedRows":
-        """These rows and those of `others`, whose numbers follow on these."""
-        places = [rows._places for rows in (self, *others)]
-        return EncodedRows(self._store, np.concatenate(places), self._first)
-
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """The number of tokens of each history and of each reply."""
         whole = np.diff(np.array(self._store.starts))[self._places]
@@ -179,6 +175,28 @@ class EncodedRows(Sequence[Example]):
         return [(number, noted[place]) for number, place in numbered if place in noted]
 
 
+class JoinedRows(Sequence[Example]):
+    """Several sequences one after another, with the row numbers that they have."""
+
+    def __init__(self, parts: Iterable[EncodedRows]):
+        self.parts = list(parts)
+        self._ends = list(accumulate(map(len, self.parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        part = bisect_right(self._ends, number)
+        return self.parts[part][number - self._ends[part]]  # counted from the part's end
+
+
 class EncodedGroups(Sequence[tuple[Example, ...]]):
     """Encoded rows in groups that stay together in a batch: single rows, or pairs."""
 
@@ -206,6 +224,8 @@ def id_digests(examples: Sequence[Example]) -> bytes:
     """A digest of each example's ids."""
     if isinstance(examples, EncodedRows):
         return examples.id_digests()
+    if isinstance(examples, JoinedRows):
+        return b"".join(map(id_digests, examples.parts))
     whole = ((array("i", e.history_ids + e.reply_ids), len(e.history_ids)) for e in examples)
     return b"".join(_digest(ids, length) for ids, length in whole)
 

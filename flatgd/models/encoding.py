@@ -123,11 +123,14 @@ class DialogueFormat:
         return examples
 
     def identity(self) -> str | None:
-        """A digest of everything that changes an encoding; None where the tokenizer's part of it
-        is not known."""
+        """A digest of everything that changes an encoding; None where that is not known."""
         tokenizer = self.text.identity()
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
-        whole = json.dumps([type(self).__qualname__, own, tokenizer], sort_keys=True, default=repr)
+        try:
+            json.dumps(own)
+        except (TypeError, ValueError):  # an object whose repr may not show all that it is
+            return None
+        whole = repr((type(self), own, tokenizer))
         return None if tokenizer is None else hashlib.sha256(whole.encode()).hexdigest()
 
     def encode_histories(self, rows: Sequence[Dialogue]) -> list[Example]:

@@ -25,7 +25,7 @@ from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.methods import FlatGD, Method, SafetyLoss
 from flatgd.models.adapters import mark
 from flatgd.models.dialogue_format import declare_stops, format_for
-from flatgd.models.encoded_rows import EncodedGroups, EncodedRows, RowEncoder
+from flatgd.models.encoded_rows import EncodedGroups, EncodedRows, JoinedRows, RowEncoder
 from flatgd.models.encoding import Batch, DialogueFormat, Example
 from flatgd.models.heads import FORWARD_KEYS, has_plain_head, join_embeddings
 from flatgd.models.loading import check_token_map, load_model, load_tokenizer
@@ -229,7 +229,7 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
             states = cached_states(
                 folder / name,
                 getattr(method, name),
-                self.examples.rows.joined(self._evaluated_rows()),
+                JoinedRows([self.examples.rows, *self._evaluated_rows()]),
                 dialogue_format.collate,
                 weights=self._expert_digests[name],
                 rows_at_once=self.args.micro_batch_size or self.args.per_device_train_batch_size,
@@ -282,12 +282,11 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
         collate: Any = self.data_collator
         first = collate(self.examples[:1])  # includes how rows become batches
         layout = json.dumps({k: v.tolist() for k, v in first.items()})
-        return [
-            hashlib.sha256(layout.encode() + b"".join(rows.digest() for rows in sets)).hexdigest()[
-                :12
-            ]
-            for sets in ([self.examples.rows], self._evaluated_rows())
-        ]
+        digests = []
+        for sets in ([self.examples.rows], self._evaluated_rows()):
+            whole = layout.encode() + b"".join(rows.digest() for rows in sets)
+            digests.append(hashlib.sha256(whole).hexdigest()[:12])
+        return digests
 
     def names_of(self, rows: Sequence[int]) -> list[str]:
         """Row numbers of train_dataset, with their conversations."""
