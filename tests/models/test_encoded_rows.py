@@ -19,7 +19,7 @@ from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError
 from flatgd.models import encoding
 from flatgd.models.dialogue_format import format_for
-from flatgd.models.encoded_rows import WAYS_KEPT, EncodedGroups, RowEncoder, id_digests
+from flatgd.models.encoded_rows import WAYS_KEPT, EncodedGroups, JoinedRows, RowEncoder, id_digests
 from flatgd.models.encoding import DialogueFormat, Example
 from flatgd.models.text_encoder import TextEncoder
 
@@ -220,6 +220,7 @@ def test_whatever_changes_an_encoding_changes_its_identity(tmp_path: Path) -> No
     build: Callable[..., Any] = FAMILIES["blenderbot-small"]  # its tokenizer is Python code
     model, words = build(tmp_path)
     assert format_for(model.config, words).identity() is None
+    assert replace(plain, template_kwargs={"tool": object()}).identity() is None
 
 
 def test_few_ways_of_encoding_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,8 +257,24 @@ def test_figures_and_digests_of_many_rows_are_those_of_each() -> None:
     with pytest.raises(IndexError):
         found[len(found)]
     assert {e.row for e in encoder.encode(chat, given, first=None)} == {-1}
-    parts = [encoder.encode(chat, given[start : start + 9], first=start) for start in (0, 9)]
-    assert list(parts[0].joined(parts[1:])) == plain[:18]
+
+
+def test_rows_are_joined_whatever_encoder_they_come_from(tmp_path: Path) -> None:
+    """The rows of a tokenizer that is Python code are encoded for each question."""
+    build: Callable[..., Any] = FAMILIES["blenderbot-small"]
+    model, words = build(tmp_path)
+    small = format_for(model.config, words, 100, 40)
+    given = rows()[:18]
+    wanted = one_by_one(small, given)
+    encoder = RowEncoder()
+    parts = [encoder.encode(small, given[n : n + 6], first=n) for n in (0, 6, 12)]
+    joined = JoinedRows([parts[0], encoder.encode(small, [], first=6), *parts[1:]])
+    assert len(joined) == 18
+    assert list(joined) == joined[:] == wanted
+    assert joined[-1] == wanted[-1]
+    assert joined[4:8] == wanted[4:8]
+    assert id_digests(joined) == id_digests(wanted)
+    assert (len(JoinedRows([])), list(JoinedRows([]))) == (0, [])
 
 
 def test_a_digest_of_rows_changes_with_everything_they_hold() -> None:
