@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +162,14 @@ def measure_stage(stage: str, path: str) -> dict[str, float]:
     return {"guess": guess.total / 2**20, "taken": peak.megabytes or float("nan")}
 
 
-def stages_of(model: str) -> int:
-    """Every stage of the recipe with a real model."""
+def stages_of(model: str, stages: Sequence[str]) -> int:
+    """Stages of the recipe with a real model."""
     targets = []
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         data = DEMO / "data/diasafety"
         recipe.write_text(RECIPE.format(output=f"{folder}/run", model=model, data=data))
-        for stage in STAGES:
+        for stage in stages:
             found = _in_process("--stage", stage, "--recipe", str(recipe))
             print(
                 f"{stage:<32}{found['guess']:8,.0f} MB estimated{found['taken']:8,.0f} MB used",
@@ -190,6 +191,9 @@ def _in_process(*arguments: str) -> dict[str, float]:
 def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--model", help="a folder with a real model")
+    parser.add_argument(
+        "--stages", nargs="+", choices=STAGES, default=STAGES, help="with --model; experts first"
+    )
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--recipe", help=argparse.SUPPRESS)
     parser.add_argument("--one", choices=list(CASES), help=argparse.SUPPRESS)
@@ -203,7 +207,7 @@ def main() -> int:
         return 0
     print(machine(), flush=True)
     if given.model:
-        return stages_of(str(Path(given.model).resolve()))
+        return stages_of(str(Path(given.model).resolve()), given.stages)
     targets, activations = [], {}
     for case in CASES:
         found = _in_process("--one", case)
