@@ -28,6 +28,7 @@ from flatgd.flatness.penalty import (
     penalised_gradient,
 )
 
+SMALL = 0.05  # an error that does not matter: the penalty's direction is right to three degrees
 NOISE = 0.5  # a penalty with a larger relative error is noise
 
 
@@ -71,8 +72,14 @@ def step_errors(
 
 
 def best(errors: Sequence[StepError]) -> StepError:
-    """The one with the smallest error; of equals the first."""
-    return min(errors, key=lambda found: found.error)
+    """The longest step whose error is small: at most SMALL, or at most the smallest of all.
+
+    Among small errors the longer step is the safer one: as training flattens the loss, the
+    difference shrinks and its rounding noise stays.
+    """
+    least = min(found.error for found in errors)
+    fine = [found for found in errors if found.error <= max(SMALL, least)]
+    return max(fine, key=lambda found: found.rho)
 
 
 def cast_error(

@@ -115,7 +115,7 @@ class FlatGDConfig(TrainingArguments):
         default=None,
         metadata=option(
             "Length of the second pass's step in weight space. Without it, the first penalised "
-            "step tries several, and the one with the smallest estimated error is kept.",
+            "step tries several, and the longest with a small estimated error is kept.",
             gt=0,
         ),
     )

@@ -123,7 +123,7 @@ class FlatnessMixin:
         flat = self._gradient(model, parameters, objective, split, settings)
         step = self._sum_figures(list(figures.values()))
         if check:
-            step["penalty_error"] = check.error
+            step |= {"penalty_error": check.error, "rho": check.rho}
             more = check.evaluations / split.rescale
             flat = flat._replace(evaluations=flat.evaluations + more)
         found = [(parts[number], of_part) for number, of_part in figures.items()]

@@ -18,7 +18,7 @@ from flatgd.training.setting_faults import faults_of_exact
 
 RHOS = (1e-4, 3e-4, 1e-3, 3e-3)
 RHOS_IN_HALF = (3e-3, 1e-2, 3e-2, 1e-1)
-CHECKED_EVERY = 100  # steps between two estimates of the difference's error
+CHECKED_EVERY = 50  # steps between two estimates of the difference's error
 STATE_KEY = "flatness"  # the Trainer state's key for what checkpoints must keep
 NO_SECOND_DERIVATIVE = (
     "this model has no second derivative (%s); the penalty is computed by finite differences, "
@@ -62,6 +62,7 @@ class Check(NamedTuple):
     """An estimate of the difference's error, and what it cost in gradients of its rows."""
 
     error: float
+    rho: float
     evaluations: int
 
 
@@ -87,7 +88,7 @@ def measured(
         cast_to = torch.bfloat16 if casts else None
         found = best(estimate(rhos, settings.difference, cast_to))
         passes = 1 + len(rhos) * (4 if settings.difference == "central" else 2)
-        known, check = found.rho, Check(found.error, passes)
+        known, check = found.rho, Check(found.error, found.rho, passes)
         memory["rho"] = known
         _warn_of_noise(found, memory, state.global_step + 1)
     return replace(settings, rho=math.copysign(known, settings.rho)), check

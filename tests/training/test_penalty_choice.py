@@ -106,6 +106,15 @@ def test_experts_keep_their_precision_under_autocast(tmp_path: Path) -> None:
     assert torch.equal(inside["clean_expert"], outside["clean_expert"])
 
 
-def test_the_smallest_error_wins_and_of_equals_the_first() -> None:
-    found = [StepError(1e-4, 0.2), StepError(3e-4, 0.1), StepError(1e-3, 0.1)]
-    assert penalty_choice.best(found) == found[1]
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        ((0.2, 0.1, 0.3), 1),  # the smallest
+        ((0.01, 0.02, 0.3), 1),  # the longest of the small ones
+        ((0.01, 0.04, 0.05), 2),
+        ((0.2, 0.1, 0.1), 2),
+    ],
+)
+def test_the_longest_step_with_a_small_error_wins(errors: tuple, chosen: int) -> None:
+    found = [StepError(rho, error) for rho, error in zip((1e-4, 3e-4, 1e-3), errors, strict=True)]
+    assert penalty_choice.best(found) == found[chosen]
