@@ -17,22 +17,16 @@ Shapes: R rows of a generation (prompts x replies), V vocabulary, N, B, T as in 
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flatgd.models.encoding import Batch
 from flatgd.models.heads import output_head
+from flatgd.models.reader import Reader
 
-CACHE = next(  # transformers 5.24 renames this argument and field of every decoder's output
-    field.name
-    for field in fields(CausalLMOutputWithPast)
-    if field.name in ("cache", "past_key_values")
-)
 Shift = Callable[[Tensor], Tensor]  # token ids so far -> [R, V]
 
 
@@ -85,54 +79,35 @@ class Stream:
 
     def __init__(self, model: nn.Module, prompt: Batch):
         self.model, self.prompt = model, prompt
-        self.is_encoder_decoder = "decoder_input_ids" in prompt
         self.begin = prompt.get("decoder_input_ids", prompt["input_ids"]).shape[1]
         self.ids: Tensor | None = None
-        self.cache: Any = None
         self.spoken = self.last = torch.empty(0)
-        self.fixed: dict[str, Any] = {}
 
+    @torch.no_grad()
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(log-probabilities of the next token [R, V], log p of the reply so far [R])."""
         known = self.ids
         if known is None or known.shape[0] != ids.shape[0] or not torch.equal(known, ids[:, :-1]):
-            self._restart(ids)
-        new = ids if self.ids is None else ids[:, self.ids.shape[1] :]
-        with torch.no_grad():
-            given = {CACHE: self.cache, **self._inputs(ids, new)}
-            output = self.model(**given, use_cache=True)
-        self.cache = output[CACHE]
-        wanted = ids.shape[1] - self.begin + 1 if self.ids is None else 1
-        log_q_RTV = output.logits[:, -wanted:].float().log_softmax(-1)
-        if self.ids is None:  # score the reply so far, each token given those before it
-            said = ids[:, self.begin :]
-            self.spoken = log_q_RTV[:, :-1].gather(-1, said[..., None])[..., 0].sum(1)
-        else:
-            self.spoken = self.spoken + self.last.gather(-1, ids[:, -1:])[:, 0]
-        self.ids, self.last = ids, log_q_RTV[:, -1]
+            self._restart(len(ids))
+            known = ids[:, : self.begin]
+        new = ids[:, known.shape[1] :]
+        if new.shape[1]:
+            # each token's probability given those before it
+            after_RTV = self.reader.read(new).float().log_softmax(-1)
+            before_RTV = torch.cat([self.last[:, None], after_RTV[:, :-1]], 1)
+            self.spoken = self.spoken + before_RTV.gather(-1, new[..., None])[..., 0].sum(1)
+            self.last = after_RTV[:, -1]
+        self.ids = ids
         return self.last, self.spoken
 
-    def _restart(self, ids: Tensor) -> None:
-        self.ids, self.cache = None, None
-        repeat = ids.shape[0] // self.prompt["input_ids"].shape[0]
-        mask = self.prompt["attention_mask"]
-        self.mask = mask.repeat_interleave(repeat, 0)
-        if self.is_encoder_decoder:
-            encoder: Any = self.model.get_encoder()  # type: ignore[operator]
-            with torch.no_grad():
-                states = encoder(input_ids=self.prompt["input_ids"], attention_mask=mask)
-            states.last_hidden_state = states.last_hidden_state.repeat_interleave(repeat, 0)
-            self.fixed = {"encoder_outputs": states}
-
-    def _inputs(self, ids: Tensor, new: Tensor) -> dict[str, Any]:
-        if self.is_encoder_decoder:
-            return {**self.fixed, "attention_mask": self.mask, "decoder_input_ids": new}
-        more = self.mask.new_ones(ids.shape[0], ids.shape[1] - self.mask.shape[1])
-        mask = torch.cat([self.mask, more], 1)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
-        fed = {"input_ids": new, "attention_mask": mask, "position_ids": positions}
-        # without the prompt's logits: [rows, prompt, vocabulary] takes gigabytes
-        return {**fed, "logits_to_keep": ids.shape[1] - self.begin + 1 if self.ids is None else 1}
+    def _restart(self, rows: int) -> None:
+        """Read the prompt, once for all the rows that belong to it."""
+        repeat = rows // len(self.prompt["input_ids"])
+        self.reader = Reader(self.model, self.prompt)
+        numbers = torch.arange(rows, device=self.prompt["input_ids"].device)
+        self.reader.select(numbers // repeat)
+        self.last = self.reader.logits.float().log_softmax(-1)
+        self.spoken = self.last.new_zeros(rows)
 
 
 class HeadInput:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, save_family
+from families import FAMILIES, RECURRENT, save_family
 from test_models import both_families
 from transformers import GenerationConfig, TopPLogitsWarper
 
@@ -16,6 +16,7 @@ from flatgd.models.generate import generate_replies
 from flatgd.models.heads import reply_log_probs
 from flatgd.models.likelihood import score_replies
 from flatgd.models.loading import load_model, load_tokenizer
+from flatgd.models.reader import Reader
 from flatgd.models.sampling import SamplingSettings, drawn, sample, uniform_numbers
 
 ROWS = [
@@ -25,11 +26,19 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=[*FAMILIES, *RECURRENT])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     folder = str(save_family(request.param, tmp_path_factory.mktemp(request.param) / "model"))
     model = load_model(folder).double().eval()
     return model, format_for(model.config, load_tokenizer(folder), 100, 24)
+
+
+def test_what_can_be_cached_is(family: tuple) -> None:
+    """Only recurrent states are read again."""
+    model, made = family
+    with torch.no_grad():
+        reader = Reader(model, made.prompt(made.encode_histories(ROWS[:1])))
+    assert (reader.cache is None) == (model.config.model_type in RECURRENT)
 
 
 def test_greedy_replies_are_those_of_generate(family: tuple) -> None:

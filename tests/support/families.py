@@ -189,7 +189,9 @@ def decoder_only(kind: str, **fields: Any) -> Callable:
         )
         tokenizer.bos_token = "<|endoftext|>"
         ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2}
-        config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **ids, **DECODER, **fields)
+        config = AutoConfig.for_model(
+            kind, vocab_size=len(tokenizer), **ids, **{**DECODER, **fields}
+        )
         return AutoModelForCausalLM.from_config(config), tokenizer
 
     return build
@@ -213,11 +215,20 @@ FAMILIES: dict[str, Callable] = {
 }
 
 
+# With states that a cache cannot repeat or drop row by row; not part of the whole jobs
+RECURRENT: dict[str, Callable] = {
+    "mamba": decoder_only("mamba", state_size=4),
+    "falcon_h1": decoder_only(
+        "falcon_h1", mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+    ),
+}
+
+
 def save_family(name: str, folder: Path, seed: int = 0) -> Path:
     """A model folder as on the hub."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    build = FAMILIES[name]
+    build = {**FAMILIES, **RECURRENT}[name]
     model, tokenizer = build(folder) if name == "blenderbot-small" else build()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
