@@ -1,8 +1,8 @@
 """The layers of flatgd, and the figures of a tree's layout.
 
     python scripts/layers.py                       # this tree
-    git worktree add /tmp/before COMMIT
-    python scripts/layers.py /tmp/before           # another one
+    git worktree add ../before COMMIT
+    python scripts/layers.py ../before           # another one
 
 A part is a folder of the package or a module at its root. Imports inside functions and for
 annotations count; the package's own `__init__`, which loads public names when they are first used,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import accumulate
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, FlatGDError
 from flatgd.models.encoding import DialogueFormat, Example
 
+T = TypeVar("T")
 WAYS_KEPT = 2  # a run has one way of encoding, and experts with a backbone of their own another
 DIGEST_BYTES = 16
 
@@ -116,8 +117,24 @@ class _Store:
         return Example(ids[:length], ids[length:], is_safe, cut, row, notes)
 
 
-class EncodedRows(Sequence[Example]):
-    """A sequence of Examples. Each is made when it is asked for."""
+class _MadeOnDemand(Sequence[T]):
+    """A sequence whose items are made when they are asked for."""
+
+    def at(self, number: int) -> T:
+        """The item at a number from 0 on."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        numbers = range(len(self))[index]
+        return self.at(numbers) if isinstance(numbers, int) else list(map(self.at, numbers))
+
+
+class EncodedRows(_MadeOnDemand[Example]):
+    """The Examples of some rows of a store."""
 
     def __init__(self, store: _Store, places: np.ndarray, first: int | None):
         self._store, self._places, self._first = store, places, first
@@ -125,14 +142,7 @@ class EncodedRows(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        number = range(len(self))[index]
+    def at(self, number: int) -> Example:
         row = -1 if self._first is None else self._first + number
         return self._store.example(int(self._places[number]), row)
 
@@ -175,7 +185,7 @@ class EncodedRows(Sequence[Example]):
         return [(number, noted[place]) for number, place in numbered if place in noted]
 
 
-class JoinedRows(Sequence[Example]):
+class JoinedRows(_MadeOnDemand[Example]):
     """Several sequences one after another, with the row numbers that they have."""
 
     def __init__(self, parts: Iterable[EncodedRows]):
@@ -185,19 +195,12 @@ class JoinedRows(Sequence[Example]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        number = range(len(self))[index]
+    def at(self, number: int) -> Example:
         part = bisect_right(self._ends, number)
         return self.parts[part][number - self._ends[part]]  # counted from the part's end
 
 
-class EncodedGroups(Sequence[tuple[Example, ...]]):
+class EncodedGroups(_MadeOnDemand[tuple[Example, ...]]):
     """Encoded rows in groups that stay together in a batch: single rows, or pairs."""
 
     def __init__(self, rows: EncodedRows, sizes: Iterable[int]):
@@ -206,14 +209,7 @@ class EncodedGroups(Sequence[tuple[Example, ...]]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[Example, ...]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[tuple[Example, ...]]: ...
-    def __getitem__(self, index: int | slice) -> tuple[Example, ...] | list[tuple[Example, ...]]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        number = range(len(self))[index]
+    def at(self, number: int) -> tuple[Example, ...]:
         return tuple(self.rows[self._starts[number] : self._starts[number + 1]])
 
     def have_pairs(self) -> bool:

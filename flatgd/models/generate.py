@@ -13,7 +13,7 @@ from flatgd.models.batching import HELD_AT_ONCE, at_once, token_batches
 from flatgd.models.dialogue_format import declared_stops
 from flatgd.models.encoding import DialogueFormat
 from flatgd.models.guides import Guide
-from flatgd.models.sampling import SamplingSettings, sample, uniform_numbers
+from flatgd.models.sampling import sample, uniform_numbers
 from flatgd.runtime import distributed
 
 Progress = Callable[[int], None]
@@ -46,13 +46,6 @@ def generate_replies(
     """
     encoded = dialogue_format.encode_histories(dialogues)
     stops = declared_stops(model, dialogue_format)
-    chosen = SamplingSettings(
-        settings.temperature,
-        settings.top_p,
-        settings.min_new_tokens,
-        settings.max_new_tokens,
-        stops,
-    )
     model.eval()
     lengths = [len(e.history_ids) + settings.max_new_tokens for e in encoded]
     budget = at_once(HELD_AT_ONCE, model.device) // settings.samples
@@ -71,7 +64,7 @@ def generate_replies(
         with torch.no_grad():
             how = settings.temperature, settings.top_p
             processor = guide.processor(model, prompt, *how) if guide else None
-            said = sample(model, prompt, chosen, uniform, processor)
+            said = sample(model, prompt, settings, stops, uniform, processor)
         seconds += time.perf_counter() - begun
         tokens += sum(map(len, said))
         texts = [dialogue_format.said(ids, stops) for ids in said]

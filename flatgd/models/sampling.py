@@ -7,12 +7,12 @@ Shapes: G histories, R rows (G times replies), V vocabulary, T tokens of a reply
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
+from flatgd.config.recipe import Generate
 from flatgd.models.encoding import Batch
 from flatgd.models.reader import Reader
 
@@ -20,32 +20,25 @@ NUCLEUS = 1024  # tokens among which the nucleus is looked for first; sorting al
 SHRINK = 4  # ended rows leave the batch when they are one in this many
 
 
-class SamplingSettings(NamedTuple):
-    temperature: float
-    top_p: float
-    min_tokens: int
-    max_tokens: int
-    stops: Sequence[int]
-    """The ids that end a reply."""
-
-
 def sample(
     model: nn.Module,
     prompt: Batch,
-    settings: SamplingSettings,
+    settings: Generate,
+    stops: Sequence[int],
     uniform_GST: Tensor,
     processor: LogitsProcessor | None = None,
 ) -> list[list[int]]:
     """`uniform_GST.shape[1]` replies to each history as ids, their end included; the replies to one
     history follow each other.
 
-    `uniform_GST` are random numbers in [0, 1). A `processor` gives the distribution from the
-    model's logits, with temperature and nucleus applied; it sees all rows at every step.
+    A reply ends at an id in `stops`. `uniform_GST` are random numbers in [0, 1). A `processor` gives
+    the distribution from the model's logits, with temperature and nucleus applied; it sees all rows
+    at every step.
     """
     uniform_RT = uniform_GST.flatten(0, 1)
     device = prompt["input_ids"].device
     repeats = uniform_GST.shape[1]
-    stops = torch.tensor(settings.stops, device=device)
+    ends = torch.tensor(stops, device=device)
     rows = torch.arange(len(uniform_RT), device=device)
     whole = {key: value.repeat_interleave(repeats, 0) for key, value in prompt.items()}
     if processor is None:  # the prompt is read once for all its replies
@@ -56,10 +49,10 @@ def sample(
     said = whole.get("decoder_input_ids", whole["input_ids"])
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     replies: list[list[int]] = [[] for _ in range(len(rows))]
-    for place in range(settings.max_tokens):
+    for place in range(settings.max_new_tokens):
         scores = reader.logits.float()
-        if place < settings.min_tokens:
-            scores = scores.index_fill(1, stops, float("-inf"))
+        if place < settings.min_new_tokens:
+            scores = scores.index_fill(1, ends, float("-inf"))
         if processor is None:
             shape = settings.temperature, settings.top_p
         else:
@@ -68,8 +61,8 @@ def sample(
         for row, token, is_over in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):
             if not is_over:
                 replies[row].append(token)
-        ended = ended | torch.isin(tokens, stops)
-        if ended.all() or place + 1 == settings.max_tokens:
+        ended = ended | torch.isin(tokens, ends)
+        if ended.all() or place + 1 == settings.max_new_tokens:
             break
         if processor is not None:
             said = torch.cat([said, tokens[:, None]], 1)

@@ -117,13 +117,13 @@ class FlatnessMixin:
         parts, split = self._micro_batches(batch, settings, totals)
         figures: dict[int, dict[str, Tensor]] = {}
         objective = self._objective(model, parts, totals, figures)
-        check = None
+        check: Check | None = None
         if settings and self.flatness_method != "exact" and self.method.rho_is_a_difference:
             settings, check = self._with_rho(model, (parameters, objective, split), settings)
         flat = self._gradient(model, parameters, objective, split, settings)
         step = self._sum_figures(list(figures.values()))
-        if check:
-            step |= {"penalty_error": check.error, "rho": check.rho}
+        if settings and check:
+            step |= {"penalty_error": check.error, "rho": abs(settings.rho)}
             more = check.evaluations / split.rescale
             flat = flat._replace(evaluations=flat.evaluations + more)
         found = [(parts[number], of_part) for number, of_part in figures.items()]

@@ -62,7 +62,6 @@ class Check(NamedTuple):
     """An estimate of the difference's error, and what it cost in gradients of its rows."""
 
     error: float
-    rho: float
     evaluations: int
 
 
@@ -88,7 +87,7 @@ def measured(
         cast_to = torch.bfloat16 if casts else None
         found = best(estimate(rhos, settings.difference, cast_to))
         passes = 1 + len(rhos) * (4 if settings.difference == "central" else 2)
-        known, check = found.rho, Check(found.error, found.rho, passes)
+        known, check = found.rho, Check(found.error, passes)
         memory["rho"] = known
         _warn_of_noise(found, memory, state.global_step + 1)
     return replace(settings, rho=math.copysign(known, settings.rho)), check

@@ -17,7 +17,7 @@ from flatgd.models.heads import reply_log_probs
 from flatgd.models.likelihood import score_replies
 from flatgd.models.loading import load_model, load_tokenizer
 from flatgd.models.reader import Reader
-from flatgd.models.sampling import SamplingSettings, drawn, sample, uniform_numbers
+from flatgd.models.sampling import drawn, sample, uniform_numbers
 
 ROWS = [
     Dialogue(turns, reply, True, "t", "t")
@@ -46,10 +46,10 @@ def test_greedy_replies_are_those_of_generate(family: tuple) -> None:
     model, made = family
     prompt = made.prompt(made.encode_histories(ROWS[::3]))
     stops = declared_stops(model, made)
-    greedy = SamplingSettings(1.0, 1e-9, 2, 12, stops)
+    greedy = Generate(top_p=1e-9, min_new_tokens=2, max_new_tokens=12)
     uniform = torch.rand(3, 2, 12, dtype=torch.float64)
     with torch.no_grad():
-        found = sample(model, prompt, greedy, uniform)
+        found = sample(model, prompt, greedy, stops, uniform)
         model.generation_config = GenerationConfig(  # without what the checkpoint forces
             do_sample=False, min_new_tokens=2, max_new_tokens=12, eos_token_id=stops,
             pad_token_id=made.pad, decoder_start_token_id=getattr(made, "start", (0,))[0],
