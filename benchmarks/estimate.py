@@ -145,12 +145,12 @@ STAGES = ("experts", "safety_loss", "flatgd", "cached", "exact", "lora", "genera
 def measure_stage(stage: str, path: str) -> dict[str, float]:
     """Megabytes of one stage of a recipe whose earlier stages are done: estimated and used."""
     from flatgd.config.loading import load_recipe
-    from flatgd.pipeline.estimates import memory_of
+    from flatgd.pipeline.estimates import lengths_of, memory_of
     from flatgd.pipeline.pipeline import Pipeline
 
     job = Pipeline(load_recipe(Path(path), []))
     context = job.context
-    guess = memory_of(context.recipe, context.sets, context.plan)[stage]
+    guess = memory_of(context.plan, lengths_of(context.plan))[stage]
     job.judges.build()
     work = {
         "experts": job.models.experts,

@@ -265,6 +265,12 @@ class Recipe(Section):
         )
 
     @property
+    def scorer_layout(self) -> tuple[Any, ...]:
+        """The scorer's layout: turn_separator is not for it."""
+        history, reply, _, *template = self.layout
+        return (history, reply, None, *template)
+
+    @property
     def models(self) -> list[str]:
         """Every row of the tables: the backbone, both experts, the methods."""
         return ["backbone", "clean_expert", "toxic_expert", *self.methods]

@@ -34,6 +34,11 @@ def checkpoint_dtype(name: str) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
+def unless_float32(dtype: torch.dtype) -> list[str]:
+    """Its name, for a fingerprint; nothing for float32, which runs from before the option had."""
+    return [] if dtype == torch.float32 else [dtype_name(dtype)]
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """As recipes and reports write it."""
     return str(dtype).removeprefix("torch.")

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from flatgd.errors import ModelError
 from flatgd.models.loading_report import refuse_incomplete
@@ -26,6 +27,12 @@ from flatgd.models.trust import Risk, hint, is_allowed
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ADAPTER = "adapter_config.json"
 BASE_FROM_HERE = "base_from_here.txt"  # beside it: the relative path to a base that is a folder
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no warnings of transformers'; flatgd shows its own."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def on_device(model: Any) -> Any:

@@ -31,9 +31,9 @@ def sample(
     """`uniform_GST.shape[1]` replies to each history as ids, their end included; the replies to one
     history follow each other.
 
-    A reply ends at an id in `stops`. `uniform_GST` are random numbers in [0, 1). A `processor` gives
-    the distribution from the model's logits, with temperature and nucleus applied; it sees all rows
-    at every step.
+    A reply ends at an id in `stops`. `uniform_GST` are random numbers in [0, 1). A `processor`
+    turns the model's logits into the distribution, with temperature and nucleus applied; it sees
+    all rows at every step.
     """
     uniform_RT = uniform_GST.flatten(0, 1)
     device = prompt["input_ids"].device

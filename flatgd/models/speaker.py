@@ -3,18 +3,32 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from flatgd.config.recipe import Generate
 from flatgd.dialogue import Dialogue
+from flatgd.models.adapters import load
+from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import DialogueFormat
 from flatgd.models.generate import Replies, generate_replies
 from flatgd.models.guides import Guide
 from flatgd.models.likelihood import ReplyLikelihood, score_replies
+from flatgd.models.loading import load_config, load_tokenizer, on_device
 
 Advance = Callable[[int], None]
 
 
 def _quiet(done: int) -> None:
     pass
+
+
+def load_speaker(
+    path: str, layout: Sequence[Any], dtype: torch.dtype, guide: Guide | None = None
+) -> "Speaker":
+    """A model on its device. `layout` is how it reads a dialogue: what `format_for` takes after the
+    tokenizer."""
+    dialogue_format = format_for(load_config(path), load_tokenizer(path), *layout)
+    return Speaker(on_device(load(path, dtype)), dialogue_format, guide)
 
 
 class Speaker(NamedTuple):

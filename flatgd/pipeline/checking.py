@@ -16,10 +16,10 @@ def estimated(
 ) -> Iterator[str]:
     """Lines of text. `with_time` loads the models and runs a few steps."""
     plan = Plan(recipe, sets, model_fingerprint)
-    yield f"{'disk':<18}{disk_of(recipe, sets)}; {free_space(recipe.output)} free"
-    for stage, memory in memory_of(recipe, sets, plan, processes, strategy).items():
+    lengths = lengths_of(plan)
+    yield f"{'disk':<18}{disk_of(plan)}; {free_space(recipe.output)} free"
+    for stage, memory in memory_of(plan, lengths, processes, strategy).items():
         yield f"{'memory: ' + stage:<26}{memory}" + (" in each process" if processes > 1 else "")
-    lengths = lengths_of(recipe, sets)
     for name in recipe.methods:
         if issubclass(plan.model(name).kind, Method):
             yield f"{'fits: ' + name:<26}{_rows_on_cards(plan, name, lengths)}"
@@ -27,7 +27,7 @@ def estimated(
         from flatgd.pipeline.timing import duration, times_of, total
 
         stages = []
-        for found in times_of(recipe, sets, plan):
+        for found in times_of(plan):
             stages.append(found)
             yield f"{'time: ' + found.stage:<26}{duration(found.seconds)} ({found.basis})"
         yield f"{'time: all':<26}{duration(recipe.seeds * total(stages))}"

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.recipe_inputs import inputs_of
@@ -20,12 +19,12 @@ from flatgd.data.sets import Sets
 from flatgd.errors import UsageError
 from flatgd.io.files import LOCK_FILES, file_sha256, lock_folder
 from flatgd.methods import Director, ExpertGuide
-from flatgd.models.adapters import load, load_together
-from flatgd.models.dialogue_format import DialogueFormat, format_for
+from flatgd.models.adapters import load_together
+from flatgd.models.dialogue_format import DialogueFormat
 from flatgd.models.encoded_rows import RowEncoder
 from flatgd.models.guides import Guide
-from flatgd.models.loading import base_of, load_config, load_tokenizer, on_device
-from flatgd.models.speaker import Speaker
+from flatgd.models.loading import base_of, load_config, on_device, quiet_transformers
+from flatgd.models.speaker import Speaker, load_speaker
 from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.plan import Plan
 from flatgd.runtime import distributed, threads
@@ -54,8 +53,7 @@ class Context:
         sets: Sets | None = None,
         parent: "Context | None" = None,
     ):
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        quiet_transformers()
         self.recipe = recipe
         self.display = display or Display(quiet=not distributed.is_first())
         self.root = recipe.output
@@ -142,16 +140,10 @@ class Context:
             )
             self.display.line(artifact, text)
 
-    def load_model(
-        self,
-        path: str,
-        input_layout: tuple[Any, ...] | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> tuple[Any, DialogueFormat]:
-        """A model on its device, and how it reads a dialogue."""
-        chosen = input_layout or self.recipe.layout
-        dialogue_format = format_for(load_config(path), load_tokenizer(path), *chosen)
-        return on_device(load(path, dtype)), dialogue_format
+    def load_model(self, path: str) -> tuple[Any, DialogueFormat]:
+        """A model in float32 on its device, and how it reads a dialogue."""
+        found = load_speaker(path, self.recipe.layout, torch.float32)
+        return found.model, found.dialogue_format
 
     def load_needed(self, name: str, policy: Any = None) -> dict[str, Any]:
         """The models that a system is built with. They share what weights they can, also with a
@@ -172,7 +164,7 @@ class Context:
         elif issubclass(planned.kind, Director):
             guide = planned.kind.guide(Path(planned.path), planned.options)
         path = planned.path if planned.has_own_weights else planned.base
-        return Speaker(*self.load_model(path, dtype=self.plan.dtype(name)), guide)
+        return load_speaker(path, self.recipe.layout, self.plan.dtype(name), guide)
 
     def artifacts_of(self, name: str) -> list[str]:
         """The artifacts that a model's replies depend on."""

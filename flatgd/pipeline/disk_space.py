@@ -16,18 +16,10 @@ from typing import NamedTuple
 from transformers import AutoModel
 
 from flatgd.config.names import EXPERTS
-from flatgd.config.recipe import Recipe
-from flatgd.data.sets import Sets
 from flatgd.io.files import free_bytes
 from flatgd.methods import METHODS, Clean, Method
 from flatgd.models.loading import load_config, on_meta
-from flatgd.pipeline.plan import (
-    caching_pays,
-    histories_to_answer,
-    needs_experts,
-    states_bytes,
-    training_config,
-)
+from flatgd.pipeline.plan import Plan, histories_to_answer, needs_experts, states_bytes
 from flatgd.pipeline.training_memory import adapter_bytes, size, weight_bytes
 from flatgd.training.checkpoints import CHECKPOINTS_KEPT
 
@@ -47,8 +39,9 @@ class Disk(NamedTuple):
         return f"up to {size(self.kept)}, {size(self.peak)} while it runs"
 
 
-def disk_of(recipe: Recipe, sets: Sets) -> Disk:
+def disk_of(plan: Plan) -> Disk:
     """Disk space that `flatgd run` takes, without studies."""
+    recipe, sets = plan.recipe, plan.sets
     backbone = on_meta(load_config(recipe.backbone))
     expert = on_meta(load_config(recipe.expert_backbone)) if recipe.expert_backbone else backbone
     kept = checkpoints = states = 0.0
@@ -64,14 +57,14 @@ def disk_of(recipe: Recipe, sets: Sets) -> Disk:
         if not issubclass(kind, Method):
             kept += weight_bytes(model)
             continue
-        config = training_config(recipe, overrides, recipe.output, kind)
+        config = plan.config(name, recipe.output)
         lora = config.lora_rank
         trained = adapter_bytes(model, lora, config.lora_targets) if lora else weight_bytes(model)
         kept += (1 + config.snapshots) * trained
         if config.save_strategy != "no":
             stay = (config.save_total_limit or CHECKPOINTS_KEPT) + 1
             checkpoints = max(checkpoints, stay * 3 * trained)
-        if needs_experts(kind) and (config.expert_cache or caching_pays(recipe, sets)):
+        if needs_experts(kind) and config.expert_cache:
             states = states_bytes(recipe, sets)
     judges = [*recipe.judges, recipe.sample.judge]
     trained_judges = [load_config(str(j.model)) for j in judges if j.kind == "trained"]

@@ -19,8 +19,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from flatgd.config.names import EXPERTS
-from flatgd.config.recipe import JudgeSettings, Recipe
-from flatgd.data.sets import Sets
+from flatgd.config.recipe import JudgeSettings
 from flatgd.methods import Method
 from flatgd.models.batching import HELD_AT_ONCE, READ_AT_ONCE, at_once
 from flatgd.models.dialogue_format import format_for
@@ -48,16 +47,16 @@ class Lengths(NamedTuple):
 
 
 def memory_of(
-    recipe: Recipe, sets: Sets, plan: Plan, processes: int = 1, strategy: str = "ddp"
+    plan: Plan, lengths: Lengths, processes: int = 1, strategy: str = "ddp"
 ) -> dict[str, Memory]:
     """Memory of each stage of a validated recipe."""
-    lengths = lengths_of(recipe, sets)
+    recipe = plan.recipe
     found = {"experts": training(plan, EXPERTS[1], lengths, processes, strategy)}
     for name in recipe.methods:
         if issubclass(plan.model(name).kind, Method):
             found[name] = training(plan, name, lengths, processes, strategy)
-    found["generation"] = generation(recipe, plan, lengths)
-    found["scoring"] = scoring(recipe, plan, lengths)
+    found["generation"] = generation(plan, lengths)
+    found["scoring"] = scoring(plan, lengths)
     for judge in recipe.judges:
         if judge.kind != "linear":
             dtype = plan.judge_dtype(judge)
@@ -93,9 +92,10 @@ def training(
     )
 
 
-def generation(recipe: Recipe, plan: Plan, lengths: Lengths) -> Memory:
+def generation(plan: Plan, lengths: Lengths) -> Memory:
     """Memory of the stage that answers the test histories, for the largest of the models."""
-    config, settings = load_config(recipe.backbone), recipe.generate
+    recipe, settings = plan.recipe, plan.recipe.generate
+    config = load_config(recipe.backbone)
     dtype = plan.dtype("backbone")
     each = lengths.history + settings.max_new_tokens
     budget = at_once(HELD_AT_ONCE, torch.device(DEVICE))
@@ -114,9 +114,9 @@ def generation(recipe: Recipe, plan: Plan, lengths: Lengths) -> Memory:
     )
 
 
-def scoring(recipe: Recipe, plan: Plan, lengths: Lengths) -> Memory:
+def scoring(plan: Plan, lengths: Lengths) -> Memory:
     """Memory of the stage that scores replies, with the model and the scorer loaded."""
-    budget = at_once(READ_AT_ONCE, torch.device(DEVICE))
+    recipe, budget = plan.recipe, at_once(READ_AT_ONCE, torch.device(DEVICE))
     roles = [(recipe.backbone, plan.dtype("backbone"))]
     if recipe.scorer:
         roles.append((recipe.scorer, plan.dtype_of_role("scorer", recipe.scorer)))
@@ -181,9 +181,9 @@ def _loaded(name: str, dtype: torch.dtype, memory: Memory) -> Memory:
     return replace(memory, buffers=memory.buffers + max(0.0, pages - later))
 
 
-def lengths_of(recipe: Recipe, sets: Sets) -> Lengths:
+def lengths_of(plan: Plan) -> Lengths:
     """The lengths of a sample of the recipe's rows."""
-    name = recipe.backbone
+    recipe, sets, name = plan.recipe, plan.sets, plan.recipe.backbone
     made = format_for(load_config(name), load_tokenizer(name), *recipe.layout)
     histories = made.encode_histories(histories_to_answer(recipe, sets)[:SAMPLED])
     mean = sum(len(e.history_ids) for e in histories) / max(1, len(histories))

@@ -16,8 +16,8 @@ from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
 from flatgd.io.records import read_jsonl, write_jsonl
 from flatgd.judges.registry import cuts_taken
-from flatgd.models.dtype import dtype_name
-from flatgd.models.speaker import Speaker
+from flatgd.models.dtype import dtype_name, unless_float32
+from flatgd.models.speaker import Speaker, load_speaker
 from flatgd.pipeline.context import BuildResult, Context
 from flatgd.pipeline.judge_stage import JudgeStage
 from flatgd.pipeline.models_stage import ModelsStage
@@ -77,8 +77,7 @@ class EvaluateStage:
 
     def _other_than_float32(self, name: str) -> list[str]:
         """The precision of a model that generates and scores, for fingerprints."""
-        dtype = self.context.plan.dtype(name)
-        return [] if dtype == torch.float32 else [dtype_name(dtype)]
+        return unless_float32(self.context.plan.dtype(name))
 
     @cached_property
     def _scorer_dtype(self) -> torch.dtype:
@@ -157,8 +156,8 @@ class EvaluateStage:
     def _scoring_fingerprint(self) -> str:
         context = self.context
         scorer = context.recipe.scorer and context.model_fingerprint(context.recipe.scorer)
-        if scorer and self._scorer_dtype != torch.float32:
-            scorer += dtype_name(self._scorer_dtype)
+        if scorer:
+            scorer = "".join([scorer, *unless_float32(self._scorer_dtype)])
         judges = [self.judges.fingerprint(settings) for settings in context.recipe.judges]
         test = rows_digest(context.sets.test)
         return fingerprint_of("score", judges, scorer, PATTERNS, context.recipe.layout, test)
@@ -191,8 +190,4 @@ class EvaluateStage:
     def _scorer(self) -> Speaker:
         recipe = self.context.recipe
         assert recipe.scorer is not None
-        history, reply, _, *template = recipe.layout  # turn_separator is not for the scorer
-        own_layout = history, reply, None, *template
-        return Speaker(
-            *self.context.load_model(recipe.scorer, own_layout, dtype=self._scorer_dtype)
-        )
+        return load_speaker(recipe.scorer, recipe.scorer_layout, self._scorer_dtype)

@@ -16,7 +16,7 @@ from flatgd.dialogue import Dialogue
 from flatgd.judges.base import Judge
 from flatgd.judges.quality import judge_report
 from flatgd.judges.registry import cuts_taken, load_judge, make_judge
-from flatgd.models.dtype import dtype_name
+from flatgd.models.dtype import dtype_name, unless_float32
 from flatgd.pipeline.context import BuildResult, Context
 from flatgd.pipeline.plan import rows_digest
 
@@ -44,8 +44,7 @@ class JudgeStage:
         """A digest of everything that a reporting judge depends on."""
         model = settings.model and self.context.model_fingerprint(settings.model)
         rows = rows_digest(self.context.sets.judge), rows_digest(self.context.sets.test)
-        dtype = self.dtype(settings)
-        other = [] if dtype == torch.float32 else [dtype_name(dtype)]
+        other = unless_float32(self.dtype(settings))
         return fingerprint_of(settings.model_dump(exclude={"model"}), model, *rows, *other)
 
     def dtype(self, settings: JudgeSettings) -> torch.dtype:

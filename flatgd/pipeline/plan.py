@@ -23,7 +23,7 @@ from flatgd.errors import FlatGDError, RecipeError, UnsupportedError, nearest
 from flatgd.io.files import free_bytes
 from flatgd.io.records import read_jsonl
 from flatgd.methods import METHODS, Clean, Merge, Method, System
-from flatgd.models.dtype import checkpoint_dtype, dtype_for, dtype_name
+from flatgd.models.dtype import checkpoint_dtype, dtype_for, unless_float32
 from flatgd.models.loading import load_config, summarize_error
 from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
 from flatgd.pipeline.network_permissions import sending_faults
@@ -169,16 +169,20 @@ class Plan:
         """What is not float32 in a model's training, for its fingerprint."""
         used = {name: self.dtype(name) for name in planned.kind.needs if name != BACKBONE}
         used["base"] = self.base_dtype(planned.name)
-        return [f"{n} {dtype_name(d)}" for n, d in used.items() if d != torch.float32]
+        return [f"{n} {name}" for n, dtype in used.items() for name in unless_float32(dtype)]
 
     def steps(self, name: str) -> int:
         """Optimizer steps that a model is trained for."""
         return steps_of(self.config(name, self.recipe.output), len(self.rows(name)))
 
+    def policy_rows(self, name: str) -> list[Dialogue]:
+        """The rows of the data that a model is trained on."""
+        return _labelled(self.sets.policy, self.model(name).labels)
+
     def rows(self, name: str) -> Rows:
         """What a model is trained on. Sampled replies to learn from must be on disk."""
         planned = self.model(name)
-        rows = _labelled(self.sets.policy, planned.labels)
+        rows = self.policy_rows(name)
         if planned.sampled_from is None:
             return rows
         sampled = list(read_jsonl(self.recipe.output / layout.samples(planned.sampled_from)))
@@ -259,13 +263,12 @@ class Plan:
         """A digest of everything that the judge in the loop depends on."""
         judge = self.recipe.sample.judge
         model = judge.model and self._model_fingerprint(judge.model)
-        dtype = self.judge_dtype(judge)
         return fingerprint_of(
             "in_loop",
             judge.model_dump(exclude={"model"}),
             model,
             self._digest("policy", (True, False)),
-            *([] if dtype == torch.float32 else [dtype_name(dtype)]),
+            *unless_float32(self.judge_dtype(judge)),
         )
 
 

@@ -10,20 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import transformers
 from transformers import PrinterCallback
 
-from flatgd.config.names import EXPERTS
-from flatgd.config.recipe import Recipe
-from flatgd.data.sets import Sets, ordinary_dialogue, scorable
+from flatgd.config.names import BACKBONE, EXPERTS
+from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
 from flatgd.judges.base import pairs_of
 from flatgd.judges.classifier import HFJudge
 from flatgd.methods import Method
 from flatgd.models.adapters import load, with_adapter
-from flatgd.models.dialogue_format import format_for
-from flatgd.models.loading import load_config, load_tokenizer, on_device
-from flatgd.models.speaker import Speaker
+from flatgd.models.loading import load_tokenizer, on_device, quiet_transformers
+from flatgd.models.speaker import load_speaker
 from flatgd.pipeline.plan import Plan, histories_to_answer
 from flatgd.training.config import FlatGDConfig
 from flatgd.training.loop import steps_of
@@ -43,24 +40,23 @@ class StageTime(NamedTuple):
     basis: str
 
 
-def times_of(recipe: Recipe, sets: Sets, plan: Plan) -> Iterator[StageTime]:
+def times_of(plan: Plan) -> Iterator[StageTime]:
     """One stage after another, as they are timed. Downloads and the report are left out."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    rows = [row for row in sets.policy if row.is_safe is not None]
+    quiet_transformers()
+    recipe = plan.recipe
     seen: dict[str, float] = {}
     for name in (*EXPERTS, *recipe.methods):
         planned = plan.model(name)
         if not issubclass(planned.kind, Method) or planned.learns_from_pairs:
             continue
         config = plan.config(name, recipe.output)
-        accepted = [row for row in rows if bool(row.is_safe) in planned.labels]
+        rows = plan.policy_rows(name)
         key = str((planned.kind, planned.base, planned.options))
         if key not in seen:
-            seen[key] = _step(plan, name, planned.kind, accepted)
-        steps = steps_of(config, len(accepted))
+            seen[key] = _step(plan, name, planned.kind, rows)
+        steps = steps_of(config, len(rows))
         yield StageTime(name, steps * seen[key], f"{steps:,} steps of {seen[key]:.2f} s")
-    yield from _evaluation(recipe, sets, plan)
+    yield from _evaluation(plan)
 
 
 def total(stages: Sequence[StageTime]) -> float:
@@ -105,10 +101,11 @@ def _short(config: FlatGDConfig, folder: Path) -> FlatGDConfig:
     return config
 
 
-def _evaluation(recipe: Recipe, sets: Sets, plan: Plan) -> Iterator[StageTime]:
+def _evaluation(plan: Plan) -> Iterator[StageTime]:
+    recipe, sets = plan.recipe, plan.sets
     histories = histories_to_answer(recipe, sets)
     models, samples = len(recipe.models), recipe.generate.samples
-    speaker = _speaker(recipe, plan, recipe.backbone, plan.dtype("backbone"))
+    speaker = load_speaker(recipe.backbone, recipe.layout, plan.dtype(BACKBONE))
     on_cpu = speaker.model.device.type == "cpu"
     few = histories[: HISTORIES if on_cpu else recipe.generate.batch_size]
     seconds, said = _timed(lambda: speaker.generate(few, recipe.generate, recipe.seed))
@@ -123,7 +120,7 @@ def _evaluation(recipe: Recipe, sets: Sets, plan: Plan) -> Iterator[StageTime]:
     basis = f"{models} x {len(given):,} given replies"
     if recipe.scorer:
         dtype = plan.dtype_of_role("scorer", recipe.scorer)
-        scorer = _speaker(recipe, plan, recipe.scorer, dtype)
+        scorer = load_speaker(recipe.scorer, recipe.scorer_layout, dtype)
         seconds, _ = _timed(lambda: scorer.score(replies))
         ordinary = {row.source for row in ordinary_dialogue(sets.test)}
         times = sum(1 + (row.source in ordinary) for row in histories)
@@ -137,13 +134,6 @@ def _evaluation(recipe: Recipe, sets: Sets, plan: Plan) -> Iterator[StageTime]:
             count = models * len(histories) * samples + len(sets.judge) + len(sets.test)
             whole = count / len(replies) * seconds
             yield StageTime(f"judge {judge.label}", whole, f"{count:,} replies")
-
-
-def _speaker(recipe: Recipe, plan: Plan, name: str, dtype: Any) -> Speaker:
-    history, reply, separator, *template = recipe.layout
-    own = (history, reply, separator if name == recipe.backbone else None, *template)
-    made = format_for(load_config(name), load_tokenizer(name), *own)
-    return Speaker(on_device(load(name, dtype)), made)
 
 
 def _timed(work: Any) -> tuple[float, Any]:

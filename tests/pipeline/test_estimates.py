@@ -12,9 +12,10 @@ from flatgd.config.loading import load_recipe
 from flatgd.models.adapters import with_adapter
 from flatgd.pipeline import estimates
 from flatgd.pipeline import plan as plans
+from flatgd.pipeline.disk_space import disk_of
 from flatgd.pipeline.estimates import cache_bytes
 from flatgd.pipeline.loader import load_validated
-from flatgd.pipeline.plan import Plan
+from flatgd.pipeline.plan import Plan, states_bytes
 from flatgd.pipeline.timing import duration
 from flatgd.pipeline.training_memory import estimate
 from flatgd.training import FlatGDConfig
@@ -96,7 +97,7 @@ def test_larger_cards_fit_larger_micro_batches(
 ) -> None:
     """A card of one GB has no room beside CUDA's own."""
     plan = plan_of(recipe_file)
-    lengths = estimates.lengths_of(plan.recipe, plan.sets)
+    lengths = estimates.lengths_of(plan)
     monkeypatch.setattr(estimates, "CARDS", (0.8, 0.95, 24))
     rows = [rows for _, rows in estimates.fits(plan, "flatgd", lengths)]
     whole = plan.config("flatgd", plan.recipe.output).per_device_train_batch_size
@@ -118,8 +119,13 @@ def test_states_are_cached_where_that_is_cheaper(
     assert cache(few) is None
     states = str(load_recipe(recipe_file, []).output / "states")
     assert cache(many) == states
-    assert cache(many, "train.expert_cache=none") is None
+    none = "train.expert_cache=none"
+    assert cache(many, none) is None
     assert cache(few, "train.expert_cache=states") == states
+    kept = [disk_of(plan_of(recipe_file, many, *more)).kept for more in ((), (none,))]
+    assert kept[0] - kept[1] == states_bytes(
+        load_recipe(recipe_file, []), plan_of(recipe_file).sets
+    )
     monkeypatch.setattr(plans, "free_bytes", lambda folder: 1000)
     assert cache(many) is None
 
