@@ -38,6 +38,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 LEAST = {"score": 2.0, "sample": 2.0, "perplexity": 2.0}
 STAGES = (*LEAST, "step")
+MEASURES = (*LEAST, *(f"step: {name}" for name in STEPS))
 
 
 def rows(part: Any, count: int) -> list[Any]:
@@ -94,37 +95,34 @@ def measure_perplexity(folder: str) -> dict[str, float]:
     return {"seconds": seconds, "nll": sum(one.nll for one in scores)}
 
 
-def measure_step(folder: str) -> dict[str, float]:
-    """Seconds of a step of each kind: the second of two, after a first one with its checks."""
+def measure_step(folder: str, name: str) -> dict[str, float]:
+    """Seconds of a step of one kind: the median of those after the first one, which has checks."""
     import copy
 
     import flatgd
     from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
     from flatgd.models.adapters import with_adapter
 
-    found = {}
-    backbone = load_model(folder)
-    experts = [copy.deepcopy(backbone) for _ in range(2)]
-    for name, (kind, fields) in STEPS.items():
-        with tempfile.TemporaryDirectory() as output:
-            config = FlatGDConfig(
-                output, max_steps=3, per_device_train_batch_size=BATCH, micro_batch_size=8,
-                penalty_warmup=0.0, use_cpu=True, disable_tqdm=True, logging_steps=1,
-                max_history_tokens=HISTORY, max_reply_tokens=REPLY, learning_rate=1e-5, **fields,
-            )  # fmt: skip
-            model = copy.deepcopy(backbone)
-            method = getattr(flatgd.methods, kind)
-            trainer = FlatGDTrainer(
-                with_adapter(model, config) if config.lora_rank else model,
-                config,
-                train_dataset=rows("train", 3 * BATCH),
-                processing_class=load_tokenizer(folder),
-                method=method(*experts) if method.needs else method(),
-            )
-            trainer.train()
-            log = [e["seconds"] for e in trainer.state.log_history if "seconds" in e]
-            found[name] = statistics.median(log[1:])
-    return found
+    kind, fields = STEPS[name]
+    model = load_model(folder)
+    experts = [copy.deepcopy(model) for _ in range(2)]
+    method = getattr(flatgd.methods, kind)
+    with tempfile.TemporaryDirectory() as output:
+        config = FlatGDConfig(
+            output, max_steps=3, per_device_train_batch_size=BATCH, micro_batch_size=8,
+            penalty_warmup=0.0, use_cpu=True, disable_tqdm=True, logging_steps=1,
+            max_history_tokens=HISTORY, max_reply_tokens=REPLY, learning_rate=1e-5, **fields,
+        )  # fmt: skip
+        trainer = FlatGDTrainer(
+            with_adapter(model, config) if config.lora_rank else model,
+            config,
+            train_dataset=rows("train", 3 * BATCH),
+            processing_class=load_tokenizer(folder),
+            method=method(*experts) if method.needs else method(),
+        )
+        trainer.train()
+    seconds = [entry["seconds"] for entry in trainer.state.log_history if "seconds" in entry]
+    return {"seconds": statistics.median(seconds[1:])}
 
 
 def run(folder: str, what: str, tree: Path) -> dict[str, float]:
@@ -152,10 +150,12 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="another checkout of flatgd")
     parser.add_argument("--what", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--rounds", type=int, default=2, help="measurements by each checkout")
-    parser.add_argument("--one", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=MEASURES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(globals()[f"measure_{given.one}"](given.folder)))
+        stage, _, name = given.one.partition(": ")
+        measure: Callable[..., dict[str, float]] = globals()[f"measure_{stage}"]
+        print(json.dumps(measure(given.folder, *([name] if name else []))))
         return 0
     from benchmarks.table import Target, conclude, machine
 
@@ -164,7 +164,7 @@ def main() -> int:
     trees = {"this": Path(__file__).parent.parent}
     if given.against:
         trees["other"] = given.against.resolve()
-    for what in given.what:
+    for what in (one for one in MEASURES if one.partition(":")[0] in given.what):
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
         for _ in range(given.rounds):
             for name, tree in trees.items():
@@ -172,7 +172,7 @@ def main() -> int:
         found = {name: median_of(of_tree) for name, of_tree in runs.items()}
         for key in found["this"]:
             values = "  ".join(f"{name} {one.get(key, 0):,.2f}" for name, one in found.items())
-            print(f"{what:<12}{key:<22}{values}", flush=True)
+            print(f"{what:<26}{key:<9}{values}", flush=True)
         if given.against and what in LEAST:
             ratio = found["other"]["seconds"] / found["this"]["seconds"]
             targets.append(Target(f"{what}: times as fast", ratio, LEAST[what], at_least=True))
