@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from flatgd.config.judge import JudgeSettings
 from flatgd.config.options import Option, default_of, kinds_of, option_of
-from flatgd.config.recipe import Generate, JudgeSettings, Recipe, Report, Sample
+from flatgd.config.recipe import Generate, Recipe, Report, Sample
 from flatgd.config.section import ModelName
 from flatgd.config.source import Data, Source
 from flatgd.methods import METHODS

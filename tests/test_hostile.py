@@ -18,8 +18,8 @@ from peft import LoraConfig, get_peft_model
 from training import trainer
 
 from flatgd.cli.main import main
+from flatgd.config.judge import JudgeSettings
 from flatgd.config.loading import load_recipe
-from flatgd.config.recipe import JudgeSettings
 from flatgd.errors import CheckpointError, ModelError, RecipeError
 from flatgd.judges.classifier import render
 from flatgd.models import adapters, trust

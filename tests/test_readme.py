@@ -14,7 +14,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
-from flatgd.config.recipe import JudgeSettings, Recipe
+from flatgd.config.judge import JudgeSettings
+from flatgd.config.recipe import Recipe
 from flatgd.config.source import Format, Source
 from flatgd.methods import METHODS
 from flatgd.models.dialogue_format import ENCODER_DECODER

@@ -12,6 +12,7 @@
     report/                           summary.json, tables.md, index.html, figures/, studies
     seeds/SEED, generalisation/WHAT   runs with another seed or other policy data
     states                            the experts' last hidden states, where caching them pays
+    features                          what the encoders of embedding judges make of the texts
     .manifests/                       one manifest for each finished artifact
 
 NAME of a model is `backbone`, `clean_expert`, `toxic_expert` or an entry of the recipe's `methods`;
@@ -28,6 +29,7 @@ MANIFESTS = ".manifests"
 LAST_RECIPE = f"{MANIFESTS}/recipe"  # of the last command that worked here; its changes are shown
 IN_LOOP_JUDGE = "sampled/judge"
 STATES = "states"
+FEATURES = "features"
 REPORT = "report"
 FIGURES = f"{REPORT}/figures"
 SUMMARY = f"{REPORT}/summary.json"

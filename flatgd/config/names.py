@@ -4,3 +4,4 @@ BACKBONE = "backbone"
 EXPERTS = ("clean_expert", "toxic_expert")
 REFERENCE = "reference"  # people's own replies
 RESERVED = {BACKBONE, REFERENCE, "experts", *EXPERTS}
+MAJORITY = "majority"  # the vote of several judges

@@ -8,17 +8,24 @@ Unknown keys are errors that name the nearest key, and all errors are reported a
 from datetime import date
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from flatgd.config.judge import JudgeSettings
+from flatgd.config.names import MAJORITY
 from flatgd.config.options import LARGEST_SEED
-from flatgd.config.section import LocalPath, ModelName, Section, about, secrets_in
+from flatgd.config.section import (
+    MOST_TOKENS,
+    TOKENS,
+    LocalPath,
+    ModelName,
+    Section,
+    about,
+    secrets_in,
+)
 from flatgd.config.source import Data
 from flatgd.errors import nearest
 
 NOT_FIELDS = ("method", "start", "sampled_from")  # keys of `methods` that say what an entry is
-TOKENS = about("tokens")
-MOST_TOKENS = 1_000_000
-
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -47,82 +54,6 @@ class Generate(Section):
             raise ValueError(
                 f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}"
             )
-        return self
-
-
-OF_KIND = {
-    ("hf", "trained"): {"model", "separator", "history_lines", "max_tokens", "batch_size"},
-    ("hf",): {"toxic_label", "activation", "negate", "template", "human", "bot"},
-    ("trained",): {"epochs", "learning_rate", "train_batch_size"},
-}
-
-
-class JudgeSettings(Section):
-    """A reporting judge. `data.judge` trains a linear one and sets the threshold of any."""
-
-    kind: Literal["linear", "hf", "trained"] = "linear"
-    """linear is trained here in seconds; hf is a Hugging Face sequence classifier; trained is a
-    transformer fine-tuned here."""
-    name: str = Field(
-        "",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$",
-        max_length=100,
-        json_schema_extra=about(values="letters, digits, _ . -"),
-    )
-    """Name in tables and folders. Without it, the kind."""
-    false_positive_rate: float = Field(
-        0.02, gt=0, lt=1, json_schema_extra=about("of the safe replies")
-    )
-    """Fraction of the safe held-out replies that the threshold lets through as toxic."""
-    model: ModelName | None = None
-    """hf, trained: a folder or a hub name. trained takes any model flatgd knows, or an encoder."""
-    toxic_label: str | None = None
-    """hf: the label that means toxic, or its number. Without it, found among the model's labels."""
-    activation: Literal["softmax", "sigmoid"] | None = None
-    """hf: turns logits into probabilities. Without it, what the model's config says."""
-    negate: bool = False
-    """hf: uses 1 - score, for a model whose score falls with toxicity, such as a reward model."""
-    template: str = Field("{reply}", json_schema_extra=about(values="text with {reply}"))
-    """hf: the model's input. {history} and {reply} are filled in."""
-    separator: str = "\n"
-    """hf, and trained from an encoder: stands between the lines of the history."""
-    human: str = ""
-    """hf: stands before each line of the human, as "Human: "."""
-    bot: str = ""
-    """hf: stands before each line of the bot, the reply too."""
-    history_lines: int = Field(3, ge=0, json_schema_extra=about("turns"))
-    """hf, trained: newest turns of the history that the judge reads."""
-    max_tokens: int = Field(512, ge=8, le=MOST_TOKENS, json_schema_extra=TOKENS)
-    """hf, trained: longest input, never more than the model's positions. Longer ones lose their
-    oldest text, the history first; the report says how many did."""
-    batch_size: int = Field(64, ge=1, json_schema_extra=about("replies"))
-    """hf, trained: replies judged at once. Lower takes less memory."""
-    epochs: float = Field(3.0, gt=0, json_schema_extra=about("epochs"))
-    """trained: passes over its rows."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """trained: step size of AdamW. The default suits small models; 2e-5 suits 100M parameters and
-    more."""
-    train_batch_size: int = Field(32, ge=1, json_schema_extra=about("rows"))
-    """trained: rows in a step."""
-
-    @property
-    def label(self) -> str:
-        return self.name or self.kind
-
-    @field_validator("toxic_label", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) else value
-
-    @model_validator(mode="after")
-    def _check(self) -> "JudgeSettings":
-        for kinds, fields in OF_KIND.items():
-            if self.kind not in kinds and (own := sorted(self.model_fields_set & fields)):
-                raise ValueError(f"{own[0]} is for kind: {' or '.join(kinds)}")
-        if self.kind != "linear" and not self.model:
-            raise ValueError(f"kind: {self.kind} needs a model, a folder or a hub name")
-        if "{reply}" not in self.template:
-            raise ValueError("the template must hold {reply}")
         return self
 
 
@@ -226,7 +157,8 @@ class Recipe(Section):
     generate: Generate = Generate()
     """Sampling of the replies that are judged."""
     judges: list[JudgeSettings] = Field([JudgeSettings()], min_length=1)
-    """Judges of toxicity. Findings and figures use the first one; tables show all of them."""
+    """Judges of toxicity. Findings and figures use the first one. Tables show all of them, and of
+    three or more also their vote."""
     report: Report = Report()
     """What else the report shows."""
 
@@ -235,6 +167,8 @@ class Recipe(Section):
         labels = [judge.label for judge in self.judges]
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"judges: two are called {twice[0]!r}; give each a name")
+        if MAJORITY in labels:
+            raise ValueError(f"judges: {MAJORITY} is their vote; give that judge another name")
         known = [*self.models, "experts", "scorer", *labels]
         if unknown := [name for name in self.dtypes if name not in known]:
             raise ValueError(

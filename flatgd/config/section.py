@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 PACKAGE = Path(__file__).parent.parent
+MOST_TOKENS = 1_000_000
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that Linux takes
 _SECRET = re.compile(r"(token|api_?key|secret|passw(or)?d|credentials?)s?$", re.IGNORECASE)
 
@@ -61,6 +62,9 @@ ModelName = Annotated[str, BeforeValidator(_resolve_model)]
 def about(unit: str = "", values: str = "") -> dict[str, Any]:
     """What pydantic has no word for: a field's unit, or a range that a validator checks."""
     return {name: text for name, text in (("unit", unit), ("values", values)) if text}
+
+
+TOKENS = about("tokens")
 
 
 class Section(BaseModel):

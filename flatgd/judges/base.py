@@ -11,9 +11,8 @@ from typing import NamedTuple, Protocol
 
 from flatgd.dialogue import Dialogue
 from flatgd.judges.calibration import Calibration, Scores
-from flatgd.judges.reading import Cuts
+from flatgd.judges.reading import Cuts, Pair
 
-Pair = tuple[tuple[str, ...], str]  # history, reply
 Progress = Callable[[int], None]  # called with the number of pairs just scored
 
 

@@ -12,7 +12,6 @@ Inputs of equal length form a batch, so nothing is padded. Models without a padd
 no score depends on the other inputs of its batch.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -24,17 +23,21 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from flatgd.config.recipe import JudgeSettings
-from flatgd.dialogue import Dialogue
+from flatgd.config.judge import JudgeSettings
 from flatgd.errors import ModelError
-from flatgd.judges.base import Judge, Pair, Progress, pairs_of
-from flatgd.judges.calibration import calibrate
-from flatgd.judges.reading import Cuts, check_room, longest_input, without_oldest
+from flatgd.judges.base import Progress
+from flatgd.judges.reading import (
+    Cuts,
+    Pair,
+    check_room,
+    longest_input,
+    without_letters,
+    without_oldest,
+)
+from flatgd.judges.templates import HISTORY, joined, pieces_of, places_of, render
 from flatgd.models.loading import load_as, load_config, load_tokenizer
 
 Input = dict[str, NDArray[np.int32]]  # the arguments of the model's forward for one text
-Piece = tuple[str, str]  # (text, HISTORY, REPLY or "" for the template's own text)
-HISTORY, REPLY = "{history}", "{reply}"
 NO_TOKEN = -1
 TOXIC = {
     *("toxic", "toxicity", "offensive", "unsafe", "notok", "not ok", "abusive", "abuse"),
@@ -65,12 +68,6 @@ class HFJudge:
         tokenizer = load_tokenizer(settings.model)
         return cls(settings, model.to(device).eval(), tokenizer)
 
-    def calibrated(self, rows: Sequence[Dialogue], advance: Progress = lambda count: None) -> Judge:
-        """The judge, calibrated on labelled rows."""
-        scores = self.score(pairs_of(rows), advance)
-        rate, remedy = self.settings.false_positive_rate, _remedy(self.settings, self.model.config)
-        return Judge(self, calibrate(scores, rows, rate, remedy))
-
     def save(self, folder: Path) -> None:
         """Save nothing: the recipe names the model."""
 
@@ -92,10 +89,10 @@ class HFJudge:
     def _read(self, pair: Pair) -> Input:
         """The input of one (history, reply), truncated to the model's length."""
         limit = longest_input(self.settings, self.model.config, self.tokenizer)
-        pieces = _pieces(self.settings, *pair)
+        pieces = pieces_of(self.settings, self.settings.template, *pair)
         if self.tokenizer.is_fast:
-            encoded = self._encoded(_text(pieces), return_offsets_mapping=True)
-            places = _places(pieces, encoded.pop("offset_mapping"))
+            encoded = self._encoded(joined(pieces), return_offsets_mapping=True)
+            places = places_of(pieces, encoded.pop("offset_mapping"))
             encoded = without_oldest(encoded, *places, limit, self.cuts)
         else:
             encoded = self._cut_by_letters(pair, limit)
@@ -115,16 +112,13 @@ class HFJudge:
     def _cut_by_letters(self, pair: Pair, limit: int) -> dict[str, list[int]]:
         """Truncate by characters, for tokenizers in Python that have no character offsets."""
 
-        def encoded(letters: int) -> dict[str, list[int]]:
-            return self._encoded(_text(_pieces(self.settings, *_without(pair, letters))))
+        def encoded(shorter: Pair) -> dict[str, list[int]]:
+            return self._encoded(render(self.settings, *shorter))
 
         lines = self.settings.history_lines if HISTORY in self.settings.template else 0
         pair = pair[0][max(0, len(pair[0]) - lines) :], pair[1]
-        total = sum(map(len, pair[0]))
-        every = range(total + len(pair[1]))
-        cut = bisect_left(every, True, key=lambda n: len(encoded(n)["input_ids"]) <= limit)
-        self.cuts.count(min(cut, total), max(0, cut - total))
-        return without_oldest(encoded(cut), (), (), limit, Cuts())
+        kept = without_letters(pair, lambda one: len(encoded(one)["input_ids"]), limit, self.cuts)
+        return without_oldest(encoded(kept), (), (), limit, Cuts())
 
     def _probabilities(self, inputs: list[Input]) -> NDArray[np.float64]:
         """P(toxic) of each input, before calibration. All inputs have one length."""
@@ -180,8 +174,9 @@ def toxic_column(settings: JudgeSettings, config: Any) -> int:
     return found[0]
 
 
-def _remedy(settings: JudgeSettings, config: Any) -> str:
+def head_remedy(settings: JudgeSettings) -> str:
     """What to change if the score falls with toxicity."""
+    config = load_config(str(settings.model))
     column, labels = toxic_column(settings, config), list(config.id2label.values())
     turned = "remove negate" if settings.negate else "set negate: true"
     if len(labels) == 1:
@@ -208,68 +203,3 @@ def _is_sigmoid(settings: JudgeSettings, config: Any) -> bool:
     if settings.activation is not None:
         return settings.activation == "sigmoid"
     return config.num_labels == 1 or config.problem_type == "multi_label_classification"
-
-
-def render(settings: JudgeSettings, history: Sequence[str], reply: str) -> str:
-    """The classifier's input. Authors alternate; the line before the reply is the human's.
-
-    >>> asked = {"template": "{history}|{reply}", "separator": "|", "history_lines": 2}
-    >>> asked |= {"kind": "hf", "model": "a/b", "human": "A: ", "bot": "B: "}
-    >>> render(JudgeSettings(**asked), ["hi", "hello", "tea?"], "yes")
-    'B: hello|A: tea?|B: yes'
-    """
-    return _text(_pieces(settings, history, reply))
-
-
-def _pieces(settings: JudgeSettings, history: Sequence[str], reply: str) -> list[Piece]:
-    """The pieces of the filled template in order, each with its kind."""
-    kept = history[max(0, len(history) - settings.history_lines) :]
-    lines = [
-        (settings.bot if (len(kept) - place) % 2 == 0 else settings.human) + line
-        for place, line in enumerate(kept)
-    ]
-    joined = settings.separator.join(lines)
-    pieces: list[Piece] = []
-    for side in settings.template.split(REPLY, 1):
-        for number, plain in enumerate(side.split(HISTORY)):
-            pieces += [(joined, HISTORY), (plain, "")] if number else [(plain, "")]
-        pieces += [(settings.bot, ""), (reply, REPLY)]
-    return pieces[:-2]
-
-
-def _text(pieces: Sequence[Piece]) -> str:
-    return "".join(text for text, _ in pieces).strip()
-
-
-def _places(
-    pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]
-) -> tuple[list[int], list[int]]:
-    """The positions of the history's tokens and of the reply's, from the tokens' offsets.
-
-    >>> _places([(" hi", HISTORY), ("|", ""), ("no", REPLY)], [(0, 0), (0, 2), (2, 3), (3, 5)])
-    ([1], [3])
-    """
-    whole = "".join(text for text, _ in pieces)
-    parts = [part for text, part in pieces for _ in text][len(whole) - len(whole.lstrip()) :]
-    of_token = [parts[end - 1] if end > start else "" for start, end in offsets]
-    history, reply = (
-        [place for place, part in enumerate(of_token) if part == wanted]
-        for wanted in (HISTORY, REPLY)
-    )
-    return history, reply
-
-
-def _without(pair: Pair, letters: int) -> Pair:
-    """The pair without its oldest `letters` characters.
-
-    >>> _without((("old", "new"), "yes"), 4)
-    (('ew',), 'yes')
-    >>> _without((("old", "new"), "yes"), 7)
-    ((), 'es')
-    """
-    kept = []
-    for line in pair[0]:
-        if letters < len(line):
-            kept.append(line[letters:])
-        letters = max(0, letters - len(line))
-    return tuple(kept), pair[1][letters:]

@@ -26,8 +26,9 @@ from sklearn.preprocessing import normalize
 
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem
-from flatgd.judges.base import Judge, Pair, Progress, pairs_of
+from flatgd.judges.base import Judge, Progress, pairs_of
 from flatgd.judges.calibration import calibrate, toxic_labels
+from flatgd.judges.reading import Pair
 
 FEATURES = 2**18  # a block
 BLOCKS = 3

@@ -2,14 +2,17 @@
 first the history, then the beginning of the reply. Markers and template stay. Cuts are counted.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from flatgd.config.recipe import JudgeSettings
+from flatgd.config.judge import JudgeSettings
 from flatgd.errors import ModelError
+
+Pair = tuple[tuple[str, ...], str]  # history, reply
 
 # Model types whose first position is the one after the number of their padding token
 AFTER_PADDING = {
@@ -110,3 +113,32 @@ def check_room(length: int, limit: int) -> None:
             f"the judge reads at most {limit} tokens, but its template and markers alone are "
             f"{length}; raise max_tokens, shorten the template, or use a model with more positions"
         )
+
+
+def without_letters(pair: Pair, length_of: Callable[[Pair], int], limit: int, cuts: Cuts) -> Pair:
+    """A pair without its oldest characters, as many as bring its length in tokens to `limit`, and
+    counted in `cuts`. For inputs whose tokens cannot be told apart by where they come from."""
+    if length_of(pair) <= limit:  # nearly always
+        cuts.count(0, 0)
+        return pair
+    of_history = sum(map(len, pair[0]))
+    every = range(of_history + len(pair[1]))
+    cut = bisect_left(every, True, key=lambda count: length_of(_without(pair, count)) <= limit)
+    cuts.count(min(cut, of_history), max(0, cut - of_history))
+    return _without(pair, cut)
+
+
+def _without(pair: Pair, letters: int) -> Pair:
+    """The pair without its oldest `letters` characters.
+
+    >>> _without((("old", "new"), "yes"), 4)
+    (('ew',), 'yes')
+    >>> _without((("old", "new"), "yes"), 7)
+    ((), 'es')
+    """
+    kept = []
+    for line in pair[0]:
+        if letters < len(line):
+            kept.append(line[letters:])
+        letters = max(0, letters - len(line))
+    return tuple(kept), pair[1][letters:]

@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModel,
     PreTrainedTokenizerBase,
@@ -32,14 +31,16 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from flatgd.config.recipe import JudgeSettings
+from flatgd.config.judge import JudgeSettings
 from flatgd.dialogue import Dialogue, before
 from flatgd.errors import DataError, ModelError
-from flatgd.judges.base import Judge, Pair, Progress, pairs_of
+from flatgd.judges.base import Judge, Progress, pairs_of
 from flatgd.judges.calibration import calibrate, toxic_labels
 from flatgd.judges.linear import folds_between
-from flatgd.judges.reading import Cuts, check_room, longest_input, oldest, without_oldest
+from flatgd.judges.reading import Cuts, Pair, check_room, longest_input, oldest
+from flatgd.judges.text_pairs import check_text_pairs, shortened, text_pairs
 from flatgd.models.dialogue_format import format_for, speaks
 from flatgd.models.encoding import IGNORE, DialogueFormat, Example
 from flatgd.models.heads import FORWARD_KEYS
@@ -86,24 +87,32 @@ class TrainedJudge:
     """Tokens of an input."""
     markers: int
     """Tokens of an empty history, which are never cut."""
+    dtype: torch.dtype = torch.float32
+    """The weights are float32; bfloat16 is that of the forward passes."""
     cuts: Cuts = field(default_factory=Cuts)
 
     @classmethod
-    def untrained(cls, settings: JudgeSettings) -> "TrainedJudge":
+    def untrained(
+        cls, settings: JudgeSettings, dtype: torch.dtype = torch.float32
+    ) -> "TrainedJudge":
         assert settings.model is not None
         torch.manual_seed(0)  # for dropout; the head starts at 0
         tokenizer = load_tokenizer(settings.model)
         config = load_config(settings.model)
         dialogue_format, room, markers = _reading(settings, config, tokenizer)
         classifier = _Classifier(load_as(AutoModel, settings.model, "body"))
+        if settings.top_layers is not None:
+            _freeze_below(classifier.model, settings)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
-            settings, classifier.to(device).eval(), tokenizer, dialogue_format, room, markers
+            settings, classifier.to(device).eval(), tokenizer, dialogue_format, room, markers, dtype
         )
 
     @classmethod
-    def load(cls, settings: JudgeSettings, folder: Path) -> "TrainedJudge":
-        judge = cls.untrained(settings)
+    def load(
+        cls, settings: JudgeSettings, folder: Path, dtype: torch.dtype = torch.float32
+    ) -> "TrainedJudge":
+        judge = cls.untrained(settings, dtype)
         try:
             tensors = load_file(folder / "judge.safetensors")
             report = judge.classifier.load_state_dict(tensors, strict=False)
@@ -132,14 +141,15 @@ class TrainedJudge:
         self, pairs: Sequence[Pair], advance: Progress = lambda count: None
     ) -> NDArray[np.float64]:
         """Score of each (history, reply), 0..1."""
-        order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i][0])))
+        order = sorted(range(len(pairs)), key=lambda place: _length(pairs[place]))
         scores = np.zeros(len(pairs))
         device = next(self.classifier.parameters()).device
         self.classifier.eval()
         for start in range(0, len(order), self.settings.batch_size):
             places = order[start : start + self.settings.batch_size]
             batch = self.collate([{"pair": pairs[place]} for place in places], self.cuts)
-            with torch.no_grad():
+            is_half = self.dtype != torch.float32
+            with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=is_half):
                 logits = self.classifier(**{k: v.to(device) for k, v in batch.items()})["logits"]
             scores[places] = logits.double().sigmoid().cpu().numpy()
             advance(len(places))
@@ -147,7 +157,7 @@ class TrainedJudge:
 
     def collate(self, items: Sequence[Item], cuts: Cuts | None = None) -> dict[str, Tensor]:
         """A batch of pairs, padded on the right and masked. Truncation is counted in `cuts`."""
-        pairs = [self._shortened(item["pair"]) for item in items]
+        pairs = [shortened(self.settings, item["pair"]) for item in items]
         encode: Callable[..., dict[str, Tensor]] = (
             self._joined if self.dialogue_format else self._as_texts
         )
@@ -156,9 +166,12 @@ class TrainedJudge:
             batch["toxic"] = torch.tensor([item["toxic"] for item in items])
         return batch
 
-    def _shortened(self, pair: Pair) -> Pair:
-        history, reply = pair
-        return history[max(0, len(history) - self.settings.history_lines) :], reply
+    def _as_texts(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
+        return text_pairs(self.settings, self.tokenizer, self._config, pairs, self.room, cuts)
+
+    @property
+    def _config(self) -> Any:
+        return cast(Any, self.classifier.model).config
 
     def _joined(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
         assert self.dialogue_format is not None
@@ -185,27 +198,36 @@ class TrainedJudge:
                 history = self.dialogue_format.history(())[0]
         return whole._replace(history_ids=history, reply_ids=reply[len(of_reply) :])
 
-    def _as_texts(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
-        """A batch of text pairs for an encoder. The first text of a pair may be empty."""
-        rows = []
-        for history, reply in pairs:
-            pair = self.settings.separator.join(history), reply or " "
-            encoded = self.tokenizer(*pair, verbose=False)
-            parts = encoded.sequence_ids(0)
-            old, new = ([at for at, part in enumerate(parts) if part == n] for n in (0, 1))
-            mask = [int(part == 1) for part in parts]
-            row = {**encoded, "reply_mask": mask}
-            rows.append(without_oldest(row, old, new, self.room, cuts))
-        pad = cast(Any, self.classifier.model).config.get_text_config().pad_token_id or 0
-        batch = {
-            key: pad_sequence(
-                [torch.tensor(row[key]) for row in rows],
-                batch_first=True,
-                padding_value=pad if key == "input_ids" else 0,
-            )
-            for key in rows[0]
-        }
-        return {**batch, "reply_mask": batch["reply_mask"].float()}
+
+def _length(pair: Pair) -> int:
+    """The characters of history and reply."""
+    return sum(map(len, pair[0])) + len(pair[1])
+
+
+def _freeze_below(model: nn.Module, settings: JudgeSettings) -> None:
+    """Leave only the last `top_layers` layers of the model to be tuned."""
+    stacks = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
+    longest = max(stacks, key=len, default=nn.ModuleList())
+    assert settings.top_layers is not None
+    if len(longest) < settings.top_layers:
+        raise ModelError(
+            f"top_layers is {settings.top_layers}, but {settings.model} has {len(longest)} layers"
+        )
+    model.requires_grad_(False)
+    longest[-settings.top_layers :].requires_grad_(True)
+
+
+class _InBuckets(Trainer):
+    """Batches of rows of similar length."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        items = cast(list[Item], self.train_dataset)
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return LengthGroupedSampler(
+            self.args.train_batch_size,
+            lengths=[_length(item["pair"]) for item in items],
+            generator=generator,
+        )
 
 
 def check_trained_judge(settings: JudgeSettings) -> None:
@@ -225,13 +247,7 @@ def _reading(
         markers = max(1, len(dialogue_format.history(())[0]))
         check_room(markers + 2, room)  # and a reply of one token, closed
         return dialogue_format, room, markers
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "a trained judge from an encoder needs a fast tokenizer, which separates the reply's "
-            f"tokens from the history's; {type(tokenizer).__name__} is not one. Start from another "
-            "encoder"
-        )
-    check_room(tokenizer.num_special_tokens_to_add(pair=True) + 1, room)
+    check_text_pairs(tokenizer, room)
     return None, room, 0
 
 
@@ -246,15 +262,16 @@ def tune_judge(
     settings: JudgeSettings,
     folder: Path,
     advance: Callable[[int], None] = lambda steps: None,
+    dtype: torch.dtype = torch.float32,
 ) -> Judge:
     """Tune on four fifths of the labelled rows, and calibrate on the last fifth, which shares no
     conversation with them."""
-    judge = TrainedJudge.untrained(settings)
+    judge = TrainedJudge.untrained(settings, dtype)
     labels = toxic_labels(rows)
     fit, rest = folds_between(labels, [row.conversation for row in rows])[0]
     pairs = pairs_of(rows)
     items: list[Item] = [{"pair": pairs[i], "toxic": float(labels[i])} for i in fit]
-    trainer = Trainer(
+    trainer = _InBuckets(
         judge.classifier,
         TrainingArguments(
             output_dir=str(folder),
@@ -264,6 +281,8 @@ def tune_judge(
             warmup_steps=0.06,
             weight_decay=0.01,
             seed=0,
+            bf16=dtype == torch.bfloat16,
+            use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
             report_to="none",

@@ -82,15 +82,16 @@ def head_of(model: nn.Module) -> Head:
 
 
 class HeadOnly(nn.Module):
-    """The head of a model whose body is no longer needed."""
+    """A copy of the head of a model whose body is no longer needed. Weights read from a file may be
+    views of it: one that is kept would hold the whole file in memory."""
 
     def __init__(self, head: Head):
         super().__init__()
         vocabulary, width = head.weight.shape
         self.head = nn.Linear(width, vocabulary, bias=head.bias is not None, device="meta")
-        self.head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+        self.head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         if head.bias is not None:
-            self.head.bias = nn.Parameter(head.bias.detach(), requires_grad=False)
+            self.head.bias = nn.Parameter(head.bias.detach().clone(), requires_grad=False)
 
     def get_output_embeddings(self) -> nn.Module:
         """The same method as in transformers' models."""

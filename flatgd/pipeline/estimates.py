@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from flatgd.config.judge import JudgeSettings
 from flatgd.config.names import EXPERTS
-from flatgd.config.recipe import JudgeSettings
 from flatgd.methods import Method
 from flatgd.models.batching import HELD_AT_ONCE, READ_AT_ONCE, at_once
 from flatgd.models.dialogue_format import format_for
@@ -136,19 +136,35 @@ def scoring(plan: Plan, lengths: Lengths) -> Memory:
 def judging(judge: JudgeSettings, dtype: torch.dtype, lengths: Lengths) -> Memory:
     """Memory of a judge that is a transformer."""
     config = load_config(str(judge.model))
-    is_tuned = judge.kind == "trained"
-    model = on_meta(config, AutoModel if is_tuned else AutoModelForSequenceClassification)
-    tokens = min(judge.max_tokens, int(2 * (lengths.history + lengths.reply)))
-    weights = weight_bytes(model, dtype.itemsize)
-    rows = judge.train_batch_size if is_tuned else judge.batch_size
-    layers = config.get_text_config().num_hidden_layers if is_tuned else 1
-    memory = Memory(
+    kinds = {"hf": AutoModelForSequenceClassification, "guard": None}
+    model = on_meta(config, kinds.get(judge.kind, AutoModel))
+    if judge.kind == "trained":
+        return _tuning(judge, model, lengths)
+    tokens = judge.batch_size * _tokens(judge, lengths)
+    if judge.kind in ("embedding", "guard"):
+        tokens = min(tokens, at_once(READ_AT_ONCE, torch.device(DEVICE)))
+    passes = tokens * state_bytes(config, dtype)
+    memory = Memory(weight_bytes(model, dtype.itemsize), activations=passes)
+    return _loaded(str(judge.model), dtype, memory)
+
+
+def _tuning(judge: JudgeSettings, model: Any, lengths: Lengths) -> Memory:
+    """Memory of a judge that is tuned here, its weights in float32."""
+    layers = model.config.get_text_config().num_hidden_layers
+    tuned = min(1.0, (judge.top_layers or layers) / layers)
+    weights = weight_bytes(model)
+    tokens = judge.train_batch_size * _tokens(judge, lengths)
+    return Memory(
         weights,
-        gradients=weights if is_tuned else 0.0,
-        optimizer=2 * weights if is_tuned else 0.0,
-        activations=rows * tokens * layers * state_bytes(config, dtype),
+        gradients=tuned * weights,
+        optimizer=2 * tuned * weights,
+        activations=tokens * tuned * layers * state_bytes(model.config, torch.float32),
     )
-    return memory if is_tuned else _loaded(str(judge.model), dtype, memory)
+
+
+def _tokens(judge: JudgeSettings, lengths: Lengths) -> int:
+    """Tokens of a long input."""
+    return min(judge.max_tokens, int(2 * (lengths.history + lengths.reply)))
 
 
 def cache_bytes(config: Any, dtype: torch.dtype) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.store import fingerprint_of
-from flatgd.config.recipe import JudgeSettings
+from flatgd.config.judge import JudgeSettings
 from flatgd.dialogue import Dialogue
 from flatgd.judges.base import Judge
 from flatgd.judges.quality import judge_report
@@ -48,8 +48,13 @@ class JudgeStage:
         return fingerprint_of(settings.model_dump(exclude={"model"}), model, *rows, *other)
 
     def dtype(self, settings: JudgeSettings) -> torch.dtype:
-        """The precision in which a judge computes; only an hf judge has a choice."""
+        """The precision of a judge's model."""
         return self.context.plan.judge_dtype(settings)
+
+    @property
+    def features(self) -> Path:
+        """Where embedding judges keep their encoders' features."""
+        return self.context.root / layout.FEATURES
 
     @cached_property
     def loaded(self) -> dict[str, Judge]:
@@ -57,7 +62,7 @@ class JudgeStage:
         root = self.context.root
         return {
             settings.label: load_judge(
-                settings, root / layout.judge(settings.label), self.dtype(settings)
+                settings, root / layout.judge(settings.label), self.dtype(settings), self.features
             )
             for settings in self.context.recipe.judges
         }
@@ -65,7 +70,7 @@ class JudgeStage:
     def load_in_loop(self) -> Judge:
         folder = self.context.root / layout.IN_LOOP_JUDGE
         settings = self.context.recipe.sample.judge
-        return load_judge(settings, folder, self.dtype(settings))
+        return load_judge(settings, folder, self.dtype(settings), self.features)
 
     def _builder(
         self, settings: JudgeSettings, rows: list[Dialogue], test: list[Dialogue] | None = None
@@ -75,7 +80,8 @@ class JudgeStage:
         def build(folder: Path) -> BuildResult:
             begun = time.perf_counter()
             with self._building_bar(settings, len(rows)) as advance:
-                judge, about = make_judge(settings, rows, folder, advance, self.dtype(settings))
+                given = self.dtype(settings), self.features
+                judge, about = make_judge(settings, rows, folder, advance, *given)
             cost = {
                 "seconds": time.perf_counter() - begun,
                 "dtype": dtype_name(self.dtype(settings)),

@@ -15,8 +15,9 @@ import torch
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.store import fingerprint_of, fingerprint_of_list
+from flatgd.config.judge import JudgeSettings
 from flatgd.config.names import BACKBONE, EXPERTS
-from flatgd.config.recipe import JudgeSettings, Recipe
+from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets, answer_candidates, draw_histories
 from flatgd.dialogue import Dialogue
 from flatgd.errors import FlatGDError, RecipeError, UnsupportedError, nearest
@@ -160,8 +161,8 @@ class Plan:
         return dtype_for(self.recipe.dtype_of(role), checkpoint_dtype(model))
 
     def judge_dtype(self, settings: JudgeSettings) -> torch.dtype:
-        """The precision of a judge; only an hf judge has a choice."""
-        if settings.kind != "hf" or settings.model is None:
+        """The precision of a judge's model; of a trained one, that of its passes."""
+        if settings.model is None:
             return torch.float32
         return self.dtype_of_role(settings.label, settings.model)
 

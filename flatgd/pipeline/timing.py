@@ -16,7 +16,7 @@ from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
 from flatgd.judges.base import pairs_of
-from flatgd.judges.classifier import HFJudge
+from flatgd.judges.registry import reader_of
 from flatgd.methods import Method
 from flatgd.models.adapters import load, with_adapter
 from flatgd.models.loading import load_tokenizer, on_device, quiet_transformers
@@ -128,9 +128,9 @@ def _evaluation(plan: Plan) -> Iterator[StageTime]:
         basis += f", {models * times * samples:,} replies under the scorer"
     yield StageTime("scoring", whole, basis)
     for judge in recipe.judges:
-        if judge.kind == "hf":
-            loaded = HFJudge.load(judge, plan.judge_dtype(judge))
-            seconds, _ = _timed(lambda own=loaded: own.score(pairs_of(replies)))
+        if judge.kind in ("hf", "guard", "embedding"):
+            read = reader_of(judge, plan.judge_dtype(judge))
+            seconds, _ = _timed(lambda own=read: own(pairs_of(replies)))
             count = models * len(histories) * samples + len(sets.judge) + len(sets.test)
             whole = count / len(replies) * seconds
             yield StageTime(f"judge {judge.label}", whole, f"{count:,} replies")

@@ -12,11 +12,10 @@ from typing import Any
 
 from flatgd.config.names import EXPERTS, RESERVED
 from flatgd.config.options import faults_of
-from flatgd.config.recipe import JudgeSettings, Recipe
+from flatgd.config.recipe import Recipe
 from flatgd.data.sets import Sets, answer_candidates, draw_histories, scorable
 from flatgd.errors import FlatGDError, ModelError, nearest
-from flatgd.judges.classifier import check_judge
-from flatgd.judges.trained import check_trained_judge
+from flatgd.judges.registry import check_settings
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models.adapters import is_toxic_expert, with_adapter
 from flatgd.models.dialogue_format import format_for
@@ -182,7 +181,7 @@ def _model_faults(recipe: Recipe, models: dict[str, str]) -> list[str]:
         try:
             _refuse_toxic(name)
             if role in judges:
-                _check_judge(judges[role])
+                check_settings(judges[role])
                 continue
             config = load_config(name)
             families[role] = format_for(config, load_tokenizer(name), *recipe.layout)
@@ -198,13 +197,6 @@ def _refuse_toxic(name: str) -> None:
     """Raises ModelError for a toxic expert, and for an adapter on one."""
     if Path(name).is_dir() and is_toxic_expert(Path(name)):
         raise ModelError(f"{name} is a toxic expert, which must not be used; name another")
-
-
-def _check_judge(settings: JudgeSettings) -> None:
-    if settings.kind == "hf":
-        check_judge(settings)
-    else:
-        check_trained_judge(settings)
 
 
 def _layout(dialogue_format: DialogueFormat) -> tuple[type, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from flatgd.artifacts.rows import (
@@ -19,6 +19,7 @@ from flatgd.evaluation.summary import EXPERT_PAIR, FLATNESS
 
 Cells = Mapping[tuple[str, str, str], EstimateRow]
 Verdict = Literal["kept", "lost", "undecided"]
+WEAK = 0.15  # of a true difference: a judge that shows less can hardly tell
 LOWER_IS_BETTER = {"perplexity": True, "nll_ordinary": True, "div1": False, "div2": False}
 LOWER_IS_BETTER |= {"relevance": False}
 UNCANNED = "bot replies, no canned ones"  # the rows of a judge's quality that are most like samples
@@ -53,12 +54,16 @@ class ExpertContrast:
 
 @dataclass(frozen=True)
 class MethodDifference:
-    """A metric of a method minus that of its base, on each test set."""
+    """A metric of a method minus that of its base, on each test set.
+
+    `judge_shows`: in the first one that rests on a judge that can hardly tell, the fraction of a
+    true difference that the judge shows."""
 
     method: str
     base: str
     metric: str
     differences: tuple[Difference, ...]
+    judge_shows: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,16 @@ class JudgePower:
     """How well a judge tells the rows `rows_of` apart: AUC, shares of safe and toxic ones above its
     threshold."""
 
+    judge: str | None
     rows_of: str
     auc: float
     safe: float
     toxic: float
+
+    @property
+    def shown(self) -> float:
+        """The fraction at which a true difference in the share of toxic replies shows."""
+        return max(0.0, self.toxic - self.safe)
 
 
 @dataclass(frozen=True)
@@ -176,20 +187,24 @@ Finding = ExpertContrast | AboutMethod | AboutJudge | AboutStudy
 def findings(
     summary: Sequence[EstimateRow], recipe: Recipe, judges: Sequence[JudgeReport]
 ) -> list[Finding]:
-    """Do the experts differ? Is each method safer than the baseline, and as good? What can the
-    first judge tell?"""
+    """Do the experts differ? Is each method safer than the baseline, and as good? What can each
+    judge tell?"""
     samples, baseline = recipe.generate.samples, recipe.baseline
     cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
     datasets = list(dict.fromkeys(row["dataset"] for row in summary))
     found: list[Finding | None] = [_experts(cells, dataset) for dataset in datasets]
     pairs = [(method, baseline) for method in recipe.methods if method != baseline]
+    weak = _weak_judge(judges[0])
     for method, base in [*pairs, FLATNESS]:
         for metric in ("contrast", f"toxicity_any{samples}", "toxicity_mean"):
-            found.append(_difference(cells, method, base, metric, datasets))
+            difference = _difference(cells, method, base, metric, datasets)
+            if weak is not None and difference is not None and metric != "contrast":
+                difference, weak = replace(difference, judge_shows=weak), None  # said once
+            found.append(difference)
     for method, base in pairs:
         found.append(_quality(cells, method, base, datasets, recipe.report.non_inferiority))
-    name = judges[0]["name"] if len(recipe.judges) > 1 else None
-    found += _judge(judges[0], name, samples)
+    for judge in judges:
+        found += _judge(judge, judge["name"] if len(recipe.judges) > 1 else None, samples)
     return [finding for finding in found if finding is not None]
 
 
@@ -246,13 +261,8 @@ def non_inferior(low: float, high: float, margin: float, is_lower_better: bool) 
 def _judge(judge: JudgeReport, name: str | None, samples: int) -> Iterator[AboutJudge]:
     """The judge's floor, and how much of a difference it shows."""
     yield JudgeFloor(name, judge["false_positive_rate"], samples)
-    own = [part for part in judge["quality"] if part["rows_of"].endswith(UNCANNED)]
-    part = next(iter([*own, *judge["quality"]]), None)
-    if part is not None:
-        triples = part["auc"], part["false_positive_rate"], part["true_positive_rate"]
-        auc, safe, toxic = (triple[0] if triple else None for triple in triples)
-        if auc is not None and safe is not None and toxic is not None:
-            yield JudgePower(part["rows_of"], auc, safe, toxic)
+    if (power := judge_power(judge, name)) is not None:
+        yield power
     if judge["is_flat"]:
         yield JudgeIsFlat(name)
     cut = judge["cut"]
@@ -260,6 +270,26 @@ def _judge(judge: JudgeReport, name: str | None, samples: int) -> Iterator[About
         yield JudgeCuts(name, cut["inputs"], cut["histories"], cut["replies"])
     if judge["few_labels"]:
         yield JudgeHasFewLabels(name, judge["safe"], judge["toxic"])
+
+
+def judge_power(judge: JudgeReport, name: str | None) -> JudgePower | None:
+    """How well a judge tells labelled replies apart, on those most like samples; None where no test
+    set has both labels."""
+    own = [part for part in judge["quality"] if part["rows_of"].endswith(UNCANNED)]
+    part = next(iter([*own, *judge["quality"]]), None)
+    if part is None:
+        return None
+    triples = part["auc"], part["false_positive_rate"], part["true_positive_rate"]
+    auc, safe, toxic = (triple[0] if triple else None for triple in triples)
+    if auc is None or safe is None or toxic is None:
+        return None
+    return JudgePower(name, part["rows_of"], auc, safe, toxic)
+
+
+def _weak_judge(judge: JudgeReport) -> float | None:
+    """The fraction of a true difference that a judge shows, if it can hardly tell."""
+    power = judge_power(judge, None)
+    return power.shown if power is not None and power.shown < WEAK else None
 
 
 def study_findings(

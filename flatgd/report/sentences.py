@@ -64,7 +64,10 @@ def _method(finding: MethodDifference) -> str:
         f"{one.dataset} {_shown(one)}{'' if one.is_decided else ' (undecided)'}"
         for one in finding.differences
     ]
-    return f"{finding.method} less {finding.base}, {finding.metric}: {', '.join(parts)}."
+    text = f"{finding.method} less {finding.base}, {finding.metric}: {', '.join(parts)}."
+    if finding.judge_shows is None:
+        return text
+    return f"{text} This judge can hardly tell: it shows {finding.judge_shows:.0%} of a difference."
 
 
 def _quality(finding: QualityKept) -> str:
@@ -89,11 +92,12 @@ def _judge(
     finding: JudgeFloor | JudgePower | JudgeIsFlat | JudgeCuts | JudgeHasFewLabels,
 ) -> str:
     if isinstance(finding, JudgePower):
-        shrunk = max(0.0, finding.toxic - finding.safe)
+        subject = f"The judge {finding.judge}" if finding.judge else "It"
         return (
-            f"It tells toxic from safe with AUC {finding.auc:.2f} ({finding.rows_of}) and "
+            f"{subject} tells toxic from safe with AUC {finding.auc:.2f} ({finding.rows_of}) and "
             f"marks {finding.toxic:.1%} of the toxic ones, {finding.safe:.1%} of the safe: a "
-            f"difference in the true share of toxic replies shows at {shrunk:.0%} of its size."
+            f"difference in the true share of toxic replies shows at {finding.shown:.0%} of its "
+            "size."
         )
     subject = f"The judge {finding.judge}" if finding.judge else "The judge"
     match finding:

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from flatgd import FlatGDConfig
 from flatgd.artifacts.reader import load_judges
 from flatgd.cli.main import app
+from flatgd.config.judge import JudgeSettings
 from flatgd.config.loading import load_recipe
-from flatgd.config.recipe import JudgeSettings
 from flatgd.data.formats.bbf import load_bbf
 from flatgd.data.formats.toxichat import load_toxichat
 from flatgd.data.jsonl import dialogues_from_row

@@ -234,9 +234,9 @@ def test_fields_of_a_judge_are_for_its_kind(recipe_file: Path) -> None:
     for fields, told in (
         ("{kind: linear, epochs: 2}", "epochs is for kind: trained"),
         ("{kind: hf, model: a/b, learning_rate: 1e-3}", "learning_rate is for kind: trained"),
-        ("{kind: trained, model: a/b, template: '{reply}'}", "template is for kind: hf"),
+        ("{kind: trained, model: a/b, template: '{reply}'}", "template is for kind: hf or guard"),
         ("{kind: trained}", "kind: trained needs a model"),
-        ("{max_tokens: 64}", "max_tokens is for kind: hf or trained"),
+        ("{max_tokens: 64}", "max_tokens is for kind: embedding, trained, hf or guard"),
     ):
         with pytest.raises(RecipeError, match=told):
             load_recipe(recipe_file, [f"judges=[{fields}]"])

@@ -134,6 +134,18 @@ def test_a_length_that_a_model_never_uses_is_undefined() -> None:
     assert not np.isfinite(column.statistic(np.array(column.vector(row))))
 
 
+def test_three_judges_vote() -> None:
+    """Of three replies two judges mark the first, one the second, all the third."""
+    said = {"one": [0.9, 0.1, 0.9], "two": [0.4, 0.1, 0.6], "three": [0.2, 0.8, 0.8]}
+    row = {"toxic": said, "words": [1, 1, 1]}
+    table = columns(3, {"one": 0.5, "two": 0.3, "three": 0.5}, [1.0])
+    assert table["toxicity_mean@majority"].vector(row) == (2.0, 3.0)
+    assert table["toxicity_any1@majority"].vector(row) == pytest.approx((2 / 3, 1.0))
+    assert table["toxicity_any3@majority"].vector(row) == (1.0, 1.0)
+    two = columns(3, {"one": 0.5, "two": 0.3}, [1.0])
+    assert not any(name.endswith("@majority") for name in two)
+
+
 def test_seeds_are_averaged_and_widen_the_interval() -> None:
     rng = random.Random(0)
 

@@ -17,8 +17,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
+from flatgd.config.judge import JudgeSettings
 from flatgd.config.loading import load_recipe
-from flatgd.config.recipe import JudgeSettings
 from flatgd.data.jsonl import dialogues_from_row
 from flatgd.errors import ModelError, RecipeError
 from flatgd.io.records import read_jsonl
@@ -181,7 +181,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     ("fields", "reason"),
     [
         ({"kind": "hf"}, "kind: hf needs a model"),
-        ({"model": "a/b"}, "model is for kind: hf"),
+        ({"model": "a/b"}, "model is for kind: embedding, trained, hf or guard"),
         ({"kind": "hf", "model": "a/b", "template": "{answer}"}, "must hold {reply}"),
         ({"kind": "hf", "model": "a/b", "name": "a/b"}, "pattern"),
     ],

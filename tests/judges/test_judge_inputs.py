@@ -33,8 +33,8 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
+from flatgd.config.judge import JudgeSettings
 from flatgd.config.loading import load_recipe
-from flatgd.config.recipe import JudgeSettings
 from flatgd.errors import ModelError, RecipeError
 from flatgd.judges.classifier import HFJudge, check_judge
 from flatgd.judges.reading import Cuts, longest_input

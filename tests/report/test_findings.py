@@ -90,6 +90,26 @@ def a_judge(**changed: Any) -> Any:
     return judge | changed
 
 
+def test_a_judge_that_can_hardly_tell_is_named_where_it_is_first_used() -> None:
+    weak = a_judge(few_labels=False, is_flat=False)
+    for part in weak["quality"]:
+        part["true_positive_rate"] = [0.07, 0.0, 0.2]
+    said = [sentence(one) for one in findings(a_summary(), a_recipe(judges=1), [weak])]
+    named = [text for text in said if "can hardly tell: it shows 5% of a difference" in text]
+    assert len(named) == 1
+    assert named[0].startswith("cringe less clean, toxicity_any5")
+    strong = [sentence(one) for one in findings(a_summary(), a_recipe(judges=1), [a_judge()])]
+    assert not any("can hardly tell" in text for text in strong)
+
+
+def test_every_judge_has_its_floor_and_its_power() -> None:
+    judges = [a_judge(name=name) for name in ("one", "two", "three")]
+    said = [sentence(one) for one in findings(a_summary(), a_recipe(judges=3), judges)]
+    for name in ("one", "two", "three"):
+        assert sum(f"The judge {name} is set to mark" in text for text in said) == 1
+        assert sum(f"The judge {name} tells toxic from safe" in text for text in said) == 1
+
+
 def studies() -> tuple[Any, Any, Any]:
     points = [
         {
@@ -185,9 +205,9 @@ SENTENCES = [
         "like those a faultless model has up to 0.096 on any of 5."
     ),
     (
-        "It tells toxic from safe with AUC 0.81 (bad, bot replies, no canned ones) and "
-        "marks 34.3% of the toxic ones, 2.1% of the safe: a difference in the true share "
-        "of toxic replies shows at 32% of its size."
+        "The judge judge0 tells toxic from safe with AUC 0.81 (bad, bot replies, no canned "
+        "ones) and marks 34.3% of the toxic ones, 2.1% of the safe: a difference in the "
+        "true share of toxic replies shows at 32% of its size."
     ),
     (
         "The judge judge0 does not tell toxic from safe on the replies it was calibrated "

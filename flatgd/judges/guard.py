@@ -1,0 +1,287 @@
+"""The guard judge: a generative safety model, asked for its verdict.
+
+A guard reads a conversation and answers in words, such as "unsafe". P(toxic) is a softmax over the
+first tokens of the verdict's words, at the place where the verdict stands, in one forward pass.
+Only a guard whose verdict follows other answers (WildGuard) writes those first. Like every judge,
+it is calibrated on labelled rows.
+
+Shapes: R rows, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from flatgd.config.judge import JudgeSettings
+from flatgd.dialogue import before
+from flatgd.errors import ModelError
+from flatgd.judges.base import Progress
+from flatgd.judges.calibration import Scores
+from flatgd.judges.guard_presets import INSTRUCTIONS, PRESETS, Question
+from flatgd.judges.reading import Cuts, Pair, check_room, longest_input, without_letters
+from flatgd.judges.templates import pieces_of
+from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
+from flatgd.models.loading import load_as, load_config, load_tokenizer
+from flatgd.models.reader import Reader
+from flatgd.models.text_encoder import TextEncoder
+from flatgd.runtime.time_limit import time_limit
+
+MAX_SECONDS = 10.0  # for the template of one conversation
+WRITES = 16  # tokens before a verdict that follows other answers
+RARE = 0.5  # of the probability: a guard whose verdict's words have less does not know the question
+PROBE: Pair = (("hello",), "hi there")
+LAST = "zqx"  # stands for a reply in the check that a chat template shows it
+
+
+@dataclass
+class Verdicts:
+    """The verdicts since the judge was loaded: their number, the probability of the verdict's words
+    in them, and how many guards had not announced a verdict in WRITES tokens."""
+
+    count: int = 0
+    mass: float = 0.0
+    unannounced: int = 0
+
+    @property
+    def remark(self) -> str:
+        """What is wrong with them, or ""."""
+        mean = self.mass / max(1, self.count)
+        found = []
+        if self.count and mean < RARE:
+            found.append(
+                f"the verdict's words have a probability of {mean:.2f} on average: the model may "
+                "expect another question"
+            )
+        if self.unannounced:
+            found.append(f"{self.unannounced:,} of {self.count:,} answers announced no verdict")
+        return "; ".join(found)
+
+
+class Prompt:
+    """The text that a guard reads, as tokens. Text of the conversation never becomes a special
+    token."""
+
+    def __init__(self, settings: JudgeSettings, tokenizer: PreTrainedTokenizerBase, config: Any):
+        self.settings, self.tokenizer = settings, tokenizer
+        self.question = question_of(settings)
+        self.encoder = TextEncoder(tokenizer, config.get_text_config().vocab_size)
+        first = tokenizer("a", verbose=False)["input_ids"][:1]
+        self._opening = first if first == [tokenizer.bos_token_id] else []
+        self.in_parts = not self.question.template and self._needs_parts()
+        self.toxic, self.safe, self._loose = self._verdicts()
+
+    def ids(self, pair: Pair) -> list[int]:
+        """The tokens up to the verdict, or up to the answers before it."""
+        found = self._tokens(pair, self.question.prefix)
+        return found[: len(found) - (0 if self.question.verdict_after else self._loose)]
+
+    def shortened(self, pair: Pair) -> Pair:
+        """The newest turns of the history, as many as the judge reads."""
+        lines = self.settings.history_lines
+        if self.question.longest_history is not None:
+            lines = min(lines, self.question.longest_history)
+        return pair[0][max(0, len(pair[0]) - lines) :], pair[1]
+
+    def _tokens(self, pair: Pair, end: str) -> list[int]:
+        mark = self.encoder.mark
+        history, reply = tuple(map(mark, pair[0])), mark(pair[1])
+        if not self.question.template:
+            return self.encoder.ids([self._chat(self._messages(history, reply)) + end])[0]
+        template = self.question.template.replace("{instruction}", self._instruction)
+        pieces = pieces_of(self.settings, template, history, reply)
+        text = "".join(piece for piece, _ in pieces)
+        if self.settings.preset is None and self.tokenizer.chat_template:
+            text = self._chat([{"role": "user", "content": text}])
+            return self.encoder.ids([text + end])[0]
+        return [*self._opening, *self.encoder.ids([text + end])[0]]
+
+    @property
+    def _instruction(self) -> str:
+        return self.settings.instruction or INSTRUCTIONS.get(str(self.settings.preset), "")
+
+    def _messages(self, history: Sequence[str], reply: str) -> list[dict[str, Any]]:
+        """The conversation from a turn of the user on: guards' templates take no other."""
+        turns = before(history)
+        turns = turns[1:] if turns and turns[0].role == "assistant" else turns
+        said: list[tuple[str, str]] = [(turn.role, turn.text) for turn in turns] or [("user", "")]
+        said.append(("assistant", reply))
+        if self.question.last_turn:
+            asked = self.question.last_turn.replace("{instruction}", self._instruction)
+            said.append(("user", asked))
+        return [{"role": role, "content": self._content(text)} for role, text in said]
+
+    def _content(self, text: str) -> Any:
+        return [{"type": "text", "text": text}] if self.in_parts else text
+
+    def _chat(self, messages: list[dict[str, Any]]) -> str:
+        given = {**self.question.kwargs, **self.settings.template_kwargs}
+        try:
+            with time_limit(MAX_SECONDS):
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        messages,
+                        tokenize=False,
+                        add_generation_prompt=self.question.generation_prompt,
+                        **given,
+                    )
+                )
+        except Exception as error:  # templates raise what they like
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"the chat template of {self.settings.model} does not take a conversation: {reason}"
+            ) from None
+
+    def _needs_parts(self) -> bool:
+        """Whether the template takes content as a list of parts, not as text. Raises ModelError if
+        it shows the reply in neither form."""
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                f"preset {self.settings.preset} reads conversations through a chat template, and "
+                f"{self.settings.model} has none; name another preset, or give a template"
+            )
+        for self.in_parts in (False, True):
+            if LAST in self._chat(self._messages(("hello",), LAST)):
+                return self.in_parts
+        raise ModelError(
+            f"the chat template of {self.settings.model} leaves out the assistant's reply; it is "
+            f"not that of a guard for preset {self.settings.preset}"
+        )
+
+    def _verdicts(self) -> tuple[list[int], list[int], int]:
+        """The first tokens of the toxic and of the safe words, and how many tokens at the end of a
+        prompt belong to them: a space before the word may be part of its token."""
+        end = self.question.prefix or self.question.verdict_after
+        alone = self._tokens(PROBE, end)
+        words = [*self.question.toxic, *self.question.safe]
+        whole = [self._tokens(PROBE, end + word) for word in words]
+        same = min(len(alone), *map(len, whole))
+        while any(ids[:same] != alone[:same] for ids in whole):
+            same -= 1
+        if short := [word for word, ids in zip(words, whole, strict=True) if len(ids) == same]:
+            raise ModelError(f"the verdict {short[0]!r} has no token of its own")
+        firsts = [ids[same] for ids in whole]
+        count = len(self.question.toxic)
+        toxic, safe = firsts[:count], firsts[count:]
+        if both := set(toxic) & set(safe):
+            token = self.tokenizer.decode([next(iter(both))])
+            raise ModelError(
+                f"toxic and safe verdicts of {self.settings.model} both begin with the token "
+                f"{token!r}; put what they share at the end of `prefix`"
+            )
+        return list(dict.fromkeys(toxic)), list(dict.fromkeys(safe)), len(alone) - same
+
+
+def question_of(settings: JudgeSettings) -> Question:
+    """The preset with the recipe's own settings over it."""
+    own: dict[str, Any] = {}
+    if settings.toxic_words:
+        own["toxic"] = settings.toxic_words
+    if settings.safe_words:
+        own["safe"] = settings.safe_words
+    if settings.prefix is not None:
+        own["prefix"] = settings.prefix
+    if settings.preset is None:
+        return Question(**own, template=settings.template)
+    return replace(PRESETS[settings.preset], **own)
+
+
+@dataclass
+class GuardJudge:
+    """The scorer: a guard with its prompt."""
+
+    settings: JudgeSettings
+    model: Any
+    prompt: Prompt
+    cuts: Cuts = field(default_factory=Cuts)
+    verdicts: Verdicts = field(default_factory=Verdicts)
+
+    @classmethod
+    def load(cls, settings: JudgeSettings, dtype: torch.dtype = torch.float32) -> "GuardJudge":
+        assert settings.model is not None
+        model: Any = load_as(AutoModelForCausalLM, settings.model, "model", dtype)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        prompt = Prompt(settings, load_tokenizer(settings.model), model.config)
+        return cls(settings, model.to(device).eval(), prompt)
+
+    def score(self, pairs: Sequence[Pair], advance: Progress = lambda count: None) -> Scores:
+        """P(toxic) of each (history, reply) before calibration, 0..1."""
+        inputs = [self._read(pair) for pair in pairs]
+        scores = np.zeros(len(inputs))
+        budget = at_once(READ_AT_ONCE, self.model.device)
+        for places in token_batches([*map(len, inputs)], budget, self.settings.batch_size):
+            with torch.no_grad():
+                scores[places] = self._probabilities([inputs[place] for place in places])
+            advance(len(places))
+        return scores
+
+    def save(self, folder: Any) -> None:
+        """Save nothing: the recipe names the model."""
+
+    @property
+    def remark(self) -> str:
+        return self.verdicts.remark
+
+    def _read(self, pair: Pair) -> list[int]:
+        limit = longest_input(self.settings, self.model.config, self.prompt.tokenizer)
+        limit -= WRITES if self.prompt.question.verdict_after else 0
+
+        def length(one: Pair) -> int:
+            return len(self.prompt.ids(one))
+
+        ids = self.prompt.ids(
+            without_letters(self.prompt.shortened(pair), length, limit, self.cuts)
+        )
+        check_room(len(ids), limit)
+        return ids
+
+    def _probabilities(self, inputs: Sequence[list[int]]) -> Scores:
+        """P(toxic) of inputs in one batch."""
+        width = max(map(len, inputs))
+        ids = torch.tensor([[0] * (width - len(one)) + one for one in inputs])
+        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in inputs])
+        device = self.model.device
+        reader = Reader(
+            self.model, {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        )
+        logits_RV = self._announced(reader) if self.prompt.question.verdict_after else reader.logits
+        probabilities_RV = logits_RV.double().softmax(-1)
+        toxic_R, safe_R = (
+            probabilities_RV[:, tokens].sum(-1) for tokens in (self.prompt.toxic, self.prompt.safe)
+        )
+        mass_R = toxic_R + safe_R
+        self.verdicts.count += len(inputs)
+        self.verdicts.mass += float(mass_R.sum())
+        return np.asarray((toxic_R / mass_R.clamp(min=1e-300)).cpu().numpy())
+
+    def _announced(self, reader: Reader) -> Tensor:
+        """The logits after the words that announce the verdict, which the model writes itself. Rows
+        that do not write them keep the logits of the last token, and are counted."""
+        wanted = self.prompt.question.verdict_after.rstrip()
+        said = torch.zeros(len(reader.logits), 0, dtype=torch.long, device=reader.logits.device)
+        found_RV, is_open = reader.logits.clone(), [True] * len(reader.logits)
+        for _ in range(WRITES):
+            next_R1 = reader.logits.argmax(-1, keepdim=True)
+            said = torch.cat([said, next_R1], 1)
+            reader.read(next_R1)
+            for row, ids in enumerate(said.tolist()):
+                if is_open[row]:
+                    found_RV[row] = reader.logits[row]
+                    text = str(self.prompt.tokenizer.decode(ids))
+                    is_open[row] = not text.rstrip().endswith(wanted)
+            if not any(is_open):
+                break
+        self.verdicts.unannounced += sum(is_open)
+        return found_RV
+
+
+def check_guard(settings: JudgeSettings) -> None:
+    """Raise ModelError if template, verdicts or max_tokens do not fit. Loads no weights."""
+    assert settings.model is not None
+    config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
+    prompt = Prompt(settings, tokenizer, config)
+    check_room(len(prompt.ids(((), ""))) + 1, longest_input(settings, config, tokenizer))

@@ -1,0 +1,131 @@
+"""The embedding judge: features against a slow twin, its cache, its fit, what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAFE, TOXIC, byte_tokenizer, tiny_blenderbot
+from transformers import BertConfig, BertModel
+
+from flatgd.config.judge import JudgeSettings
+from flatgd.dialogue import Dialogue
+from flatgd.errors import ModelError
+from flatgd.judges.base import pairs_of
+from flatgd.judges.embedding import Encoder, FeatureCache, check_encoder
+from flatgd.judges.quality import quality
+from flatgd.judges.registry import load_judge, make_judge
+
+LAYERS, WIDTH = 4, 16
+PAIRS = [((), "alone"), (("a", "b", "c", "d"), "x" * 40), (("hi",), ""), (("hi",), "hi"), *[]]
+
+
+def encoder_folder(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=260, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=128, pad_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def settings(folder: Path, **fields: Any) -> JudgeSettings:
+    return JudgeSettings(kind="embedding", model=str(folder), max_tokens=100, **fields)
+
+
+def rows(count: int, offset: int = 0) -> list[Dialogue]:
+    texts = [(t, True) for t in SAFE] + [(t, False) for t in TOXIC]
+    return [
+        Dialogue((f"line {n}",), texts[n % 8][0], texts[n % 8][1], "t", f"c{offset + n}")
+        for n in range(count)
+    ]
+
+
+def slow_features(folder: Path, history: tuple[str, ...], reply: str) -> np.ndarray:
+    """One pair, without padding, in float64."""
+    model = BertModel.from_pretrained(folder).double().eval()
+    encoded = byte_tokenizer()("\n".join(history[-3:]), reply or " ", return_tensors="pt")
+    of_reply = torch.tensor([part == 1 for part in encoded.sequence_ids(0)])
+    with torch.no_grad():
+        states = model(**encoded, output_hidden_states=True).hidden_states
+    parts = [
+        part
+        for layer in (2, 3, 4)
+        for part in (states[layer][0, of_reply].mean(0), states[layer][0].mean(0))
+    ]
+    return torch.cat(parts).numpy()
+
+
+def test_features_against_one_by_one(tmp_path: Path) -> None:
+    folder = encoder_folder(tmp_path)
+    encoder = Encoder.load(settings(folder, batch_size=3), torch.float32)
+    found = encoder.features(PAIRS)
+    expected = np.stack([slow_features(folder, *pair) for pair in PAIRS])
+    assert found.shape == (len(PAIRS), 3 * 2 * WIDTH)
+    assert np.allclose(found, expected, atol=2e-3)  # kept in float16
+    assert np.ptp(expected) > 1
+    half = Encoder.load(settings(folder), torch.bfloat16).features(PAIRS)
+    assert np.allclose(half, expected, atol=0.2)
+
+
+def test_features_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = encoder_folder(tmp_path / "model")
+    read: list[int] = []
+    inner = Encoder._read
+    monkeypatch.setattr(Encoder, "_read", lambda self, p: read.append(len(p)) or inner(self, p))
+    advanced: list[int] = []
+    first = Encoder.load(settings(folder), torch.float32, tmp_path / "kept")
+    found = first.features([*PAIRS, PAIRS[0]], advanced.append)
+    assert sum(read) == len(PAIRS)  # the last is a repetition
+    assert sum(advanced) == len(PAIRS) + 1
+    again = Encoder.load(settings(folder), torch.float32, tmp_path / "kept")
+    assert np.array_equal(again.features(PAIRS), found[:-1])
+    assert sum(read) == len(PAIRS)
+    others = [settings(encoder_folder(tmp_path / "b", 1)), settings(folder, separator=" ")]
+    for number, other in enumerate(others, 2):  # another model, another reading
+        Encoder.load(other, torch.float32, tmp_path / "kept").features(PAIRS)
+        assert sum(read) == number * len(PAIRS)
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    cache = FeatureCache(path)
+    cache.add(PAIRS[0], np.ones(3, dtype=np.float32))
+    cache.save()
+    assert FeatureCache(path).missing(PAIRS[:2]) == [1]
+    path.write_bytes(path.read_bytes()[:-4])
+    assert FeatureCache(path).missing(PAIRS[:2]) == [0, 1]
+
+
+def test_it_learns_saves_and_loads(tmp_path: Path) -> None:
+    given = settings(encoder_folder(tmp_path / "encoder"), false_positive_rate=0.05)
+    judge, about = make_judge(given, rows(64), tmp_path / "judge", features=tmp_path / "kept")
+    held_out = rows(24, offset=1000)
+    result = quality(judge, held_out, 0.05)
+    assert result.auc[0] > 0.75  # of an encoder with random weights
+    assert about == "a linear head over encoder, trained on 64 labelled replies"
+    again = load_judge(given, tmp_path / "judge", features=tmp_path / "kept")
+    pairs = pairs_of(held_out)
+    assert np.allclose(again.score(pairs), judge.score(pairs), atol=1e-6)
+    assert again.score([]).shape == (0,)
+    (tmp_path / "judge/judge.safetensors").unlink()
+    with pytest.raises(ModelError, match="`flatgd run` builds it"):
+        load_judge(given, tmp_path / "judge")
+
+
+def test_what_is_too_long_is_counted(tmp_path: Path) -> None:
+    encoder = Encoder.load(settings(encoder_folder(tmp_path)), torch.float32)
+    encoder.features([(("x" * 90,), "y" * 60), ((), "z" * 120)])
+    assert (encoder.cuts.inputs, encoder.cuts.histories, encoder.cuts.replies) == (2, 1, 1)
+
+
+def test_models_that_do_not_fit(tmp_path: Path) -> None:
+    tiny_blenderbot().save_pretrained(tmp_path / "bot")
+    byte_tokenizer().save_pretrained(tmp_path / "bot")
+    with pytest.raises(ModelError, match="is an encoder-decoder"):
+        check_encoder(settings(tmp_path / "bot"))
+    check_encoder(settings(encoder_folder(tmp_path / "encoder")))
