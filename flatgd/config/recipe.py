@@ -122,8 +122,8 @@ class Recipe(Section):
     data: Data
     """The sets of conversations."""
     dtype: Precision = "auto"
-    """Precision of frozen models: of experts, scorer, hf judges and the base under an adapter, and
-    in generation and scoring. auto is the checkpoint's own on a GPU with bfloat16, else float32.
+    """Precision of frozen models: of experts, scorer, judges and the base under an adapter, and in
+    generation and scoring. auto is the checkpoint's own on a GPU with bfloat16, else float32.
     Trained weights are always float32; `train: {bf16: true}` computes with them in bfloat16."""
     dtypes: dict[str, Precision] = Field(default_factory=dict)
     """Precision of single models, over dtype. Keys are backbone, experts, scorer, entries of
