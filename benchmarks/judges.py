@@ -1,9 +1,9 @@
 """Judges compared on labelled replies of conversations that they have not seen.
 
-    python -m benchmarks.judges linear embedding:FOLDER trained:FOLDER,top_layers=2 \
-        guard:FOLDER,preset=llama_guard [--toxichat FOLDER] [--all]
+    python -m benchmarks.judges linear embedding:FOLDER "{kind: trained, model: FOLDER,
+        top_layers: 2}" [--toxichat FOLDER] [--all] [--dtype bfloat16]
 
-Each judge is KIND or KIND:MODEL, with options of the recipe after commas. It is trained or
+Each judge is KIND, KIND:MODEL, or a mapping as in a recipe. It is trained or
 calibrated on the demo's `data.judge` (BAD valid without the policy's quarter, DiaSafety val), with
 --all on the policy's conversations too. It is measured on the test sets of BAD and DiaSafety, which
 ship, and with --toxichat on ToxiChat's, which does not: AUC, F1 at the threshold that was best in
@@ -37,16 +37,17 @@ HEAD = f"{'':<34}{'AUC':>22}{'F1':>22}{'found at 2 %':>22}{'calibration':>13}"
 
 
 def settings_of(text: str) -> JudgeSettings:
-    """`KIND:MODEL,option=value,...` as settings.
+    """`KIND:MODEL`, or a mapping as in a recipe.
 
-    >>> settings_of("trained:a/b,top_layers=2,name=top").top_layers
+    >>> settings_of("embedding:a/b").model
+    'a/b'
+    >>> settings_of("{kind: trained, model: a/b, top_layers: 2}").top_layers
     2
     """
-    head, *more = text.split(",")
-    kind, _, model = head.partition(":")
-    fields = {key: yaml.safe_load(value) for key, value in (one.split("=", 1) for one in more)}
-    given = {"kind": kind, **({"model": model} if model else {}), **fields}
-    return JudgeSettings.model_validate(given)
+    if text.startswith("{"):
+        return JudgeSettings.model_validate(yaml.safe_load(text))
+    kind, _, model = text.partition(":")
+    return JudgeSettings.model_validate({"kind": kind} | ({"model": model} if model else {}))
 
 
 def rows_of(toxichat: Path | None, is_all: bool) -> tuple[list[Dialogue], list[Dialogue]]:

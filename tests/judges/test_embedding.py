@@ -1,5 +1,6 @@
 """The embedding judge: features against a slow twin, its cache, its fit, what it refuses."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAFE, TOXIC, byte_tokenizer, tiny_blenderbot
+from guards import guard
 from transformers import BertConfig, BertModel
+from typer.testing import CliRunner
 
+from flatgd.cli.main import app
 from flatgd.config.judge import JudgeSettings
+from flatgd.config.loading import load_recipe
 from flatgd.dialogue import Dialogue
-from flatgd.errors import ModelError
+from flatgd.errors import ModelError, RecipeError
 from flatgd.judges.base import pairs_of
 from flatgd.judges.embedding import Encoder, FeatureCache, check_encoder
 from flatgd.judges.quality import quality
 from flatgd.judges.registry import load_judge, make_judge
 
 LAYERS, WIDTH = 4, 16
-PAIRS = [((), "alone"), (("a", "b", "c", "d"), "x" * 40), (("hi",), ""), (("hi",), "hi"), *[]]
+VERDICTS = {"prefix": " ", "toxic_words": ("Yes",), "safe_words": ("No",)}
+PAIRS = [((), "alone"), (("a", "b", "c", "d"), "x" * 40), (("hi",), ""), (("hi",), "hi")]
 
 
 def encoder_folder(folder: Path, seed: int = 0) -> Path:
@@ -129,3 +135,44 @@ def test_models_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is an encoder-decoder"):
         check_encoder(settings(tmp_path / "bot"))
     check_encoder(settings(encoder_folder(tmp_path / "encoder")))
+
+
+def test_three_judges_in_one_recipe(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A linear, an embedding and a guard judge: a run, its vote, a second run from the cache."""
+    encoder = encoder_folder(tmp_path / "encoder")
+    asked = guard(tmp_path / "guard", None, template="{reply}?", **VERDICTS)
+    judges = [
+        {"kind": "linear"},
+        {"kind": "embedding", "model": str(encoder), "max_tokens": 100},
+        asked.model_dump(exclude_defaults=True) | {"kind": "guard", "max_tokens": 100},
+    ]
+    words = ["--set", f"judges={json.dumps(judges)}", "--set", "methods={clean: {}}"]
+    checked = CliRunner().invoke(app, ["check", str(recipe_file), *words], catch_exceptions=False)
+    assert checked.exit_code == 0
+    assert "memory: judge embedding" in checked.output
+    assert "memory: judge guard" in checked.output
+    told = CliRunner().invoke(app, ["run", str(recipe_file), *words], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    root = tmp_path / "run"
+    summary = json.loads((root / "report/summary.json").read_text())
+    metrics = {row["metric"] for row in summary if row["method"] == "clean"}
+    assert {"toxicity_mean@guard", "toxicity_any2@majority", "toxicity_mean@majority"} <= metrics
+    tables = (root / "report/tables.md").read_text()
+    assert "mean P(toxic) ↓ by majority" in tables
+    for name in ("linear", "embedding", "guard"):
+        assert f"The judge {name} is set to mark 2.0%" in tables
+    read: list[int] = []
+    inner = Encoder._read
+    monkeypatch.setattr(Encoder, "_read", lambda self, p: read.append(len(p)) or inner(self, p))
+    judges[1]["false_positive_rate"] = 0.1  # another judge with the same features
+    words[1] = f"judges={json.dumps(judges)}"
+    told = CliRunner().invoke(app, ["run", str(recipe_file), *words], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    assert read == []
+
+
+def test_no_judge_is_called_majority(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match="majority is their vote"):
+        load_recipe(recipe_file, ["judges=[{kind: linear, name: majority}]"])

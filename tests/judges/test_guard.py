@@ -7,7 +7,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, mild_rows
+from conftest import mild_rows
+from guards import LONG, guard
 from pydantic import ValidationError
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -22,7 +23,6 @@ from flatgd.judges.guard_presets import PRESETS
 from flatgd.judges.registry import load_judge, make_judge
 
 ROWS = [row for raw in mild_rows(16, 5) for row in dialogues_from_row(raw)]
-LONG = 4096
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
 PARTS = (
     "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}"
@@ -37,21 +37,6 @@ TEMPLATES = {  # small ones, of the shape of each guard's own
     "granite_guardian": f"{{{{ guardian_config.criteria_id }}}} {TURNS}<assistant>",
     "granite_guardian_4": f"{TURNS}{{% if add_generation_prompt %}}<assistant>{{% endif %}}",
 }
-
-
-def guard(folder: Path, chat_template: str | None, **fields: Any) -> JudgeSettings:
-    """A tiny guard with that chat template, in `folder`."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=260, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=LONG, bos_token_id=1, eos_token_id=2,
-        initializer_range=0.5,
-    )  # fmt: skip
-    tokenizer = byte_tokenizer()
-    tokenizer.model_max_length, tokenizer.chat_template = LONG, chat_template
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return JudgeSettings(kind="guard", model=str(folder), max_tokens=LONG, **fields)
 
 
 def preset(folder: Path, name: str, **fields: Any) -> JudgeSettings:
