@@ -1,17 +1,18 @@
 """The embedding judge: a frozen encoder under a linear head.
 
-Any encoder of sentences reads history and reply as a pair of texts. The features are means of its
-hidden states, over the reply and over both texts, after some of its layers. A logistic regression
-over them is trained here, in minutes on two cores, most of which the encoder takes. Features are
-cached on disk, so another head, or another judge with the same encoder, takes seconds.
+Any encoder of sentences reads history and reply as a pair of texts. The features are the means of
+the reply's hidden states after some of its layers. A logistic regression over them is trained here,
+in minutes on two cores, most of which the encoder takes. Features are cached on disk, so another
+head, or another judge with the same encoder, takes seconds.
 
 Shapes: N pairs, R rows, S positions, D width, F features.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +39,9 @@ from flatgd.models.loading import load_as, load_config, load_tokenizer
 
 HEAD = "judge.safetensors"
 Features = NDArray[np.float32]
+MOST_KEPT = 50_000  # texts whose features are kept: 310 MB where a state has 768 values
 LETTERS = 4  # to a token, for batches of similar length
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)  # C of the logistic regression; held-out folds choose
+PENALTIES = (1e-4, 3e-4, 1e-3)  # C of the logistic regression; held-out folds choose
 
 
 class _Head(NamedTuple):
@@ -69,39 +71,31 @@ def _fitted(features_NF: Features, labels: NDArray[np.bool_], penalty: float) ->
 
 
 class FeatureCache:
-    """Features of pairs that an encoder has read, in a file. Without a path, in memory alone."""
+    """Features of pairs that an encoder has read, at most MOST_KEPT, in a file. Without a path, in
+    memory alone."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._rows: dict[str, Features] = {}
+        self.rows: dict[str, Features] = {}
         if path is not None and path.is_file():
             try:
                 tensors = load_file(path)
             except (OSError, SafetensorError):  # cut off: it is made again
                 return
             names = [bytes(name).hex() for name in tensors["digests"]]
-            self._rows = dict(zip(names, tensors["features"], strict=True))
+            self.rows = dict(zip(names, tensors["features"], strict=True))
 
-    def missing(self, pairs: Sequence[Pair]) -> list[int]:
-        """The places of the pairs that no one has read, each pair once."""
-        first = {_digest(pair): place for place, pair in reversed(list(enumerate(pairs)))}
-        return sorted(place for name, place in first.items() if name not in self._rows)
-
-    def add(self, pair: Pair, features_F: Features) -> None:
-        self._rows[_digest(pair)] = features_F.astype(np.float16)
-
-    def of(self, pairs: Sequence[Pair]) -> Features:
-        """The features of pairs that are all known, [N, F]."""
-        return np.stack([self._rows[_digest(pair)] for pair in pairs]).astype(np.float32)
-
-    def save(self) -> None:
-        if self.path is None or not self._rows:
+    def add(self, rows: Mapping[str, Features]) -> None:
+        """Keep these, by the digests of their pairs, and write them to the file."""
+        room = MOST_KEPT - len(self.rows)
+        self.rows |= dict(islice(rows.items(), room))
+        if self.path is None or room <= 0 or not rows:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        digests = np.array([list(bytes.fromhex(name)) for name in self._rows], dtype=np.uint8)
+        digests = np.array([list(bytes.fromhex(name)) for name in self.rows], dtype=np.uint8)
         with atomic_writer(self.path) as file:
-            found = np.stack(list(self._rows.values()))
-            file.write(save({"digests": digests, "features": found}))
+            features = np.stack(list(self.rows.values()))
+            file.write(save({"digests": digests, "features": features}))
 
 
 def _digest(pair: Pair) -> str:
@@ -135,20 +129,22 @@ class Encoder:
         return cls(settings, model.to(device).eval(), tokenizer, room, FeatureCache(path))
 
     def features(self, pairs: Sequence[Pair], advance: Progress = lambda count: None) -> Features:
-        """[N, F] in float16 steps, from the cache where they are known."""
+        """[N, F], rounded to float16, from the cache where they are known."""
         pairs = [shortened(self.settings, pair) for pair in pairs]
-        new = self.cache.missing(pairs)
+        names = [_digest(pair) for pair in pairs]
+        new = {n: pair for n, pair in zip(names, pairs, strict=True) if n not in self.cache.rows}
+        unread = list(new.values())
         advance(len(pairs) - len(new))
-        letters = [sum(map(len, pairs[place][0])) + len(pairs[place][1]) for place in new]
+        letters = [sum(map(len, history)) + len(reply) for history, reply in unread]
         budget = LETTERS * at_once(READ_AT_ONCE, self.model.device)
-        for batch in token_batches(letters, budget, self.settings.batch_size):
-            places = [new[number] for number in batch]
-            for place, row_F in zip(places, self._read([pairs[p] for p in places]), strict=True):
-                self.cache.add(pairs[place], row_F)
+        found: dict[str, Features] = {}
+        for places in token_batches(letters, budget, self.settings.batch_size):
+            rows = self._read([unread[place] for place in places])
+            found |= {_digest(unread[p]): row for p, row in zip(places, rows, strict=True)}
             advance(len(places))
-        if new:
-            self.cache.save()
-        return self.cache.of(pairs)
+        self.cache.add(found)
+        known = self.cache.rows | found
+        return np.stack([known[name] for name in names]).astype(np.float32)
 
     def _read(self, pairs: Sequence[Pair]) -> Features:
         """[R, F] of one batch."""
@@ -157,17 +153,18 @@ class Encoder:
         reply_RS = batch.pop("reply_mask")
         with torch.no_grad():
             states = self.model(**batch, output_hidden_states=True).hidden_states
-        parts = [
-            _mean(states[layer], mask_RS)
-            for layer in _layers(len(states) - 1)
-            for mask_RS in (reply_RS, batch["attention_mask"])
-        ]
-        return np.asarray(torch.cat(parts, -1).cpu().numpy())
+        parts = [_mean(states[layer], reply_RS) for layer in _layers(len(states) - 1)]
+        return np.asarray(torch.cat(parts, -1).half().cpu().numpy())
 
 
 def _layers(count: int) -> list[int]:
-    """The layers whose states are read."""
-    return sorted({count // 2, 3 * count // 4, count})
+    """The layers whose states are read, from a third of the way on. The last one is left out: in
+    encoders of sentences it has forgotten much of the wording.
+
+    >>> _layers(12), _layers(6), _layers(1)
+    ([4, 6, 8, 10], [2, 3, 4, 5], [1])
+    """
+    return sorted({max(1, round(count * part / 6)) for part in (2, 3, 4, 5)})
 
 
 def _mean(states_RSD: Tensor, mask_RS: Tensor) -> Tensor:

@@ -58,12 +58,7 @@ def slow_features(folder: Path, history: tuple[str, ...], reply: str) -> np.ndar
     of_reply = torch.tensor([part == 1 for part in encoded.sequence_ids(0)])
     with torch.no_grad():
         states = model(**encoded, output_hidden_states=True).hidden_states
-    parts = [
-        part
-        for layer in (2, 3, 4)
-        for part in (states[layer][0, of_reply].mean(0), states[layer][0].mean(0))
-    ]
-    return torch.cat(parts).numpy()
+    return torch.cat([states[layer][0, of_reply].mean(0) for layer in (1, 2, 3)]).numpy()
 
 
 def test_features_against_one_by_one(tmp_path: Path) -> None:
@@ -71,7 +66,7 @@ def test_features_against_one_by_one(tmp_path: Path) -> None:
     encoder = Encoder.load(settings(folder, batch_size=3), torch.float32)
     found = encoder.features(PAIRS)
     expected = np.stack([slow_features(folder, *pair) for pair in PAIRS])
-    assert found.shape == (len(PAIRS), 3 * 2 * WIDTH)
+    assert found.shape == (len(PAIRS), 3 * WIDTH)
     assert np.allclose(found, expected, atol=2e-3)  # kept in float16
     assert np.ptp(expected) > 1
     half = Encoder.load(settings(folder), torch.bfloat16).features(PAIRS)
@@ -99,12 +94,21 @@ def test_features_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
-    cache = FeatureCache(path)
-    cache.add(PAIRS[0], np.ones(3, dtype=np.float32))
-    cache.save()
-    assert FeatureCache(path).missing(PAIRS[:2]) == [1]
+    FeatureCache(path).add({"00" * 16: np.ones(3, dtype=np.float16)})
+    assert list(FeatureCache(path).rows) == ["00" * 16]
     path.write_bytes(path.read_bytes()[:-4])
-    assert FeatureCache(path).missing(PAIRS[:2]) == [0, 1]
+    assert FeatureCache(path).rows == {}
+
+
+def test_a_full_cache_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatgd.judges.embedding.MOST_KEPT", 2)
+    folder = encoder_folder(tmp_path / "model")
+    encoder = Encoder.load(settings(folder), torch.float32, tmp_path / "kept")
+    found = encoder.features(PAIRS)
+    assert len(encoder.cache.rows) == 2
+    again = Encoder.load(settings(folder), torch.float32, tmp_path / "kept")
+    assert len(again.cache.rows) == 2
+    assert np.allclose(again.features(PAIRS), found, atol=1e-2)
 
 
 def test_it_learns_saves_and_loads(tmp_path: Path) -> None:
