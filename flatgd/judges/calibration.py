@@ -38,7 +38,7 @@ class Calibration(NamedTuple):
     toxic: int
 
     def apply(self, scores: Scores) -> Scores:
-        return _sigmoid(self.slope * _logit(scores) + self.intercept)
+        return sigmoid(self.slope * logit(scores) + self.intercept)
 
     @property
     def is_flat(self) -> bool:
@@ -64,7 +64,7 @@ def calibrate(
     bots = np.array([row.speaker == "bot" for row in rows])
     chosen = bots if len(set(labels[bots])) == 2 else np.ones(len(rows), dtype=bool)
     model = LogisticRegression(C=1e6, max_iter=1000)
-    model.fit(_logit(scores[chosen])[:, None], labels[chosen])
+    model.fit(logit(scores[chosen])[:, None], labels[chosen])
     found, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
     for part in (chosen, np.ones(len(rows), dtype=bool)):  # all, if bots' rows do not decide
         if _refuse_upside_down(
@@ -72,7 +72,7 @@ def calibrate(
         ):
             break
     slope = max(MIN_SLOPE, found)
-    probabilities = _sigmoid(slope * _logit(scores) + intercept)
+    probabilities = sigmoid(slope * logit(scores) + intercept)
     safe = probabilities[chosen & ~labels]
     return Calibration(
         slope,
@@ -142,12 +142,13 @@ def toxic_labels(rows: Sequence[Dialogue]) -> NDArray[np.bool_]:
     return np.array([row.is_safe is False for row in rows], dtype=bool)
 
 
-def _logit(scores: Scores) -> Scores:
+def logit(scores: Scores) -> Scores:
+    """The logit of scores in 0..1, kept within those of 1e-6 and 1 - 1e-6."""
     kept = np.clip(scores, 1e-6, 1 - 1e-6)
     return np.asarray(np.log(kept / (1 - kept)))
 
 
-def _sigmoid(logits: Scores) -> Scores:
+def sigmoid(logits: Scores) -> Scores:
     return np.asarray(1.0 / (1.0 + np.exp(-logits)))
 
 

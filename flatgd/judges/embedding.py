@@ -1,9 +1,10 @@
 """The embedding judge: a frozen encoder under a linear head.
 
 Any encoder of sentences reads history and reply as a pair of texts. The features are the means of
-the reply's hidden states after some of its layers. A logistic regression over them is trained here,
-in minutes on two cores, most of which the encoder takes. Features are cached on disk, so another
-head, or another judge with the same encoder, takes seconds.
+the reply's hidden states after some of its layers. A logistic regression over them is trained
+here, in minutes on two cores, most of which the encoder takes. It is mixed with one over n-grams (a
+linear judge), which knows spellings that the encoder does not. Features are cached on disk, so
+another head, or another judge with the same encoder, takes seconds.
 
 Shapes: N pairs, R rows, S positions, D width, F features.
 """
@@ -30,14 +31,14 @@ from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
 from flatgd.io.files import atomic_writer
 from flatgd.judges.base import Judge, Progress, pairs_of
-from flatgd.judges.calibration import Scores, auc, calibrate, toxic_labels
-from flatgd.judges.linear import folds_between
+from flatgd.judges.calibration import Scores, auc, calibrate, logit, sigmoid, toxic_labels
+from flatgd.judges.linear import LinearJudge, fit_words, folds_between
 from flatgd.judges.reading import Cuts, Pair, longest_input
 from flatgd.judges.text_pairs import check_text_pairs, shortened, text_pairs
 from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
 from flatgd.models.loading import load_as, load_config, load_tokenizer
 
-HEAD = "judge.safetensors"
+HEAD, WORDS = "judge.safetensors", "words"
 Features = NDArray[np.float32]
 MOST_KEPT = 50_000  # texts whose features are kept: 310 MB where a state has 768 values
 LETTERS = 4  # to a token, for batches of similar length
@@ -52,12 +53,8 @@ class _Head(NamedTuple):
     weights: Features
     bias: float
 
-    def predict(self, features_NF: Features) -> Scores:
-        """P(toxic), [N]."""
-        logits = self.logits(features_NF)
-        return np.asarray(1.0 / (1.0 + np.exp(-logits)))
-
     def logits(self, features_NF: Features) -> Scores:
+        """The logits of P(toxic), [N]."""
         standard_NF = (features_NF - self.mean) / self.scale
         return np.asarray(standard_NF @ self.weights, dtype=np.float64) + self.bias
 
@@ -184,10 +181,12 @@ def _reading(settings: JudgeSettings, model: Any, room: int) -> str:
 
 @dataclass
 class EmbeddingJudge:
-    """The scorer."""
+    """The scorer. `mix` has the weights of the head's logit and of the n-grams', and a bias."""
 
     encoder: Encoder
     head: _Head
+    words: LinearJudge
+    mix: Scores
 
     @property
     def cuts(self) -> Cuts:
@@ -197,17 +196,15 @@ class EmbeddingJudge:
         """Score of each (history, reply), 0..1."""
         if not pairs:
             return np.zeros(0)
-        return self.head.predict(self.encoder.features(pairs, advance))
+        by_head = self.head.logits(self.encoder.features(pairs, advance))
+        return _mixed(self.mix, by_head, logit(self.words.score(pairs)))
 
     def save(self, folder: Path) -> None:
         mean, scale, weights, bias = self.head
-        parts: dict[str, NDArray[Any]] = {
-            "mean": mean,
-            "scale": scale,
-            "weights": weights,
-            "bias": np.array([bias]),
-        }
-        save_file(parts, folder / HEAD)
+        parts: dict[str, NDArray[Any]] = {"mean": mean, "scale": scale, "weights": weights}
+        save_file(parts | {"bias": np.array([bias]), "mix": self.mix}, folder / HEAD)
+        (folder / WORDS).mkdir(exist_ok=True)
+        self.words.save(folder / WORDS)
 
     @classmethod
     def load(
@@ -216,9 +213,15 @@ class EmbeddingJudge:
         try:
             parts = load_file(folder / HEAD)
             head = _Head(parts["mean"], parts["scale"], parts["weights"], float(parts["bias"][0]))
+            mix = parts["mix"]
         except (OSError, SafetensorError, KeyError) as error:
             raise ModelError(f"no judge in {folder}: {error}; `flatgd run` builds it") from None
-        return cls(Encoder.load(settings, dtype, features), head)
+        words = LinearJudge.load(folder / WORDS)
+        return cls(Encoder.load(settings, dtype, features), head, words, mix)
+
+
+def _mixed(mix: Scores, by_head: Scores, by_words: Scores) -> Scores:
+    return sigmoid(mix[0] * by_head + mix[1] * by_words + mix[2])
 
 
 def train_head(
@@ -228,22 +231,26 @@ def train_head(
     features: Path | None = None,
     advance: Progress = lambda count: None,
 ) -> Judge:
-    """Fit the head on labelled rows, with the penalty that ranks held-out conversations best, and
-    calibrate it on its scores for those."""
+    """Fit the head on labelled rows, with the penalty that ranks held-out conversations best, mix
+    it with a linear judge, and calibrate the mixture. Mixture and calibration see only scores for
+    conversations that were held out."""
     encoder = Encoder.load(settings, dtype, features)
     features_NF = encoder.features(pairs_of(rows), advance)
     labels = toxic_labels(rows)
-    folds = folds_between(labels, [row.conversation for row in rows])
     held_out = {penalty: np.zeros(len(rows)) for penalty in PENALTIES}
-    for fit, rest in folds:
-        for penalty, scores in held_out.items():
-            scores[rest] = _fitted(features_NF[fit], labels[fit], penalty).predict(
-                features_NF[rest]
-            )
+    for fit, rest in folds_between(labels, [row.conversation for row in rows]):
+        for penalty, logits in held_out.items():
+            head = _fitted(features_NF[fit], labels[fit], penalty)
+            logits[rest] = head.logits(features_NF[rest])
     whole = np.ones((1, len(rows)))
     best = max(held_out, key=lambda penalty: float(auc(labels, held_out[penalty], whole)[0]))
-    calibration = calibrate(held_out[best], rows, settings.false_positive_rate)
-    return Judge(EmbeddingJudge(encoder, _fitted(features_NF, labels, best)), calibration)
+    words, by_words = fit_words(rows)
+    both = held_out[best], logit(by_words)
+    model = LogisticRegression(C=1e6, class_weight="balanced").fit(np.stack(both, 1), labels)
+    mix = np.array([*model.coef_[0], model.intercept_[0]])
+    calibration = calibrate(_mixed(mix, *both), rows, settings.false_positive_rate)
+    head = _fitted(features_NF, labels, best)
+    return Judge(EmbeddingJudge(encoder, head, words, mix), calibration)
 
 
 def check_encoder(settings: JudgeSettings) -> None:

@@ -27,7 +27,7 @@ from sklearn.preprocessing import normalize
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem
 from flatgd.judges.base import Judge, Progress, pairs_of
-from flatgd.judges.calibration import calibrate, toxic_labels
+from flatgd.judges.calibration import Scores, calibrate, toxic_labels
 from flatgd.judges.reading import Pair
 
 FEATURES = 2**18  # a block
@@ -105,13 +105,17 @@ class LinearJudge:
 
 def train_judge(rows: Sequence[Dialogue], false_positive_rate: float) -> Judge:
     """Fit on labelled rows; calibrate on predictions for held-out folds."""
+    scorer, held_out = fit_words(rows)
+    return Judge(scorer, calibrate(held_out, rows, false_positive_rate))
+
+
+def fit_words(rows: Sequence[Dialogue]) -> tuple[LinearJudge, Scores]:
+    """The scorer, and for each row the score by one that was fitted on other conversations."""
     counts, labels = _counts(pairs_of(rows)), toxic_labels(rows)
-    groups = [row.conversation for row in rows]
     held_out = np.zeros(len(rows))
-    for fit, rest in folds_between(labels, groups):
+    for fit, rest in folds_between(labels, [row.conversation for row in rows]):
         held_out[rest] = _fit(counts[fit], labels[fit]).predict(counts[rest])
-    calibration = calibrate(held_out, rows, false_positive_rate)
-    return Judge(LinearJudge(_fit(counts, labels)), calibration)
+    return LinearJudge(_fit(counts, labels)), held_out
 
 
 def folds_between(
