@@ -27,6 +27,7 @@ from flatgd.training.loop import steps_of
 from flatgd.training.penalty_choice import RHOS
 from flatgd.training.trainer import FlatGDTrainer
 
+SEARCH = 0.3 * (1 + 2 * len(RHOS))  # steps: it takes so many gradients of the penalised part
 STEPS = 2  # timed, after one that also allocates memory
 HISTORIES = 16  # answered at once, on a CPU; on a GPU one whole batch
 REPLIES = 64
@@ -55,7 +56,9 @@ def times_of(plan: Plan) -> Iterator[StageTime]:
         if key not in seen:
             seen[key] = _step(plan, name, planned.kind, rows)
         steps = steps_of(config, len(rows))
-        yield StageTime(name, steps * seen[key], f"{steps:,} steps of {seen[key]:.2f} s")
+        search = SEARCH if planned.kind.is_flat and _searches(config) else 0.0
+        basis = f"{steps:,} steps of {seen[key]:.2f} s" + (", and rho" if search else "")
+        yield StageTime(name, (steps + search) * seen[key], basis)
     yield from _evaluation(plan)
 
 
@@ -96,9 +99,15 @@ def _short(config: FlatGDConfig, folder: Path) -> FlatGDConfig:
     }  # fmt: skip
     for key, value in settings.items():
         setattr(config, key, value)
-    if config.flatness_method in ("auto", "finite_difference") and not config.bf16:
-        config.rho = config.rho or RHOS[1]  # the search for it happens once
+    if _searches(config):
+        config.rho = RHOS[1]  # the search for it happens once
     return config
+
+
+def _searches(config: FlatGDConfig) -> bool:
+    """Whether a penalty's first step looks for its rho."""
+    is_difference = config.flatness_method in ("auto", "finite_difference") and not config.bf16
+    return is_difference and not config.rho
 
 
 def _evaluation(plan: Plan) -> Iterator[StageTime]:
