@@ -25,7 +25,7 @@ from benchmarks.table import Target, conclude, machine, options
 from flatgd.config.judge import JudgeSettings
 from flatgd.config.loading import load_recipe
 from flatgd.data.formats.toxichat import load_toxichat
-from flatgd.data.sets import load_sets
+from flatgd.data.sets import load_sets, share_position
 from flatgd.dialogue import Dialogue
 from flatgd.judges.quality import judge_report
 from flatgd.judges.registry import make_judge
@@ -50,11 +50,15 @@ def settings_of(text: str) -> JudgeSettings:
     return JudgeSettings.model_validate({"kind": kind} | ({"model": model} if model else {}))
 
 
-def rows_of(toxichat: Path | None, is_all: bool) -> tuple[list[Dialogue], list[Dialogue]]:
+def rows_of(toxichat: Path | None, is_all: bool, share: float) -> list[list[Dialogue]]:
     """The rows that judges are made of, and those that they are measured on."""
     sets = load_sets(load_recipe("recipes/demo.yaml").data)
     more = load_toxichat(toxichat, "test") if toxichat is not None else []
-    return [*sets.judge, *(sets.policy if is_all else [])], [*sets.test, *more]
+    made_of, test = [*sets.judge, *(sets.policy if is_all else [])], [*sets.test, *more]
+    return [
+        [row for row in rows if share_position(row.conversation) < share]
+        for rows in (made_of, test)
+    ]
 
 
 def line(part: dict[str, Any]) -> str:
@@ -73,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--toxichat", type=Path, help="the folder of ToxiChat")
     parser.add_argument("--all", action="store_true", help="the policy's conversations too")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--share", type=float, default=1.0, help="of the conversations; for guards")
     given = parser.parse_args(arguments)
-    made_of, test = rows_of(given.toxichat, given.all)
+    made_of, test = rows_of(given.toxichat, given.all, given.share)
     labelled = sum(row.is_safe is not None for row in test)
     print(f"{machine()}; judges are made of {len(made_of):,} replies", flush=True)
     best: dict[str, float] = {}

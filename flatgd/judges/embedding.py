@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save, save_file
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from flatgd.config.judge import JudgeSettings
@@ -109,6 +109,8 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     room: int
     """Tokens of an input."""
+    layers: list[int]
+    """Those after which states are read."""
     cache: FeatureCache
     cuts: Cuts = field(default_factory=Cuts)
 
@@ -120,10 +122,12 @@ class Encoder:
         name = str(settings.model)
         tokenizer = load_tokenizer(name)
         model: Any = load_as(AutoModel, name, "body", dtype)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         room = longest_input(settings, model.config, tokenizer)
         path = folder and folder / f"{_reading(settings, model, room)}.safetensors"
-        return cls(settings, model.to(device).eval(), tokenizer, room, FeatureCache(path))
+        layers = _layers(int(model.config.get_text_config().num_hidden_layers))
+        _drop_layers_above(model.eval(), layers[-1], tokenizer)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(settings, model.to(device), tokenizer, room, layers, FeatureCache(path))
 
     def features(self, pairs: Sequence[Pair], advance: Progress = lambda count: None) -> Features:
         """[N, F], rounded to float16, from the cache where they are known."""
@@ -150,7 +154,7 @@ class Encoder:
         reply_RS = batch.pop("reply_mask")
         with torch.no_grad():
             states = self.model(**batch, output_hidden_states=True).hidden_states
-        parts = [_mean(states[layer], reply_RS) for layer in _layers(len(states) - 1)]
+        parts = [_mean(states[layer], reply_RS) for layer in self.layers]
         return np.asarray(torch.cat(parts, -1).half().cpu().numpy())
 
 
@@ -162,6 +166,21 @@ def _layers(count: int) -> list[int]:
     ([4, 6, 8, 10], [2, 3, 4, 5], [1])
     """
     return sorted({max(1, round(count * part / 6)) for part in (2, 3, 4, 5)})
+
+
+def _drop_layers_above(model: Any, last: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Drop the layers that nothing reads, unless the states below would change."""
+    stacks = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one) > last]
+    given = tokenizer("hello", return_tensors="pt")
+    if len(stacks) != 1:
+        return
+    with torch.no_grad():
+        before = model(**given, output_hidden_states=True).hidden_states[last]
+        top = list(stacks[0][last:])
+        del stacks[0][last:]
+        states = model(**given, output_hidden_states=True).hidden_states
+    if len(states) != last + 1 or not torch.equal(states[last], before):  # a norm after the last
+        stacks[0].extend(top)
 
 
 def _mean(states_RSD: Tensor, mask_RS: Tensor) -> Tensor:
