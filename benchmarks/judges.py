@@ -56,7 +56,7 @@ def rows_of(toxichat: Path | None, is_all: bool, share: float) -> list[list[Dial
     more = load_toxichat(toxichat, "test") if toxichat is not None else []
     made_of, test = [*sets.judge, *(sets.policy if is_all else [])], [*sets.test, *more]
     return [
-        [row for row in rows if share_position(row.conversation) < share]
+        [row for row in rows if share_position(row.conversation) > 1 - share]
         for rows in (made_of, test)
     ]
 
