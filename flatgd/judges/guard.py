@@ -77,7 +77,7 @@ class Prompt:
 
     def ids(self, pair: Pair) -> list[int]:
         """The tokens up to the verdict, or up to the answers before it."""
-        found = self._tokens(pair, self.question.prefix)
+        found = self._tokens(pair)
         return found[: len(found) - (0 if self.question.verdict_after else self._loose)]
 
     def shortened(self, pair: Pair) -> Pair:
@@ -87,18 +87,28 @@ class Prompt:
             lines = min(lines, self.question.longest_history)
         return pair[0][max(0, len(pair[0]) - lines) :], pair[1]
 
-    def _tokens(self, pair: Pair, end: str) -> list[int]:
+    def _tokens(self, pair: Pair, more: str = "") -> list[int]:
+        """The tokens of the prompt with its prefix, and of `more` after it."""
+        text, prefix = self._text(pair), self.question.prefix
+        if not text.endswith(prefix):  # a template may write it already
+            text += prefix
+        opening = self._opening if self.question.template and not self._is_message else []
+        return [*opening, *self.encoder.ids([text + more])[0]]
+
+    def _text(self, pair: Pair) -> str:
         mark = self.encoder.mark
         history, reply = tuple(map(mark, pair[0])), mark(pair[1])
         if not self.question.template:
-            return self.encoder.ids([self._chat(self._messages(history, reply)) + end])[0]
+            return self._chat(self._messages(history, reply))
         template = self.question.template.replace("{instruction}", self._instruction)
         pieces = pieces_of(self.settings, template, history, reply)
         text = "".join(piece for piece, _ in pieces)
-        if self.settings.preset is None and self.tokenizer.chat_template:
-            text = self._chat([{"role": "user", "content": text}])
-            return self.encoder.ids([text + end])[0]
-        return [*self._opening, *self.encoder.ids([text + end])[0]]
+        return self._chat([{"role": "user", "content": text}]) if self._is_message else text
+
+    @property
+    def _is_message(self) -> bool:
+        """Whether the filled template is the user's message of a chat model."""
+        return self.settings.preset is None and self.tokenizer.chat_template is not None
 
     @property
     def _instruction(self) -> str:
@@ -155,10 +165,10 @@ class Prompt:
     def _verdicts(self) -> tuple[list[int], list[int], int]:
         """The first tokens of the toxic and of the safe words, and how many tokens at the end of a
         prompt belong to them: a space before the word may be part of its token."""
-        end = self.question.prefix or self.question.verdict_after
-        alone = self._tokens(PROBE, end)
+        announced = self.question.verdict_after
+        alone = self._tokens(PROBE, announced)
         words = [*self.question.toxic, *self.question.safe]
-        whole = [self._tokens(PROBE, end + word) for word in words]
+        whole = [self._tokens(PROBE, announced + word) for word in words]
         same = min(len(alone), *map(len, whole))
         while any(ids[:same] != alone[:same] for ids in whole):
             same -= 1

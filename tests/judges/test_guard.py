@@ -99,6 +99,17 @@ def test_a_template_that_takes_parts(tmp_path: Path) -> None:
     )
 
 
+def test_a_prefix_that_the_template_writes_is_not_written_twice(tmp_path: Path) -> None:
+    template = TEMPLATES["llama_guard"]
+    with_it, without = (
+        GuardJudge.load(guard(tmp_path / name, chat_template, preset="llama_guard")).prompt
+        for name, chat_template in (("a", f"{template}{{{{ '\n\n' }}}}"), ("b", template))
+    )
+    pair = (("hi",), "no")
+    assert with_it.ids(pair) == without.ids(pair)
+    assert (with_it.toxic, with_it.safe) == (without.toxic, without.safe)
+
+
 def test_a_template_without_the_reply_is_refused(tmp_path: Path) -> None:
     settings = guard(tmp_path, "{{ messages[0].content }}", preset="llama_guard")
     with pytest.raises(ModelError, match="leaves out the assistant's reply"):
