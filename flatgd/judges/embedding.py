@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from flatgd.models.loading import load_as, load_config, load_tokenizer
 HEAD, WORDS = "judge.safetensors", "words"
 Features = NDArray[np.float32]
 MOST_KEPT = 50_000  # texts whose features are kept: 310 MB where a state has 768 values
+LARGEST = 65504.0  # in float16
 LETTERS = 4  # to a token, for batches of similar length
 PENALTIES = (1e-4, 3e-4, 1e-3)  # C of the logistic regression; held-out folds choose
 
@@ -67,22 +68,30 @@ def _fitted(features_NF: Features, labels: NDArray[np.bool_], penalty: float) ->
     return _Head(mean, scale, model.coef_[0].astype(np.float32), float(model.intercept_[0]))
 
 
+class _Row(NamedTuple):
+    """The features of a text, [F] in float16, and what it lost to its length."""
+
+    features: NDArray[np.float16]
+    cuts: Cuts
+
+
 class FeatureCache:
     """Features of pairs that an encoder has read, at most MOST_KEPT, in a file. Without a path, in
     memory alone."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.rows: dict[str, Features] = {}
+        self.rows: dict[str, _Row] = {}
         if path is not None and path.is_file():
             try:
-                tensors = load_file(path)
-            except (OSError, SafetensorError):  # cut off: it is made again
+                kept = load_file(path)
+                parts = kept["digests"], kept["features"], kept["cut"]
+            except (OSError, SafetensorError, KeyError):  # cut off: it is made again
                 return
-            names = [bytes(name).hex() for name in tensors["digests"]]
-            self.rows = dict(zip(names, tensors["features"], strict=True))
+            for digest, features, cut in zip(*parts, strict=True):
+                self.rows[bytes(digest).hex()] = _Row(features, Cuts(1, *cut.tolist()))
 
-    def add(self, rows: Mapping[str, Features]) -> None:
+    def add(self, rows: Mapping[str, _Row]) -> None:
         """Keep these, by the digests of their pairs, and write them to the file."""
         room = MOST_KEPT - len(self.rows)
         self.rows |= dict(islice(rows.items(), room))
@@ -90,9 +99,11 @@ class FeatureCache:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         digests = np.array([list(bytes.fromhex(name)) for name in self.rows], dtype=np.uint8)
+        cut = [[row.cuts.histories, row.cuts.replies] for row in self.rows.values()]
+        parts = {"digests": digests, "cut": np.array(cut, dtype=np.uint8)}
+        parts["features"] = np.stack([row.features for row in self.rows.values()])
         with atomic_writer(self.path) as file:
-            features = np.stack(list(self.rows.values()))
-            file.write(save({"digests": digests, "features": features}))
+            file.write(save(parts))
 
 
 def _digest(pair: Pair) -> str:
@@ -123,7 +134,8 @@ class Encoder:
         tokenizer = load_tokenizer(name)
         model: Any = load_as(AutoModel, name, "body", dtype)
         room = longest_input(settings, model.config, tokenizer)
-        path = folder and folder / f"{_reading(settings, model, room)}.safetensors"
+        check_text_pairs(tokenizer, room)
+        path = folder and folder / f"{_reading(settings, model, tokenizer, room)}.safetensors"
         layers = _layers(int(model.config.get_text_config().num_hidden_layers))
         _drop_layers_above(model.eval(), layers[-1], tokenizer)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,24 +150,28 @@ class Encoder:
         advance(len(pairs) - len(new))
         letters = [sum(map(len, history)) + len(reply) for history, reply in unread]
         budget = LETTERS * at_once(READ_AT_ONCE, self.model.device)
-        found: dict[str, Features] = {}
+        found: dict[str, _Row] = {}
         for places in token_batches(letters, budget, self.settings.batch_size):
             rows = self._read([unread[place] for place in places])
             found |= {_digest(unread[p]): row for p, row in zip(places, rows, strict=True)}
             advance(len(places))
         self.cache.add(found)
         known = self.cache.rows | found
-        return np.stack([known[name] for name in names]).astype(np.float32)
+        for name in names:
+            self.cuts.add(known[name].cuts)
+        return np.stack([known[name].features for name in names]).astype(np.float32)
 
-    def _read(self, pairs: Sequence[Pair]) -> Features:
-        """[R, F] of one batch."""
-        given = self.settings, self.tokenizer, self.model.config, pairs, self.room, self.cuts
-        batch = {key: value.to(self.model.device) for key, value in text_pairs(*given).items()}
+    def _read(self, pairs: Sequence[Pair]) -> list[_Row]:
+        """One batch."""
+        given = self.settings, self.tokenizer, self.model.config, pairs, self.room
+        batch, lost = text_pairs(*given)
+        batch = {key: value.to(self.model.device) for key, value in batch.items()}
         reply_RS = batch.pop("reply_mask")
         with torch.no_grad():
             states = self.model(**batch, output_hidden_states=True).hidden_states
         parts = [_mean(states[layer], reply_RS) for layer in self.layers]
-        return np.asarray(torch.cat(parts, -1).half().cpu().numpy())
+        features_RF = torch.cat(parts, -1).clamp(-LARGEST, LARGEST).half().cpu().numpy()
+        return [_Row(*row) for row in zip(features_RF, lost, strict=True)]
 
 
 def _layers(count: int) -> list[int]:
@@ -189,9 +205,13 @@ def _mean(states_RSD: Tensor, mask_RS: Tensor) -> Tensor:
     return (states_RSD.float() * weights_RS1).sum(1) / weights_RS1.sum(1).clamp(min=1)
 
 
-def _reading(settings: JudgeSettings, model: Any, room: int) -> str:
+def _reading(
+    settings: JudgeSettings, model: Any, tokenizer: PreTrainedTokenizerBase, room: int
+) -> str:
     """A digest of everything that the features of a text depend on."""
-    found = hashlib.blake2b(repr((settings.separator, room)).encode(), digest_size=8)
+    tokens = cast(Any, tokenizer).backend_tokenizer.to_str()
+    parts = repr((settings.separator, room, tokens))
+    found = hashlib.blake2b(parts.encode(), digest_size=8)
     for name, tensor in model.state_dict().items():
         found.update(name.encode())
         found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())

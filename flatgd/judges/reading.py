@@ -37,6 +37,12 @@ class Cuts:
         self.histories += of_history > 0
         self.replies += of_reply > 0
 
+    def add(self, other: "Cuts") -> None:
+        """Count the inputs of `other` too."""
+        self.inputs += other.inputs
+        self.histories += other.histories
+        self.replies += other.replies
+
     def summary(self) -> str:
         """
         >>> Cuts(300, 12, 1).summary()

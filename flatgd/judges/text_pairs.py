@@ -28,12 +28,11 @@ def text_pairs(
     config: Any,
     pairs: Sequence[Pair],
     room: int,
-    cuts: Cuts,
-) -> dict[str, Tensor]:
-    """A batch of pairs, padded on the right, with `reply_mask` [R, S]: 1 at the reply's tokens. The
-    first text of a pair may be empty. What exceeds `room` tokens is cut and counted."""
-    rows = []
-    for history, reply in pairs:
+) -> tuple[dict[str, Tensor], list[Cuts]]:
+    """A batch of pairs, padded on the right, with `reply_mask` [R, S]: 1 at the reply's tokens; and
+    what each pair lost, cut to `room` tokens. The first text of a pair may be empty."""
+    rows, lost = [], [Cuts() for _ in pairs]
+    for (history, reply), cuts in zip(pairs, lost, strict=True):
         pair = settings.separator.join(history), reply or " "
         encoded = tokenizer(*pair, verbose=False)
         parts = encoded.sequence_ids(0)
@@ -49,7 +48,7 @@ def text_pairs(
         )
         for key in rows[0]
     }
-    return {**batch, "reply_mask": batch["reply_mask"].float()}
+    return {**batch, "reply_mask": batch["reply_mask"].float()}, lost
 
 
 def check_text_pairs(tokenizer: PreTrainedTokenizerBase, room: int) -> None:

@@ -167,7 +167,11 @@ class TrainedJudge:
         return batch
 
     def _as_texts(self, pairs: Sequence[Pair], cuts: Cuts) -> dict[str, Tensor]:
-        return text_pairs(self.settings, self.tokenizer, self._config, pairs, self.room, cuts)
+        given = self.settings, self.tokenizer, self._config, pairs, self.room
+        batch, lost = text_pairs(*given)
+        for one in lost:
+            cuts.add(one)
+        return batch
 
     @property
     def _config(self) -> Any:

@@ -18,8 +18,9 @@ from flatgd.config.loading import load_recipe
 from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError, RecipeError
 from flatgd.judges.base import pairs_of
-from flatgd.judges.embedding import Encoder, FeatureCache, check_encoder
+from flatgd.judges.embedding import Encoder, FeatureCache, _Row, check_encoder
 from flatgd.judges.quality import quality
+from flatgd.judges.reading import Cuts
 from flatgd.judges.registry import load_judge, make_judge
 
 LAYERS, WIDTH = 4, 16
@@ -94,8 +95,8 @@ def test_features_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
-    FeatureCache(path).add({"00" * 16: np.ones(3, dtype=np.float16)})
-    assert list(FeatureCache(path).rows) == ["00" * 16]
+    FeatureCache(path).add({"00" * 16: _Row(np.ones(3, dtype=np.float16), Cuts(1, 1, 0))})
+    assert FeatureCache(path).rows["00" * 16].cuts == Cuts(1, 1, 0)
     path.write_bytes(path.read_bytes()[:-4])
     assert FeatureCache(path).rows == {}
 
@@ -128,9 +129,12 @@ def test_it_learns_saves_and_loads(tmp_path: Path) -> None:
 
 
 def test_what_is_too_long_is_counted(tmp_path: Path) -> None:
-    encoder = Encoder.load(settings(encoder_folder(tmp_path)), torch.float32)
-    encoder.features([(("x" * 90,), "y" * 60), ((), "z" * 120)])
-    assert (encoder.cuts.inputs, encoder.cuts.histories, encoder.cuts.replies) == (2, 1, 1)
+    """Also where the features come from the cache."""
+    folder = encoder_folder(tmp_path / "model")
+    for _ in range(2):
+        encoder = Encoder.load(settings(folder), torch.float32, tmp_path / "kept")
+        encoder.features([(("x" * 90,), "y" * 60), ((), "z" * 120)])
+        assert encoder.cuts == Cuts(2, 1, 1)
 
 
 def test_models_that_do_not_fit(tmp_path: Path) -> None:
