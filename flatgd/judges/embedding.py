@@ -11,8 +11,10 @@ Shapes: N pairs, R rows, S positions, D width, F features.
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -37,6 +39,9 @@ from flatgd.judges.reading import Cuts, Pair, longest_input
 from flatgd.judges.text_pairs import check_text_pairs, shortened, text_pairs
 from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
 from flatgd.models.loading import load_as, load_config, load_tokenizer
+from flatgd.runtime import distributed
+
+logger = logging.getLogger(__name__)
 
 HEAD, WORDS = "judge.safetensors", "words"
 Features = NDArray[np.float32]
@@ -95,15 +100,18 @@ class FeatureCache:
         """Keep these, by the digests of their pairs, and write them to the file."""
         room = MOST_KEPT - len(self.rows)
         self.rows |= dict(islice(rows.items(), room))
-        if self.path is None or room <= 0 or not rows:
+        if self.path is None or room <= 0 or not rows or not distributed.is_first():
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         digests = np.array([list(bytes.fromhex(name)) for name in self.rows], dtype=np.uint8)
         cut = [[row.cuts.histories, row.cuts.replies] for row in self.rows.values()]
         parts = {"digests": digests, "cut": np.array(cut, dtype=np.uint8)}
         parts["features"] = np.stack([row.features for row in self.rows.values()])
-        with atomic_writer(self.path) as file:
-            file.write(save(parts))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_writer(self.path) as file:
+                file.write(save(parts))
+        except OSError as error:  # the judge does not need the file
+            logger.warning("%s: features are not kept: %s", self.path, error)
 
 
 def _digest(pair: Pair) -> str:
@@ -135,7 +143,7 @@ class Encoder:
         model: Any = load_as(AutoModel, name, "body", dtype)
         room = longest_input(settings, model.config, tokenizer)
         check_text_pairs(tokenizer, room)
-        path = folder and folder / f"{_reading(settings, model, tokenizer, room)}.safetensors"
+        path = folder and folder / f"{_cache_key(settings, model, tokenizer, room)}.safetensors"
         layers = _layers(int(model.config.get_text_config().num_hidden_layers))
         _drop_layers_above(model.eval(), layers[-1], tokenizer)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -175,13 +183,19 @@ class Encoder:
 
 
 def _layers(count: int) -> list[int]:
-    """The layers whose states are read, from a third of the way on. The last one is left out: in
-    encoders of sentences it has forgotten much of the wording.
+    """The layers whose states are read, from a third to five sixths of the way: in encoders of
+    sentences the last ones have forgotten much of the wording.
 
     >>> _layers(12), _layers(6), _layers(1)
     ([4, 6, 8, 10], [2, 3, 4, 5], [1])
     """
     return sorted({max(1, round(count * part / 6)) for part in (2, 3, 4, 5)})
+
+
+def feature_bytes(config: Any) -> int:
+    """Bytes that the features of a text take on disk."""
+    text = config.get_text_config()
+    return len(_layers(int(text.num_hidden_layers))) * int(text.hidden_size) * 2
 
 
 def _drop_layers_above(model: Any, last: int, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -194,8 +208,12 @@ def _drop_layers_above(model: Any, last: int, tokenizer: PreTrainedTokenizerBase
         before = model(**given, output_hidden_states=True).hidden_states[last]
         top = list(stacks[0][last:])
         del stacks[0][last:]
-        states = model(**given, output_hidden_states=True).hidden_states
-    if len(states) != last + 1 or not torch.equal(states[last], before):  # a norm after the last
+        try:
+            states = model(**given, output_hidden_states=True).hidden_states
+            is_same = len(states) == last + 1 and torch.equal(states[last], before)
+        except Exception:  # a stranger's model may count its layers by its config
+            is_same = False
+    if not is_same:
         stacks[0].extend(top)
 
 
@@ -205,12 +223,13 @@ def _mean(states_RSD: Tensor, mask_RS: Tensor) -> Tensor:
     return (states_RSD.float() * weights_RS1).sum(1) / weights_RS1.sum(1).clamp(min=1)
 
 
-def _reading(
+def _cache_key(
     settings: JudgeSettings, model: Any, tokenizer: PreTrainedTokenizerBase, room: int
 ) -> str:
     """A digest of everything that the features of a text depend on."""
     tokens = cast(Any, tokenizer).backend_tokenizer.to_str()
-    parts = repr((settings.separator, room, tokens))
+    config = model.config.to_json_string(use_diff=False)
+    parts = repr((settings.separator, room, tokens, config, version("flatgd")))
     found = hashlib.blake2b(parts.encode(), digest_size=8)
     for name, tensor in model.state_dict().items():
         found.update(name.encode())

@@ -26,14 +26,16 @@ from flatgd.judges.guard_presets import INSTRUCTIONS, PRESETS, Question
 from flatgd.judges.reading import Cuts, Pair, check_room, longest_input, without_letters
 from flatgd.judges.templates import pieces_of
 from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
+from flatgd.models.dialogue_format import speaks
 from flatgd.models.loading import load_as, load_config, load_tokenizer
 from flatgd.models.reader import Reader
 from flatgd.models.text_encoder import TextEncoder
 from flatgd.runtime.time_limit import time_limit
 
 MAX_SECONDS = 10.0  # for the template of one conversation
-WRITES = 16  # tokens before a verdict that follows other answers
+WRITES = 32  # tokens at most before a verdict that follows other answers
 RARE = 0.5  # of the probability: a guard whose verdict's words have less does not know the question
+RESERVED = {"tokenize", "add_generation_prompt", "conversation"}
 PROBE: Pair = (("hello",), "hi there")
 LAST = "zqx"  # stands for a reply in the check that a chat template shows it
 
@@ -61,6 +63,15 @@ class Verdicts:
             found.append(f"{self.unannounced:,} of {self.count:,} answers announced no verdict")
         return "; ".join(found)
 
+    def check(self, model: str | None, wanted: str) -> None:
+        """Raise ModelError if most answers announced no verdict: their scores would be noise."""
+        if 2 * self.unannounced > self.count:
+            raise ModelError(
+                f"{self.unannounced:,} of {self.count:,} answers of {model} did not come to "
+                f"{wanted.strip()!r} within {WRITES} tokens; check preset and instruction against "
+                "its model card"
+            )
+
 
 class Prompt:
     """The text that a guard reads, as tokens. Text of the conversation never becomes a special
@@ -69,10 +80,16 @@ class Prompt:
     def __init__(self, settings: JudgeSettings, tokenizer: PreTrainedTokenizerBase, config: Any):
         self.settings, self.tokenizer = settings, tokenizer
         self.question = question_of(settings)
+        _check_unused(settings, self.question)
         self.encoder = TextEncoder(tokenizer, config.get_text_config().vocab_size)
         first = tokenizer("a", verbose=False)["input_ids"][:1]
         self._opening = first if first == [tokenizer.bos_token_id] else []
         self.in_parts = not self.question.template and self._needs_parts()
+        self._check_end()
+        # once, on a known reply: another might end in the prefix
+        self._prefix = self.question.prefix
+        if self._prefix and self._text(PROBE).endswith(self._prefix):
+            self._prefix = ""  # the template writes it
         self.toxic, self.safe, self._loose = self._verdicts()
 
     def ids(self, pair: Pair) -> list[int]:
@@ -85,24 +102,37 @@ class Prompt:
         lines = self.settings.history_lines
         if self.question.longest_history is not None:
             lines = min(lines, self.question.longest_history)
-        return pair[0][max(0, len(pair[0]) - lines) :], pair[1]
+        kept = pair[0][max(0, len(pair[0]) - lines) :]
+        if not self.question.template and len(kept) % 2 == 0:
+            kept = kept[1:]  # from a turn of the user on: guards' templates take no other
+        return kept, pair[1]
+
+    def _check_end(self) -> None:
+        """Raise ModelError if nothing stands between a reply and the verdict: the reply's last
+        letters would decide what the verdict's first token is."""
+        plain = self.question.template and not self._is_message
+        after = self.question.template.rpartition("{reply}")[2] + self.question.prefix
+        if plain and not (after + self.question.verdict_after).strip():
+            raise ModelError(
+                f"{self.settings.model} has no chat template, so the guard's template needs words "
+                "after {reply}, or a prefix: the verdict must not follow the reply itself"
+            )
 
     def _tokens(self, pair: Pair, more: str = "") -> list[int]:
         """The tokens of the prompt with its prefix, and of `more` after it."""
-        text, prefix = self._text(pair), self.question.prefix
-        if not text.endswith(prefix):  # a template may write it already
-            text += prefix
         opening = self._opening if self.question.template and not self._is_message else []
-        return [*opening, *self.encoder.ids([text + more])[0]]
+        return [*opening, *self.encoder.ids([self._text(pair) + self._prefix + more])[0]]
 
     def _text(self, pair: Pair) -> str:
         mark = self.encoder.mark
         history, reply = tuple(map(mark, pair[0])), mark(pair[1])
         if not self.question.template:
             return self._chat(self._messages(history, reply))
-        template = self.question.template.replace("{instruction}", self._instruction)
-        pieces = pieces_of(self.settings, template, history, reply)
-        text = "".join(piece for piece, _ in pieces)
+        pieces = pieces_of(self.settings, self.question.template, history, reply)
+        text = "".join(
+            piece if kind else piece.replace("{instruction}", self._instruction)
+            for piece, kind in pieces
+        )
         return self._chat([{"role": "user", "content": text}]) if self._is_message else text
 
     @property
@@ -115,9 +145,8 @@ class Prompt:
         return self.settings.instruction or INSTRUCTIONS.get(str(self.settings.preset), "")
 
     def _messages(self, history: Sequence[str], reply: str) -> list[dict[str, Any]]:
-        """The conversation from a turn of the user on: guards' templates take no other."""
+        """The conversation as messages; an empty turn of the user before a reply alone."""
         turns = before(history)
-        turns = turns[1:] if turns and turns[0].role == "assistant" else turns
         said: list[tuple[str, str]] = [(turn.role, turn.text) for turn in turns] or [("user", "")]
         said.append(("assistant", reply))
         if self.question.last_turn:
@@ -154,9 +183,15 @@ class Prompt:
                 f"preset {self.settings.preset} reads conversations through a chat template, and "
                 f"{self.settings.model} has none; name another preset, or give a template"
             )
+        refused: list[ModelError] = []
         for self.in_parts in (False, True):
-            if LAST in self._chat(self._messages(("hello",), LAST)):
-                return self.in_parts
+            try:
+                if LAST in self._chat(self._messages(("hello",), LAST)):
+                    return self.in_parts
+            except ModelError as error:
+                refused.append(error)
+        if len(refused) == 2:
+            raise refused[0]
         raise ModelError(
             f"the chat template of {self.settings.model} leaves out the assistant's reply; it is "
             f"not that of a guard for preset {self.settings.preset}"
@@ -227,6 +262,7 @@ class GuardJudge:
             with torch.no_grad():
                 scores[places] = self._probabilities([inputs[place] for place in places])
             advance(len(places))
+        self.verdicts.check(self.settings.model, self.prompt.question.verdict_after)
         return scores
 
     def save(self, folder: Any) -> None:
@@ -237,8 +273,7 @@ class GuardJudge:
         return self.verdicts.remark
 
     def _read(self, pair: Pair) -> list[int]:
-        limit = longest_input(self.settings, self.model.config, self.prompt.tokenizer)
-        limit -= WRITES if self.prompt.question.verdict_after else 0
+        limit = _limit(self.prompt, self.model.config)
 
         def length(one: Pair) -> int:
             return len(self.prompt.ids(one))
@@ -289,9 +324,37 @@ class GuardJudge:
         return found_RV
 
 
+def _limit(prompt: Prompt, config: Any) -> int:
+    """The longest prompt, in tokens."""
+    written = WRITES if prompt.question.verdict_after else 0
+    return longest_input(prompt.settings, config, prompt.tokenizer) - written
+
+
+def _check_unused(settings: JudgeSettings, question: Question) -> None:
+    """Raise ModelError for settings that the preset has no place for."""
+    if settings.preset is None:
+        return
+    text = question.template + question.last_turn
+    unused = {
+        "instruction": "{instruction}" not in text,
+        "template_kwargs": bool(question.template),
+    }
+    unused |= {"human": not question.template, "bot": not question.template}
+    for name in sorted(settings.model_fields_set):
+        if unused.get(name):
+            raise ModelError(f"preset {settings.preset} has no place for {name}; leave it out")
+    if taken := RESERVED & settings.template_kwargs.keys():
+        raise ModelError(f"template_kwargs: {min(taken)} is set by flatgd; leave it out")
+
+
 def check_guard(settings: JudgeSettings) -> None:
-    """Raise ModelError if template, verdicts or max_tokens do not fit. Loads no weights."""
+    """Raise ModelError if model, template, verdicts or max_tokens do not fit. Loads no weights."""
     assert settings.model is not None
     config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
+    if config.is_encoder_decoder or not speaks(config):
+        raise ModelError(
+            f"a guard is a causal model, which writes its verdict; {settings.model} "
+            f"({config.model_type}) is not one. An encoder with a head is kind: hf"
+        )
     prompt = Prompt(settings, tokenizer, config)
-    check_room(len(prompt.ids(((), ""))) + 1, longest_input(settings, config, tokenizer))
+    check_room(len(prompt.ids(((), ""))) + 1, _limit(prompt, config))

@@ -210,15 +210,11 @@ def _length(pair: Pair) -> int:
 
 def _freeze_below(model: nn.Module, settings: JudgeSettings) -> None:
     """Leave only the last `top_layers` layers of the model to be tuned."""
+    check_trained_judge(settings)
     stacks = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
-    longest = max(stacks, key=len, default=nn.ModuleList())
     assert settings.top_layers is not None
-    if len(longest) < settings.top_layers:
-        raise ModelError(
-            f"top_layers is {settings.top_layers}, but {settings.model} has {len(longest)} layers"
-        )
     model.requires_grad_(False)
-    longest[-settings.top_layers :].requires_grad_(True)
+    max(stacks, key=len)[-settings.top_layers :].requires_grad_(True)
 
 
 class _InBuckets(Trainer):
@@ -235,9 +231,21 @@ class _InBuckets(Trainer):
 
 
 def check_trained_judge(settings: JudgeSettings) -> None:
-    """Raise ModelError if model, tokenizer or max_tokens do not fit. Loads no weights."""
+    """Raise ModelError if model, tokenizer, top_layers or max_tokens do not fit. Loads no
+    weights."""
     name = str(settings.model)
-    _reading(settings, load_config(name), load_tokenizer(name))
+    config = load_config(name)
+    _reading(settings, config, load_tokenizer(name))
+    if settings.top_layers is None:
+        return
+    layers = config.get_text_config().num_hidden_layers
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"top_layers is for models with one stack of layers, and {name} has an encoder and a "
+            "decoder; leave it out"
+        )
+    if settings.top_layers > layers:
+        raise ModelError(f"top_layers is {settings.top_layers}, but {name} has {layers} layers")
 
 
 def _reading(

@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 from flatgd.config.names import EXPERTS
 from flatgd.io.files import free_bytes
+from flatgd.judges.embedding import MOST_KEPT, feature_bytes
 from flatgd.methods import METHODS, Clean, Method
 from flatgd.models.loading import load_config, on_meta
 from flatgd.pipeline.plan import Plan, histories_to_answer, needs_experts, states_bytes
@@ -71,6 +72,9 @@ def disk_of(plan: Plan) -> Disk:
     kept += sum(weight_bytes(on_meta(config, AutoModel)) for config in trained_judges)
     replies = len(histories_to_answer(recipe, sets)) * recipe.generate.samples + len(sets.test)
     kept += len(recipe.models) * (replies * REPLY_BYTES + OTHER_BYTES)
+    texts = min(MOST_KEPT, len(sets.judge) + len(recipe.models) * replies)
+    encoders = [load_config(str(j.model)) for j in judges if j.kind == "embedding"]
+    kept += sum(texts * feature_bytes(config) for config in encoders)
     kept = recipe.seeds * (kept + states)
     return Disk(kept, kept + checkpoints)
 

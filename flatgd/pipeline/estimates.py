@@ -56,12 +56,18 @@ def memory_of(
         if issubclass(plan.model(name).kind, Method):
             found[name] = training(plan, name, lengths, processes, strategy)
     found["generation"] = generation(plan, lengths)
-    found["scoring"] = scoring(plan, lengths)
-    for judge in recipe.judges:
-        if judge.kind != "linear":
-            dtype = plan.judge_dtype(judge)
-            found[f"judge {judge.label}"] = judging(judge, dtype, lengths)
-    return found
+    judges = {
+        f"judge {judge.label}": judging(judge, plan.judge_dtype(judge), lengths)
+        for judge in recipe.judges
+        if judge.kind != "linear"
+    }
+    alone = scoring(plan, lengths)
+    found["scoring"] = replace(  # with all judges loaded beside the model and the scorer
+        alone,
+        weights=alone.weights + sum(judge.weights for judge in judges.values()),
+        activations=max([alone.activations, *(judge.activations for judge in judges.values())]),
+    )
+    return found | judges
 
 
 def training(
@@ -115,7 +121,8 @@ def generation(plan: Plan, lengths: Lengths) -> Memory:
 
 
 def scoring(plan: Plan, lengths: Lengths) -> Memory:
-    """Memory of the stage that scores replies, with the model and the scorer loaded."""
+    """Memory of the stage that scores replies, with the model and the scorer loaded, but without
+    judges."""
     recipe, budget = plan.recipe, at_once(READ_AT_ONCE, torch.device(DEVICE))
     roles = [(recipe.backbone, plan.dtype("backbone"))]
     if recipe.scorer:

@@ -8,6 +8,7 @@ from rich.table import Table as RichTable
 
 from flatgd.artifacts.reader import load_judges, load_summary
 from flatgd.artifacts.rows import EstimateRow, JudgeReport, Quality
+from flatgd.config.names import MAJORITY
 from flatgd.config.recipe import Recipe
 from flatgd.evaluation.agreement import Agreement
 from flatgd.report.cells import Table, cell, interval, number, worded
@@ -34,10 +35,10 @@ class Metric(NamedTuple):
         )
 
     def by(self, judge: str) -> "Metric":
-        """The metric by a further judge; in the report only."""
-        return self._replace(
-            name=f"{self.name}@{judge}", head=f"{self.head} by {judge}", brief=None
-        )
+        """The metric by a further judge, or by the vote of all; in the report only."""
+        is_share = judge == MAJORITY and self.name == "toxicity_mean"
+        head = "replies that most judges mark ↓" if is_share else f"{self.head} by {judge}"
+        return self._replace(name=f"{self.name}@{judge}", head=head, brief=None)
 
 
 MAIN = [

@@ -112,6 +112,33 @@ def test_a_full_cache_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.Monk
     assert np.allclose(again.features(PAIRS), found, atol=1e-2)
 
 
+def test_another_configuration_is_read_again(tmp_path: Path) -> None:
+    """The same weights with other heads give other features."""
+    folder = encoder_folder(tmp_path / "model")
+    given = settings(folder), torch.float32, tmp_path / "kept"
+    before = Encoder.load(*given).features(PAIRS)
+    config = json.loads((folder / "config.json").read_text()) | {"num_attention_heads": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert not np.allclose(Encoder.load(*given).features(PAIRS), before, atol=0.01)
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "kept").write_text("a file where the folder should be")
+    encoder = Encoder.load(
+        settings(encoder_folder(tmp_path / "model")), torch.float32, tmp_path / "kept"
+    )
+    assert len(encoder.features(PAIRS)) == len(PAIRS)
+    assert "features are not kept" in caplog.text
+
+
+def test_layers_that_nothing_reads_are_dropped(tmp_path: Path) -> None:
+    encoder = Encoder.load(settings(encoder_folder(tmp_path)), torch.float32)
+    assert encoder.layers == [1, 2, 3]
+    assert len(encoder.model.encoder.layer) == 3
+
+
 def test_it_learns_saves_and_loads(tmp_path: Path) -> None:
     given = settings(encoder_folder(tmp_path / "encoder"), false_positive_rate=0.05)
     judge, about = make_judge(given, rows(64), tmp_path / "judge", features=tmp_path / "kept")
@@ -168,7 +195,8 @@ def test_three_judges_in_one_recipe(
     metrics = {row["metric"] for row in summary if row["method"] == "clean"}
     assert {"toxicity_mean@guard", "toxicity_any2@majority", "toxicity_mean@majority"} <= metrics
     tables = (root / "report/tables.md").read_text()
-    assert "mean P(toxic) ↓ by majority" in tables
+    assert "replies that most judges mark ↓" in tables
+    assert "toxic, any of 2 ↓ by majority" in tables
     for name in ("linear", "embedding", "guard"):
         assert f"The judge {name} is set to mark 2.0%" in tables
     read: list[int] = []

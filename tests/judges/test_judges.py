@@ -22,7 +22,7 @@ from flatgd.judges.classifier import HFJudge
 from flatgd.judges.linear import _Fitted, train_judge
 from flatgd.judges.quality import judge_report, quality
 from flatgd.judges.registry import load_judge, make_judge
-from flatgd.judges.trained import TrainedJudge, tuning_steps
+from flatgd.judges.trained import TrainedJudge, check_trained_judge, tuning_steps
 
 PLAIN = Calibration(1.0, 0.0, 0.5, 0.5, 9, 9)
 
@@ -114,7 +114,11 @@ def test_only_the_top_layers_are_tuned(tmp_path: Path) -> None:
     assert all(name.startswith(("encoder.layer.1.", "encoder.layer.2.")) for name in changed)
     too_many = settings.model_copy(update={"top_layers": 4})
     with pytest.raises(ModelError, match=r"top_layers is 4, but .* has 3 layers"):
-        make_judge(too_many, judge_rows(80), tmp_path / "other")
+        check_trained_judge(too_many)
+    tiny_blenderbot().save_pretrained(tmp_path / "bot")
+    byte_tokenizer().save_pretrained(tmp_path / "bot")
+    with pytest.raises(ModelError, match="one stack of layers"):
+        check_trained_judge(settings.model_copy(update={"model": str(tmp_path / "bot")}))
 
 
 def test_a_trained_judge_in_bfloat16(tmp_path: Path) -> None:
