@@ -30,12 +30,13 @@ from flatgd.judges.reading import (
     Cuts,
     Pair,
     check_room,
+    encode_within,
     longest_input,
-    without_letters,
+    newest,
     without_oldest,
 )
 from flatgd.judges.templates import HISTORY, joined, pieces_of, places_of, render
-from flatgd.models.loading import load_as, load_config, load_tokenizer
+from flatgd.models.loading import load_as, load_config, load_tokenizer, on_device
 
 Input = dict[str, NDArray[np.int32]]  # the arguments of the model's forward for one text
 NO_TOKEN = -1
@@ -64,9 +65,8 @@ class HFJudge:
             own.pad_token_id is None
         ):  # heads of causal models read the last token that is no padding
             own.pad_token_id = NO_TOKEN
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(settings.model)
-        return cls(settings, model.to(device).eval(), tokenizer)
+        return cls(settings, on_device(model).eval(), tokenizer)
 
     def save(self, folder: Path) -> None:
         """Save nothing: the recipe names the model."""
@@ -116,9 +116,9 @@ class HFJudge:
             return self._encoded(render(self.settings, *shorter))
 
         lines = self.settings.history_lines if HISTORY in self.settings.template else 0
-        pair = pair[0][max(0, len(pair[0]) - lines) :], pair[1]
-        kept = without_letters(pair, lambda one: len(encoded(one)["input_ids"]), limit, self.cuts)
-        return without_oldest(encoded(kept), (), (), limit, Cuts())
+        kept = newest(pair[0], lines), pair[1]
+        found = encode_within(kept, encoded, lambda one: len(one["input_ids"]), limit, self.cuts)
+        return without_oldest(found, (), (), limit, Cuts())
 
     def _probabilities(self, inputs: list[Input]) -> NDArray[np.float64]:
         """P(toxic) of each input, before calibration. All inputs have one length."""

@@ -35,10 +35,10 @@ from flatgd.io.files import atomic_writer
 from flatgd.judges.base import Judge, Progress, pairs_of
 from flatgd.judges.calibration import Scores, auc, calibrate, logit, sigmoid, toxic_labels
 from flatgd.judges.linear import LinearJudge, fit_words, folds_between
-from flatgd.judges.reading import Cuts, Pair, longest_input
+from flatgd.judges.reading import Cuts, Pair, letters_of, longest_input
 from flatgd.judges.text_pairs import check_text_pairs, shortened, text_pairs
 from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
-from flatgd.models.loading import load_as, load_config, load_tokenizer
+from flatgd.models.loading import load_as, load_config, load_tokenizer, on_device
 from flatgd.runtime import distributed
 
 logger = logging.getLogger(__name__)
@@ -146,22 +146,21 @@ class Encoder:
         path = folder and folder / f"{_cache_key(settings, model, tokenizer, room)}.safetensors"
         layers = _layers(int(model.config.get_text_config().num_hidden_layers))
         _drop_layers_above(model.eval(), layers[-1], tokenizer)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(settings, model.to(device), tokenizer, room, layers, FeatureCache(path))
+        return cls(settings, on_device(model), tokenizer, room, layers, FeatureCache(path))
 
     def features(self, pairs: Sequence[Pair], advance: Progress = lambda count: None) -> Features:
         """[N, F], rounded to float16, from the cache where they are known."""
         pairs = [shortened(self.settings, pair) for pair in pairs]
         names = [_digest(pair) for pair in pairs]
         new = {n: pair for n, pair in zip(names, pairs, strict=True) if n not in self.cache.rows}
-        unread = list(new.values())
+        unread = list(new.items())
         advance(len(pairs) - len(new))
-        letters = [sum(map(len, history)) + len(reply) for history, reply in unread]
+        letters = [letters_of(pair) for pair in new.values()]
         budget = LETTERS * at_once(READ_AT_ONCE, self.model.device)
         found: dict[str, _Row] = {}
         for places in token_batches(letters, budget, self.settings.batch_size):
-            rows = self._read([unread[place] for place in places])
-            found |= {_digest(unread[p]): row for p, row in zip(places, rows, strict=True)}
+            digests, texts = zip(*(unread[place] for place in places), strict=True)
+            found |= zip(digests, self._read(texts), strict=True)
             advance(len(places))
         self.cache.add(found)
         known = self.cache.rows | found

@@ -22,12 +22,12 @@ from flatgd.dialogue import before
 from flatgd.errors import ModelError
 from flatgd.judges.base import Progress
 from flatgd.judges.calibration import Scores
-from flatgd.judges.guard_presets import INSTRUCTIONS, PRESETS, Question
-from flatgd.judges.reading import Cuts, Pair, check_room, longest_input, without_letters
+from flatgd.judges.guard_presets import PRESETS, Question
+from flatgd.judges.reading import Cuts, Pair, check_room, encode_within, longest_input, newest
 from flatgd.judges.templates import pieces_of
 from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
 from flatgd.models.dialogue_format import speaks
-from flatgd.models.loading import load_as, load_config, load_tokenizer
+from flatgd.models.loading import load_as, load_config, load_tokenizer, on_device
 from flatgd.models.reader import Reader
 from flatgd.models.text_encoder import TextEncoder
 from flatgd.runtime.time_limit import time_limit
@@ -102,7 +102,7 @@ class Prompt:
         lines = self.settings.history_lines
         if self.question.longest_history is not None:
             lines = min(lines, self.question.longest_history)
-        kept = pair[0][max(0, len(pair[0]) - lines) :]
+        kept = newest(pair[0], lines)
         if not self.question.template and len(kept) % 2 == 0:
             kept = kept[1:]  # from a turn of the user on: guards' templates take no other
         return kept, pair[1]
@@ -142,7 +142,7 @@ class Prompt:
 
     @property
     def _instruction(self) -> str:
-        return self.settings.instruction or INSTRUCTIONS.get(str(self.settings.preset), "")
+        return self.settings.instruction or self.question.instruction
 
     def _messages(self, history: Sequence[str], reply: str) -> list[dict[str, Any]]:
         """The conversation as messages; an empty turn of the user before a reply alone."""
@@ -249,9 +249,8 @@ class GuardJudge:
     def load(cls, settings: JudgeSettings, dtype: torch.dtype = torch.float32) -> "GuardJudge":
         assert settings.model is not None
         model: Any = load_as(AutoModelForCausalLM, settings.model, "model", dtype)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         prompt = Prompt(settings, load_tokenizer(settings.model), model.config)
-        return cls(settings, model.to(device).eval(), prompt)
+        return cls(settings, on_device(model).eval(), prompt)
 
     def score(self, pairs: Sequence[Pair], advance: Progress = lambda count: None) -> Scores:
         """P(toxic) of each (history, reply) before calibration, 0..1."""
@@ -274,13 +273,7 @@ class GuardJudge:
 
     def _read(self, pair: Pair) -> list[int]:
         limit = _limit(self.prompt, self.model.config)
-
-        def length(one: Pair) -> int:
-            return len(self.prompt.ids(one))
-
-        ids = self.prompt.ids(
-            without_letters(self.prompt.shortened(pair), length, limit, self.cuts)
-        )
+        ids = encode_within(self.prompt.shortened(pair), self.prompt.ids, len, limit, self.cuts)
         check_room(len(ids), limit)
         return ids
 

@@ -5,13 +5,14 @@ first the history, then the beginning of the reply. Markers and template stay. C
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from flatgd.config.judge import JudgeSettings
 from flatgd.errors import ModelError
 
+T = TypeVar("T")
 Pair = tuple[tuple[str, ...], str]  # history, reply
 
 # Model types whose first position is the one after the number of their padding token
@@ -121,17 +122,34 @@ def check_room(length: int, limit: int) -> None:
         )
 
 
-def without_letters(pair: Pair, length_of: Callable[[Pair], int], limit: int, cuts: Cuts) -> Pair:
-    """A pair without its oldest characters, as many as bring its length in tokens to `limit`, and
-    counted in `cuts`. For inputs whose tokens cannot be told apart by where they come from."""
-    if length_of(pair) <= limit:  # nearly always
+def newest(history: Sequence[str], lines: int) -> tuple[str, ...]:
+    """The last `lines` turns of a history.
+
+    >>> newest(("a", "b", "c"), 2), newest(("a",), 2), newest(("a",), 0)
+    (('b', 'c'), ('a',), ())
+    """
+    return tuple(history[max(0, len(history) - lines) :])
+
+
+def letters_of(pair: Pair) -> int:
+    """The characters of history and reply."""
+    return sum(map(len, pair[0])) + len(pair[1])
+
+
+def encode_within(
+    pair: Pair, encode: Callable[[Pair], T], size: Callable[[T], int], limit: int, cuts: Cuts
+) -> T:
+    """A pair encoded without its oldest characters, as many as bring its size in tokens to `limit`,
+    and counted in `cuts`. For inputs whose tokens cannot be told apart by where they come from."""
+    whole = encode(pair)
+    if size(whole) <= limit:  # nearly always
         cuts.count(0, 0)
-        return pair
-    of_history = sum(map(len, pair[0]))
-    every = range(of_history + len(pair[1]))
-    cut = bisect_left(every, True, key=lambda count: length_of(_without(pair, count)) <= limit)
+        return whole
+    every = range(letters_of(pair))
+    cut = bisect_left(every, True, key=lambda count: size(encode(_without(pair, count))) <= limit)
+    of_history = letters_of((pair[0], ""))
     cuts.count(min(cut, of_history), max(0, cut - of_history))
-    return _without(pair, cut)
+    return encode(_without(pair, cut))
 
 
 def _without(pair: Pair, letters: int) -> Pair:

@@ -63,10 +63,11 @@ def _calibrated(
     """A ready model, calibrated, and what is wrong with its answers."""
     scorer = load_scorer(settings, Path(), dtype)
     scores = scorer.score(pairs_of(rows), advance)
-    is_guard = isinstance(scorer, GuardJudge)
-    remedy = CHECK_LABELS if is_guard else head_remedy(settings)
-    judge = Judge(scorer, calibrate(scores, rows, settings.false_positive_rate, remedy))
-    return judge, scorer.remark if isinstance(scorer, GuardJudge) else ""
+    if isinstance(scorer, GuardJudge):
+        remedy, remark = CHECK_LABELS, scorer.remark
+    else:
+        remedy, remark = head_remedy(settings), ""
+    return Judge(scorer, calibrate(scores, rows, settings.false_positive_rate, remedy)), remark
 
 
 def _model_name(settings: JudgeSettings) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from flatgd.config.judge import JudgeSettings
+from flatgd.judges.reading import newest
 
 Piece = tuple[str, str]  # (text, HISTORY, REPLY or "" for the template's own text)
 HISTORY, REPLY = "{history}", "{reply}"
@@ -23,7 +24,7 @@ def pieces_of(
     settings: JudgeSettings, template: str, history: Sequence[str], reply: str
 ) -> list[Piece]:
     """The pieces of the filled template in order, each with its kind."""
-    kept = history[max(0, len(history) - settings.history_lines) :]
+    kept = newest(history, settings.history_lines)
     lines = [
         (settings.bot if (len(kept) - place) % 2 == 0 else settings.human) + line
         for place, line in enumerate(kept)

@@ -13,13 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from flatgd.config.judge import JudgeSettings
 from flatgd.errors import ModelError
-from flatgd.judges.reading import Cuts, Pair, check_room, without_oldest
+from flatgd.judges.reading import Cuts, Pair, check_room, newest, without_oldest
 
 
 def shortened(settings: JudgeSettings, pair: Pair) -> Pair:
     """The pair with the newest turns of its history, as many as the judge reads."""
-    history, reply = pair
-    return history[max(0, len(history) - settings.history_lines) :], reply
+    return newest(pair[0], settings.history_lines), pair[1]
 
 
 def text_pairs(

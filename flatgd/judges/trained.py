@@ -39,12 +39,12 @@ from flatgd.errors import DataError, ModelError
 from flatgd.judges.base import Judge, Progress, pairs_of
 from flatgd.judges.calibration import calibrate, toxic_labels
 from flatgd.judges.linear import folds_between
-from flatgd.judges.reading import Cuts, Pair, check_room, longest_input, oldest
+from flatgd.judges.reading import Cuts, Pair, check_room, letters_of, longest_input, oldest
 from flatgd.judges.text_pairs import check_text_pairs, shortened, text_pairs
 from flatgd.models.dialogue_format import format_for, speaks
 from flatgd.models.encoding import IGNORE, DialogueFormat, Example
 from flatgd.models.heads import FORWARD_KEYS
-from flatgd.models.loading import load_as, load_config, load_tokenizer
+from flatgd.models.loading import load_as, load_config, load_tokenizer, on_device
 from flatgd.models.loading_report import key_faults
 from flatgd.runtime.callbacks import Advance
 
@@ -102,11 +102,10 @@ class TrainedJudge:
         dialogue_format, room, markers = _reading(settings, config, tokenizer)
         classifier = _Classifier(load_as(AutoModel, settings.model, "body"))
         if settings.top_layers is not None:
-            _freeze_below(classifier.model, settings)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(
-            settings, classifier.to(device).eval(), tokenizer, dialogue_format, room, markers, dtype
-        )
+            _check_top_layers(settings, config)
+            _freeze_below(classifier.model, settings.top_layers)
+        classifier = on_device(classifier).eval()
+        return cls(settings, classifier, tokenizer, dialogue_format, room, markers, dtype)
 
     @classmethod
     def load(
@@ -141,7 +140,7 @@ class TrainedJudge:
         self, pairs: Sequence[Pair], advance: Progress = lambda count: None
     ) -> NDArray[np.float64]:
         """Score of each (history, reply), 0..1."""
-        order = sorted(range(len(pairs)), key=lambda place: _length(pairs[place]))
+        order = sorted(range(len(pairs)), key=lambda place: letters_of(pairs[place]))
         scores = np.zeros(len(pairs))
         device = next(self.classifier.parameters()).device
         self.classifier.eval()
@@ -203,18 +202,11 @@ class TrainedJudge:
         return whole._replace(history_ids=history, reply_ids=reply[len(of_reply) :])
 
 
-def _length(pair: Pair) -> int:
-    """The characters of history and reply."""
-    return sum(map(len, pair[0])) + len(pair[1])
-
-
-def _freeze_below(model: nn.Module, settings: JudgeSettings) -> None:
-    """Leave only the last `top_layers` layers of the model to be tuned."""
-    check_trained_judge(settings)
+def _freeze_below(model: nn.Module, top: int) -> None:
+    """Leave only the last `top` layers of the model to be tuned."""
     stacks = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
-    assert settings.top_layers is not None
     model.requires_grad_(False)
-    max(stacks, key=len)[-settings.top_layers :].requires_grad_(True)
+    max(stacks, key=len)[-top:].requires_grad_(True)
 
 
 class _InBuckets(Trainer):
@@ -225,7 +217,7 @@ class _InBuckets(Trainer):
         generator = torch.Generator().manual_seed(self.args.seed)
         return LengthGroupedSampler(
             self.args.train_batch_size,
-            lengths=[_length(item["pair"]) for item in items],
+            lengths=[letters_of(item["pair"]) for item in items],
             generator=generator,
         )
 
@@ -236,16 +228,21 @@ def check_trained_judge(settings: JudgeSettings) -> None:
     name = str(settings.model)
     config = load_config(name)
     _reading(settings, config, load_tokenizer(name))
-    if settings.top_layers is None:
+    _check_top_layers(settings, config)
+
+
+def _check_top_layers(settings: JudgeSettings, config: Any) -> None:
+    top, name = settings.top_layers, settings.model
+    if top is None:
         return
-    layers = config.get_text_config().num_hidden_layers
     if config.is_encoder_decoder:
         raise ModelError(
             f"top_layers is for models with one stack of layers, and {name} has an encoder and a "
             "decoder; leave it out"
         )
-    if settings.top_layers > layers:
-        raise ModelError(f"top_layers is {settings.top_layers}, but {name} has {layers} layers")
+    layers = config.get_text_config().num_hidden_layers
+    if top > layers:
+        raise ModelError(f"top_layers is {top}, but {name} has {layers} layers")
 
 
 def _reading(
