@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SAFE, TOXIC, byte_tokenizer, tiny_blenderbot
+from conftest import byte_tokenizer, tiny_blenderbot
 from guards import guard
+from judged import judge_rows
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
 from flatgd.config.judge import JudgeSettings
 from flatgd.config.loading import load_recipe
-from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError, RecipeError
 from flatgd.judges.base import pairs_of
 from flatgd.judges.embedding import Encoder, FeatureCache, _Row, check_encoder
@@ -42,14 +42,6 @@ def encoder_folder(folder: Path, seed: int = 0) -> Path:
 
 def settings(folder: Path, **fields: Any) -> JudgeSettings:
     return JudgeSettings(kind="embedding", model=str(folder), max_tokens=100, **fields)
-
-
-def rows(count: int, offset: int = 0) -> list[Dialogue]:
-    texts = [(t, True) for t in SAFE] + [(t, False) for t in TOXIC]
-    return [
-        Dialogue((f"line {n}",), texts[n % 8][0], texts[n % 8][1], "t", f"c{offset + n}")
-        for n in range(count)
-    ]
 
 
 def slow_features(folder: Path, history: tuple[str, ...], reply: str) -> np.ndarray:
@@ -141,8 +133,8 @@ def test_layers_that_nothing_reads_are_dropped(tmp_path: Path) -> None:
 
 def test_it_learns_saves_and_loads(tmp_path: Path) -> None:
     given = settings(encoder_folder(tmp_path / "encoder"), false_positive_rate=0.05)
-    judge, about = make_judge(given, rows(64), tmp_path / "judge", features=tmp_path / "kept")
-    held_out = rows(24, offset=1000)
+    judge, about = make_judge(given, judge_rows(64), tmp_path / "judge", features=tmp_path / "kept")
+    held_out = judge_rows(24, offset=1000)
     result = quality(judge, held_out, 0.05)
     assert result.auc[0] > 0.75  # of an encoder with random weights
     assert about == "a linear head over encoder, trained on 64 labelled replies"
