@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import OPENERS, SAFE, TOXIC, mild_rows, roberta, write_rows
 from families import save_family
+from judged import encoder_folder
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
@@ -136,6 +137,7 @@ def test_the_paper_s_recipe_runs_scaled_down(tmp_path: Path) -> None:
         "facebook/blenderbot-1B-distill": save_family("blenderbot", tmp_path / "scorer", seed=1),
         "TheMrguiller/ToxDialogDefender": roberta(tmp_path / "bad_judge", ["LABEL_0", "LABEL_1"]),
         "s-nlp/roberta_toxicity_classifier": roberta(tmp_path / "judge", ["neutral", "toxic"]),
+        "sentence-transformers/all-mpnet-base-v2": encoder_folder(tmp_path / "encoder"),
     }
     text = PAPER.read_text()
     for name, folder in names.items():

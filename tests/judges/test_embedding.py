@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_blenderbot
 from guards import guard
-from judged import judge_rows
-from transformers import BertConfig, BertModel
+from judged import ENCODER_WIDTH, encoder_folder, judge_rows
+from transformers import BertModel
 from typer.testing import CliRunner
 
 from flatgd.cli.main import app
@@ -23,21 +23,8 @@ from flatgd.judges.quality import quality
 from flatgd.judges.reading import Cuts
 from flatgd.judges.registry import load_judge, make_judge
 
-LAYERS, WIDTH = 4, 16
 VERDICTS = {"prefix": " ", "toxic_words": ("Yes",), "safe_words": ("No",)}
 PAIRS = [((), "alone"), (("a", "b", "c", "d"), "x" * 40), (("hi",), ""), (("hi",), "hi")]
-
-
-def encoder_folder(folder: Path, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=260, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=128, pad_token_id=0, initializer_range=0.5,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def settings(folder: Path, **fields: Any) -> JudgeSettings:
@@ -59,7 +46,7 @@ def test_features_against_one_by_one(tmp_path: Path) -> None:
     encoder = Encoder.load(settings(folder, batch_size=3), torch.float32)
     found = encoder.features(PAIRS)
     expected = np.stack([slow_features(folder, *pair) for pair in PAIRS])
-    assert found.shape == (len(PAIRS), 3 * WIDTH)
+    assert found.shape == (len(PAIRS), 3 * ENCODER_WIDTH)
     assert np.allclose(found, expected, atol=2e-3)  # kept in float16
     assert np.ptp(expected) > 1
     half = Encoder.load(settings(folder), torch.bfloat16).features(PAIRS)
