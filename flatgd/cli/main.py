@@ -283,20 +283,20 @@ def main() -> None:
     except SystemExit as stopped:
         if stopped.code == 130:  # typer turns Ctrl-C into this code without a message
             typer.echo("flatgd: stopped; run the same command again to resume", err=True)
-        raise
+        status = int(stopped.code or 0)
     except StoppedError as stopped:
         typer.echo(f"flatgd: {stopped}; run the same command again to resume", err=True)
-        sys.exit(stopped.code)
+        status = stopped.code
     except FlatGDError as error:
         typer.echo(f"flatgd: {error}", err=True)
-        sys.exit(2)
+        status = 2
     except BrokenPipeError:  # as of `flatgd ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = 1
     except Exception as error:
         from flatgd.cli.failures import describe
 
         typer.echo(f"flatgd: {describe(error)}", err=True)
-        sys.exit(2)
-    finally:
-        distributed.leave()
+        status = 2
+    distributed.leave(status)
+    sys.exit(status)

@@ -6,6 +6,7 @@ process does everything else, and writes files, while the others wait.
 torch is imported only with several processes, because reports read a run's folder without it.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -49,16 +50,22 @@ def meet() -> None:
             PartialState(cpu=are_on_cpu(), timeout=PATIENCE)
 
 
-def leave() -> None:
-    """Leave the process group, if this process is in one.
+def leave(status: int = 0) -> None:
+    """Leave the process group, if this process is in one, and end the process with `status`.
 
-    A group that is still open when Python exits can abort a process that has finished its work.
+    Python's own exit comes too early there: the group's threads still hold tensors, and one that
+    asks for the interpreter while it shuts down aborts a process that has finished its work.
     """
-    if "torch" in sys.modules:
-        from torch import distributed
+    if "torch" not in sys.modules:
+        return
+    from torch import distributed
 
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def wait() -> None:

@@ -220,8 +220,6 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(
 if __name__ == "__main__":
     shard_on_cpu()
     words = sys.argv[1:]
-    try:
-        for case in zip(words[::3], words[1::3], words[2::3], strict=True):
-            work(Path(case[2]), 4, *case[:2])
-    finally:
-        distributed.leave()
+    for case in zip(words[::3], words[1::3], words[2::3], strict=True):
+        work(Path(case[2]), 4, *case[:2])
+    distributed.leave()
