@@ -46,7 +46,7 @@ def inputs_of(recipe: Recipe) -> dict[str, Inputs]:
             for frozen in {name, *EXPERTS}:
                 found[layout.model(name)] |= _dtype(recipe, frozen)
         sampling = {**_flat("sample", fields["sample"]), **_flat("generate", fields["generate"])}
-        for unused in ("generate.histories", "generate.samples"):
+        for unused in ("generate.histories", "generate.samples", "sample.share"):
             sampling.pop(unused, None)
         found[layout.samples(name)] = own | sampling | data["policy"] | layout_fields
         generate = _flat("generate", fields["generate"])
@@ -67,6 +67,8 @@ def _model(
 ) -> dict[str, Any]:
     overrides = recipe.overrides(name)
     found = _flat("train", plain_values(recipe.training_fields(overrides))) | data["policy"]
+    if recipe.sample.share:
+        found["sample.share"] = recipe.sample.share
     if recipe.evaluates(overrides):
         found |= data["eval"]
     if name in EXPERTS:

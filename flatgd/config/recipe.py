@@ -58,9 +58,12 @@ class Generate(Section):
 
 
 class Sample(Section):
-    """Replies that methods learn from: a model's, to the policy's histories, judged in the loop.
+    """Replies that models learn from: a model's, to the policy's histories, judged in the loop.
     Sampling is that of `generate`."""
 
+    share: float = Field(0.0, ge=0, le=1, json_schema_extra=about("of the safe replies"))
+    """How many of the safe replies that experts and methods learn from are the backbone's own. With
+    1, a chat model keeps its way of speaking. Its toxic replies join the data's."""
     histories: int = Field(400, ge=1, json_schema_extra=about("histories"))
     """Histories of `data.policy` to answer, drawn by conversation."""
     samples: int = Field(5, ge=2, le=10_000, json_schema_extra=about("replies"))
@@ -153,7 +156,7 @@ class Recipe(Section):
     model to train from or decode with, instead of the backbone. `sampled_from` names a model whose
     judged replies it also learns from."""
     sample: Sample = Sample()
-    """Replies that methods learn from (click, and entries with `sampled_from`)."""
+    """Replies that models learn from (with `share`, click, and entries with `sampled_from`)."""
     generate: Generate = Generate()
     """Sampling of the replies that are judged."""
     judges: list[JudgeSettings] = Field([JudgeSettings()], min_length=1)

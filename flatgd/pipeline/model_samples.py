@@ -4,6 +4,7 @@ A file sampled/NAME.jsonl has one history a line: its replies, P(toxic) of each 
 loop, whether that is above its threshold, and each reply's NLL under the model that gave it.
 """
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -16,6 +17,24 @@ def judged_replies(rows: Sequence[SampledRow], seed: int) -> list[Dialogue]:
     kinds = [[_dialogue(row, n) for row, n in _places(rows, label)] for label in (False, True)]
     rng, count = random.Random(seed), min(map(len, kinds))
     return [dialogue for kind in kinds for dialogue in rng.sample(kind, count)]
+
+
+def with_own_replies(
+    data: Sequence[Dialogue], rows: Sequence[SampledRow], share: float, seed: int
+) -> list[Dialogue]:
+    """The rows of `data` with `share` of the safe replies sampled, drawn by `seed`: as many sampled
+    ones as there are, and as many of the data's as that share leaves room for. The toxic replies
+    are the sampled ones, and so many of the data's that the ratio of safe to toxic stays the same.
+    """
+    safe, toxic = ([row for row in data if row.is_safe is label] for label in (True, False))
+    own, own_toxic = (
+        [_dialogue(row, n) for row, n in _places(rows, label)] for label in (False, True)
+    )
+    total = min(len(own) / share, len(safe) / (1 - share) if share < 1 else math.inf)
+    rng = random.Random(seed)
+    kept = rng.sample(safe, round(total * (1 - share))) + rng.sample(own, round(total * share))
+    wanted = round(len(kept) * len(toxic) / len(safe)) - len(own_toxic)
+    return [*kept, *own_toxic, *rng.sample(toxic, min(max(0, wanted), len(toxic)))]
 
 
 def contrasting_pairs(rows: Sequence[SampledRow]) -> list[tuple[Dialogue, Dialogue]]:

@@ -43,9 +43,9 @@ class ModelsStage:
         for needed in planned.needs:
             self.train(needed)
         depends_on = [layout.model(needed) for needed in planned.needs]
-        if planned.sampled_from is not None:
-            self.sample(planned.sampled_from)
-            depends_on.append(layout.samples(planned.sampled_from))
+        for source in plan.learns_from(name):
+            self.sample(source)
+            depends_on.append(layout.samples(source))
 
         def build(folder: Path) -> BuildResult:
             folder.mkdir(parents=True, exist_ok=True)

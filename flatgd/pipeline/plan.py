@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from flatgd.artifacts import layout
+from flatgd.artifacts.rows import SampledRow
 from flatgd.artifacts.store import fingerprint_of, fingerprint_of_list
 from flatgd.config.judge import JudgeSettings
 from flatgd.config.names import BACKBONE, EXPERTS
@@ -26,7 +27,7 @@ from flatgd.io.records import read_jsonl
 from flatgd.methods import METHODS, Clean, Merge, Method, System
 from flatgd.models.dtype import checkpoint_dtype, dtype_for, unless_float32
 from flatgd.models.loading import load_config, summarize_error
-from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies
+from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies, with_own_replies
 from flatgd.pipeline.network_permissions import sending_faults
 from flatgd.runtime import distributed
 from flatgd.training import FlatGDConfig
@@ -176,17 +177,43 @@ class Plan:
         """Optimizer steps that a model is trained for."""
         return steps_of(self.config(name, self.recipe.output), len(self.rows(name)))
 
-    def policy_rows(self, name: str) -> list[Dialogue]:
-        """The rows of the data that a model is trained on."""
+    def learns_from(self, name: str) -> list[str]:
+        """The models whose replies a model learns from."""
+        planned = self.model(name)
+        shares = self.recipe.sample.share > 0 and issubclass(planned.kind, Method)
+        found = [BACKBONE] * shares + [planned.sampled_from] * (planned.sampled_from is not None)
+        return list(dict.fromkeys(found))
+
+    def data_rows(self, name: str) -> list[Dialogue]:
+        """The rows of the data that a model is trained on, if no replies are sampled."""
         return _labelled(self.sets.policy, self.model(name).labels)
+
+    @cached_property
+    def policy(self) -> list[Dialogue]:
+        """The rows that experts and methods learn from: the data's, with `sample.share` of the safe
+        replies sampled from the backbone."""
+        recipe = self.recipe
+        if not recipe.sample.share:
+            return self.sets.policy
+        sampled = self._sampled(BACKBONE)
+        found = with_own_replies(self.sets.policy, sampled, recipe.sample.share, recipe.seed)
+        if not any(row.is_safe for row in found):
+            raise RecipeError(
+                "sample.share: the judge in the loop finds no safe reply of the backbone; raise "
+                "sample.histories, or choose another sample.judge"
+            )
+        return found
+
+    def _sampled(self, name: str) -> list[SampledRow]:
+        return list(read_jsonl(self.recipe.output / layout.samples(name)))
 
     def rows(self, name: str) -> Rows:
         """What a model is trained on. Sampled replies to learn from must be on disk."""
         planned = self.model(name)
-        rows = self.policy_rows(name)
+        rows = _labelled(self.policy, planned.labels)
         if planned.sampled_from is None:
             return rows
-        sampled = list(read_jsonl(self.recipe.output / layout.samples(planned.sampled_from)))
+        sampled = self._sampled(planned.sampled_from)
         found: Rows = (
             contrasting_pairs(sampled)
             if planned.learns_from_pairs
@@ -236,7 +263,8 @@ class Plan:
             self._digest("policy", planned.labels) if is_trained else None,
             self.recipe.training_fields(planned.options),
             [self.recipe.seed, *self.recipe.layout],
-            planned.sampled_from and self.sample_fingerprint(planned.sampled_from),
+            [self.sample_fingerprint(source) for source in self.learns_from(planned.name)],
+            self.recipe.sample.share if is_trained else None,
             *([self._digest("eval", planned.labels)] if is_evaluated else []),
             *_precision_of_environment(),
             *(self._dtypes(planned) if is_trained else []),
@@ -250,7 +278,7 @@ class Plan:
 
     def sample_fingerprint(self, name: str) -> str:
         generate = self.recipe.generate.model_dump(exclude={"histories", "samples"})
-        sample = self.recipe.sample.model_dump(mode="json", exclude={"judge": {"model"}})
+        sample = self.recipe.sample.model_dump(mode="json", exclude={"share", "judge"})
         settings = [sample, generate, self.recipe.seed]
         return fingerprint_of(
             "sample",

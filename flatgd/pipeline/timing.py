@@ -51,7 +51,7 @@ def times_of(plan: Plan) -> Iterator[StageTime]:
         if not issubclass(planned.kind, Method) or planned.learns_from_pairs:
             continue
         config = plan.config(name, recipe.output)
-        rows = plan.policy_rows(name)
+        rows = plan.data_rows(name)
         key = str((planned.kind, planned.base, planned.options))
         if key not in seen:
             seen[key] = _step(plan, name, planned.kind, rows)

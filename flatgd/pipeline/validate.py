@@ -114,10 +114,11 @@ def _resolved(model: str) -> str:
 
 
 def _samples(recipe: Recipe) -> bool:
-    """Whether some entry learns from sampled replies."""
+    """Whether something learns from sampled replies."""
     kinds = [METHODS.get(recipe.kind_of(name)) for name in recipe.methods]
     in_pairs = any(k and issubclass(k, Method) and k.learns_from == "pairs" for k in kinds)
-    return in_pairs or any(recipe.sampled_from(name) for name in recipe.methods)
+    from_model = any(recipe.sampled_from(name) for name in recipe.methods)
+    return in_pairs or from_model or recipe.sample.share > 0
 
 
 def _is_guided(recipe: Recipe, name: str) -> bool:
