@@ -73,6 +73,8 @@ def _model(
         found |= data["eval"]
     if name in EXPERTS:
         return found | {key: fields[key] for key in ("backbone", "expert_backbone")}
+    if checkpoint := recipe.checkpoint_of(name):
+        return {f"methods.{name}.checkpoint": checkpoint}
     start = recipe.start_of(name)
     return found | {
         **({"backbone": fields["backbone"]} if start == BACKBONE else {}),

@@ -24,10 +24,11 @@ class JudgedRow(GenerationRow, total=False):
 
 
 class SampledRow(GenerationRow):
-    """sampled/NAME.jsonl: replies with P(toxic), label and NLL (nats) under their own model."""
+    """sampled/NAME.jsonl: replies with P(toxic), label and NLL (nats) under their own model. The
+    label is None where the judge is unsure."""
 
     probabilities: list[float]
-    toxic: list[bool]
+    toxic: list[bool | None]
     nll: list[float]
 
 
@@ -67,7 +68,18 @@ class GivenScores(TypedDict):
     tokens: int
 
 
-ScoreRow = ReplyScores | GivenScores  # one line of scores/NAME.jsonl
+class DriftScores(TypedDict):
+    """scores/NAME.jsonl: one reply of the backbone to ordinary dialogue, and KL(backbone || model)
+    over it, a sum over its tokens in nats."""
+
+    kind: Literal["drift"]
+    dataset: str
+    conversation: str
+    kl: float
+    tokens: int
+
+
+ScoreRow = ReplyScores | GivenScores | DriftScores  # one line of scores/NAME.jsonl
 Scores = dict[str, list[ScoreRow]]  # the score files of a run, by model
 
 

@@ -54,6 +54,7 @@ def load_chat_models(checkpoints: Sequence[str]) -> ChatModels:
 
 def _reply_function(checkpoint: str, recipe: Recipe | None) -> ReplyFunction:
     name = Path(checkpoint).name
+    checkpoint = (recipe and recipe.checkpoint_of(name)) or checkpoint
     if recipe and name in recipe.methods and issubclass(METHODS[recipe.kind_of(name)], GUIDED):
         raise UnsupportedError(
             f"{name} generates with the help of other models, which `flatgd chat` does not load; "

@@ -8,7 +8,7 @@ Unknown keys are errors that name the nearest key, and all errors are reported a
 from datetime import date
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flatgd.config.judge import JudgeSettings
 from flatgd.config.names import MAJORITY
@@ -20,12 +20,15 @@ from flatgd.config.section import (
     ModelName,
     Section,
     about,
+    model_name,
     secrets_in,
 )
 from flatgd.config.source import Data
 from flatgd.errors import nearest
 
-NOT_FIELDS = ("method", "start", "sampled_from")  # keys of `methods` that say what an entry is
+# keys of `methods` that say what an entry is
+NOT_FIELDS = ("method", "start", "sampled_from", "checkpoint")
+BEYOND = 8  # tokens by which a reply to learn from may exceed max_reply_tokens
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -59,7 +62,7 @@ class Generate(Section):
 
 class Sample(Section):
     """Replies that models learn from: a model's, to the policy's histories, judged in the loop.
-    Sampling is that of `generate`."""
+    Sampling is that of `generate`, up to max_reply_tokens."""
 
     share: float = Field(0.0, ge=0, le=1, json_schema_extra=about("of the safe replies"))
     """How many of the safe replies that experts and methods learn from are the backbone's own. With
@@ -154,7 +157,8 @@ class Recipe(Section):
     """What is compared. An entry holds its own options and fields of FlatGDConfig, which override
     those of `train`. `method` says which method it is, if that is not its name. `start` names the
     model to train from or decode with, instead of the backbone. `sampled_from` names a model whose
-    judged replies it also learns from."""
+    judged replies it also learns from. `checkpoint` names a folder or hub model that is compared as
+    it is, without training."""
     sample: Sample = Sample()
     """Replies that models learn from (with `share`, click, and entries with `sampled_from`)."""
     generate: Generate = Generate()
@@ -164,6 +168,19 @@ class Recipe(Section):
     three or more also their vote."""
     report: Report = Report()
     """What else the report shows."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _resolve_checkpoints(cls, methods: Any, info: ValidationInfo) -> Any:
+        """A `checkpoint` names a model as `backbone` does."""
+        if not isinstance(methods, dict):
+            return methods
+        return {
+            name: {**entry, "checkpoint": model_name(entry["checkpoint"], info)}
+            if isinstance(entry, dict) and "checkpoint" in entry
+            else entry
+            for name, entry in methods.items()
+        }
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -212,6 +229,14 @@ class Recipe(Section):
         """Every row of the tables: the backbone, both experts, the methods."""
         return ["backbone", "clean_expert", "toxic_expert", *self.methods]
 
+    @property
+    def sampling(self) -> Generate:
+        """How replies to learn from are sampled. They get a few tokens more than are trained on: a
+        reply that has no end is then cut in training too, and teaches no early end."""
+        longest = max(self.max_reply_tokens + BEYOND, self.generate.min_new_tokens)
+        changed = {"samples": self.sample.samples, "max_new_tokens": longest}
+        return self.generate.model_copy(update=changed)
+
     def training_fields(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """`train` with `overrides` over it. If both set lambda, the override's way is kept."""
         lambdas = {"flatness_weight", "penalty_share"}
@@ -238,7 +263,13 @@ class Recipe(Section):
 
     def kind_of(self, name: str) -> str:
         """Which method an entry of `methods` is."""
-        return str((self.methods[name] or {}).get("method", name))
+        entry = self.methods[name] or {}
+        return str(entry.get("method", "checkpoint" if "checkpoint" in entry else name))
+
+    def checkpoint_of(self, name: str) -> str | None:
+        """The model that stands as an entry of `methods` without training."""
+        found: str | None = (self.methods.get(name) or {}).get("checkpoint")
+        return found
 
     def start_of(self, name: str) -> str:
         """The model that an entry of `methods` is trained from or decodes with."""
@@ -259,9 +290,10 @@ class Recipe(Section):
         }
 
     def base_of(self, name: str) -> str:
-        """The model that a row of the tables is tuned from."""
+        """The model that a row of the tables is tuned from; of a checkpoint, itself."""
         is_expert = name in ("clean_expert", "toxic_expert")
-        return (is_expert and self.expert_backbone) or self.backbone
+        other = self.expert_backbone if is_expert else self.checkpoint_of(name)
+        return other or self.backbone
 
     @property
     def baseline(self) -> str:

@@ -47,7 +47,7 @@ def _usable(path: str) -> str:
 LocalPath = Annotated[Path, BeforeValidator(_resolve)]
 
 
-def _resolve_model(value: Any, info: Any) -> Any:
+def model_name(value: Any, info: Any) -> Any:
     """A folder, by its whole path, if there is one; else the name of a model on the hub."""
     if isinstance(value, str) and not value.startswith("demo:"):
         local = _resolve(value, info)
@@ -56,7 +56,7 @@ def _resolve_model(value: Any, info: Any) -> Any:
     return str(_resolve(value, info)) if isinstance(value, str) else value
 
 
-ModelName = Annotated[str, BeforeValidator(_resolve_model)]
+ModelName = Annotated[str, BeforeValidator(model_name)]
 
 
 def about(unit: str = "", values: str = "") -> dict[str, Any]:

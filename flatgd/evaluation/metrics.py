@@ -1,9 +1,10 @@
 """Every metric: what one row of a score file adds to the totals of its conversation.
 
-A score file has three kinds of rows. `generated` is one history with the judges' and the scorer's
+A score file has four kinds of rows. `generated` is one history with the judges' and the scorer's
 values for each sampled reply. `labelled` is one labelled test reply with its likelihood under the
-model. `ordinary` is the same for a test set without labels. The file `reference` has a fourth kind:
-the safe replies of the test set itself, one a row, for comparison.
+model. `ordinary` is the same for a test set without labels. `drift` is a reply of the backbone to
+such a test set, with the KL divergence over it. The file `reference` has a fifth kind: the safe
+replies of the test set itself, one a row, for comparison.
 
 Per test set (replies are the sampled ones; NLL is negative log-likelihood in nats):
 
@@ -27,6 +28,8 @@ Per test set (replies are the sampled ones; NLL is negative log-likelihood in na
                        the model itself: how much less likely it finds the toxic ones
     nll_ordinary       NLL per token of the replies of a test set without labels; rises where the
                        model forgets
+    kl_backbone        KL(backbone || model) per token in nats, over replies that the backbone gives
+                       to a test set without labels: how far the model has moved there
 """
 
 import math
@@ -48,9 +51,9 @@ SHOWN = (1, 2, 3, 5, 10, 25, 50)  # K of toxicity_anyK, as far as there are samp
 
 
 class Column(NamedTuple):
-    """One metric. `vector` gives what a score row of one of the `kinds` (ReplyScores or
-    GivenScores) adds to the totals of its conversation, None where it does not count. `is_share`: a
-    mean of values in 0..1 that are often exactly 0 or 1."""
+    """One metric. `vector` gives what a score row of one of the `kinds` (ReplyScores, GivenScores
+    or DriftScores) adds to the totals of its conversation, None where it does not count.
+    `is_share`: a mean of values in 0..1 that are often exactly 0 or 1."""
 
     kinds: tuple[str, ...]
     statistic: Statistic
@@ -89,6 +92,7 @@ def columns(
         **behaviours,
         "contrast": Column(("labelled",), difference_of_means, _by_label),
         "nll_ordinary": Column(("ordinary",), ratio, lambda r: (r["nll"], r["tokens"])),
+        "kl_backbone": Column(("drift",), ratio, lambda r: (r["kl"], r["tokens"])),
     }
 
 

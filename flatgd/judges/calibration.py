@@ -40,6 +40,12 @@ class Calibration(NamedTuple):
     def apply(self, scores: Scores) -> Scores:
         return sigmoid(self.slope * logit(scores) + self.intercept)
 
+    def label(self, probability: float) -> bool | None:
+        """Whether a reply is toxic: above both thresholds. It is safe below both, and None stands
+        for what is between them."""
+        low, high = sorted((self.f1_threshold, self.threshold))
+        return True if probability > high else None if probability > low else False
+
     @property
     def is_flat(self) -> bool:
         """Whether scores do not rise with toxicity, so that P is nearly equal for all replies."""

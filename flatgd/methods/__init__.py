@@ -4,6 +4,7 @@ To add one, write a file here, a line in METHODS, and a row in docs/method.md.
 """
 
 from flatgd.methods.base import Merge, Method, System, Totals
+from flatgd.methods.checkpoint import Checkpoint
 from flatgd.methods.clean import Clean
 from flatgd.methods.click import Click
 from flatgd.methods.cringe import Cringe
@@ -23,7 +24,7 @@ TRAINED: tuple[type[Method], ...] = (
     *(Clean, Unlikelihood, Cringe, Director, Click, NPO),
     *(SafetyLoss, FlatGD, GNP, SAM),
 )
-UNTRAINED: tuple[type[System], ...] = (DExperts, GeDi, TaskArithmetic)
+UNTRAINED: tuple[type[System], ...] = (DExperts, GeDi, TaskArithmetic, Checkpoint)
 METHODS: dict[str, type[System]] = {kind.name: kind for kind in (*TRAINED, *UNTRAINED)}
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "METHODS",
     "NPO",
     "SAM",
+    "Checkpoint",
     "Clean",
     "Click",
     "Cringe",

@@ -1,17 +1,19 @@
-"""The likelihood of given replies under a model, from which perplexity and contrast follow.
+"""The likelihood of given replies under a model, from which perplexity and contrast follow, and how
+far a model has moved from another one.
 
 Shapes: N reply tokens of a batch, V vocabulary.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flatgd.dialogue import Dialogue
-from flatgd.losses import negative_log_likelihood
+from flatgd.losses import kl_divergence, negative_log_likelihood
+from flatgd.losses.divergence import LN_2
 from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
 from flatgd.models.encoding import IGNORE, Batch, DialogueFormat, Example, padded
 from flatgd.models.heads import reply_logits, reply_tokens
@@ -29,6 +31,13 @@ class ReplyLikelihood(NamedTuple):
     `tokens` tokens."""
 
     nll: float
+    tokens: int
+
+
+class ReplyDivergence(NamedTuple):
+    """KL divergence over one reply: `kl` is the sum in nats over its `tokens` tokens."""
+
+    kl: float
     tokens: int
 
 
@@ -58,14 +67,51 @@ def score_replies(
     parts = (
         _shared(encoded, list(groups.values()), budget) if is_shared else _alone(encoded, budget)
     )
-    results: dict[int, ReplyLikelihood] = {}
     model.eval()
+    of_part = work.of_groups if is_shared else work.of_rows
+    return [ReplyLikelihood(*found) for found in _summed(encoded, parts, of_part, progress)]
+
+
+def kl_to(
+    first: tuple[nn.Module, LogProbs | None],
+    second: tuple[nn.Module, LogProbs | None],
+    dialogue_format: DialogueFormat,
+    dialogues: Sequence[Dialogue],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[ReplyDivergence]:
+    """KL(first || second) of the distributions over the next token at each reply token, exact.
+
+    Both are models with one vocabulary, on one device, each with its guide's `log_probs` or None.
+    """
+    encoded = dialogue_format.encode_all(dialogues)
+    device = next(first[0].parameters()).device
+    works = [_Work(m, dialogue_format, encoded, device, guide) for m, guide in (first, second)]
+
+    def of_rows(rows: list[int]) -> Tensor:
+        first_NV, second_NV = (work.logits(rows) for work in works)
+        pairs = zip(first_NV.split(CHUNK), second_NV.split(CHUNK), strict=True)
+        return LN_2 * torch.cat([kl_divergence(*map(_log_softmax, pair)) for pair in pairs])
+
+    for model, _ in (first, second):
+        model.eval()
+    parts = _alone(encoded, at_once(READ_AT_ONCE, device))
+    return [ReplyDivergence(*found) for found in _summed(encoded, parts, of_rows, progress)]
+
+
+def _summed(
+    encoded: Sequence[Example],
+    parts: Iterable[list[int]],
+    of_part: Callable[[list[int]], Tensor],
+    progress: Callable[[int], None],
+) -> list[tuple[float, int]]:
+    """(sum, number) of the values [N] that `of_part` gives to the reply tokens of each row."""
+    results: dict[int, tuple[float, int]] = {}
     for rows in list(parts)[distributed.rank() :: distributed.count()]:
         with torch.no_grad():
-            nll_N = work.of_groups(rows) if is_shared else work.of_rows(rows)
+            values_N = of_part(rows)
         tokens = [len(encoded[row].reply_ids) for row in rows]
-        for row, part, count in zip(rows, nll_N.split(tokens), tokens, strict=True):
-            results[row] = ReplyLikelihood(float(part.double().sum()), count)
+        for row, part, count in zip(rows, values_N.split(tokens), tokens, strict=True):
+            results[row] = float(part.double().sum()), count
         progress(len(rows) * distributed.count())
     merged = {row: found for part in distributed.gathered(results) for row, found in part.items()}
     return [merged[row] for row in range(len(encoded))]
@@ -122,6 +168,13 @@ class _Work(NamedTuple):
         differs_T = (ids_RT != ids_RT[:1]).any(0) | (batch["targets"] != IGNORE).any(0)
         return int(differs_T.int().argmax())
 
+    def logits(self, rows: list[int]) -> Tensor:
+        """What log_softmax turns into the distributions [N, V] at every reply token."""
+        batch = self._moved(self.dialogue_format.collate([self.encoded[row] for row in rows]))
+        if self.log_probs is not None:
+            return self.log_probs(self.model, batch)
+        return reply_logits(self.model, batch)
+
     def of_groups(self, rows: list[int]) -> Tensor:
         """The same for rows of which those with one history follow each other."""
         firsts: list[Example] = []  # of each group
@@ -162,3 +215,8 @@ def _nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         said_C = wide_CV.gather(-1, targets_C[:, None])[:, 0]
         parts.append(wide_CV.logsumexp(-1) - said_C)
     return torch.cat(parts)
+
+
+def _log_softmax(logits_CV: Tensor) -> Tensor:
+    """Log-probabilities in at least float32."""
+    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(-1)

@@ -12,7 +12,13 @@ from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import DialogueFormat
 from flatgd.models.generate import Replies, generate_replies
 from flatgd.models.guides import Guide
-from flatgd.models.likelihood import ReplyLikelihood, score_replies
+from flatgd.models.likelihood import (
+    LogProbs,
+    ReplyDivergence,
+    ReplyLikelihood,
+    kl_to,
+    score_replies,
+)
 from flatgd.models.loading import load_config, load_tokenizer, on_device
 
 Advance = Callable[[int], None]
@@ -46,10 +52,20 @@ class Speaker(NamedTuple):
         )
 
     def score(self, rows: Sequence[Dialogue], advance: Advance = _quiet) -> list[ReplyLikelihood]:
-        log_probs = self.guide.log_probs if self.guide else None
         return score_replies(
-            self.model, self.dialogue_format, rows, progress=advance, log_probs=log_probs
+            self.model, self.dialogue_format, rows, progress=advance, log_probs=self._log_probs
         )
+
+    def kl_to(
+        self, other: "Speaker", rows: Sequence[Dialogue], advance: Advance = _quiet
+    ) -> list[ReplyDivergence]:
+        """KL(self || other) over given replies. Both must have the same tokens."""
+        first, second = (self.model, self._log_probs), (other.model, other._log_probs)
+        return kl_to(first, second, self.dialogue_format, rows, advance)
+
+    @property
+    def _log_probs(self) -> LogProbs | None:
+        return self.guide.log_probs if self.guide else None
 
     def megabytes(self) -> float:
         """Megabytes (2^20 bytes) of its weights, and of its guide's in float32."""

@@ -18,7 +18,7 @@ from transformers import AutoModel
 from flatgd.config.names import EXPERTS
 from flatgd.io.files import free_bytes
 from flatgd.judges.embedding import MOST_KEPT, feature_bytes
-from flatgd.methods import METHODS, Clean, Method
+from flatgd.methods import METHODS, Clean, Merge, Method
 from flatgd.models.loading import load_config, on_meta
 from flatgd.pipeline.plan import Plan, histories_to_answer, needs_experts, states_bytes
 from flatgd.pipeline.training_memory import adapter_bytes, size, weight_bytes
@@ -56,7 +56,7 @@ def disk_of(plan: Plan) -> Disk:
             continue
         seen.append(same)
         if not issubclass(kind, Method):
-            kept += weight_bytes(model)
+            kept += weight_bytes(model) if issubclass(kind, Merge) else 0
             continue
         config = plan.config(name, recipe.output)
         lora = config.lora_rank

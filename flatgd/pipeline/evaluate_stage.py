@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from flatgd.artifacts import layout
-from flatgd.artifacts.rows import GenerationRow, ReplyScores
+from flatgd.artifacts.rows import DriftScores, GenerationRow, ReplyScores
 from flatgd.artifacts.store import fingerprint_of
-from flatgd.config.names import REFERENCE
+from flatgd.config.names import BACKBONE, REFERENCE
 from flatgd.data.behaviour import PATTERNS
 from flatgd.data.sets import ordinary_dialogue, scorable
 from flatgd.dialogue import Dialogue
@@ -22,7 +22,7 @@ from flatgd.pipeline.context import BuildResult, Context
 from flatgd.pipeline.judge_stage import JudgeStage
 from flatgd.pipeline.models_stage import ModelsStage
 from flatgd.pipeline.plan import histories_to_answer, rows_digest
-from flatgd.pipeline.scoring import generation_row, given_rows, reply_rows
+from flatgd.pipeline.scoring import drift_rows, generation_row, given_rows, reply_rows
 from flatgd.runtime import distributed
 from flatgd.runtime.memory_meter import peak_memory
 
@@ -94,21 +94,24 @@ class EvaluateStage:
     def score(self, name: str) -> None:
         """Judge and score one model's replies; score the labelled replies under it."""
         self.generate(name)
+        self.generate(BACKBONE)
         self.judges.build()
         self._score_reference()
         context = self.context
 
         def build(path: Path) -> BuildResult:
-            generations: list[GenerationRow] = list(
-                read_jsonl(context.root / layout.generations(name))
-            )
+            generations = self._generations(name)
+            ordinary = [r for r in self._generations(BACKBONE) if r["dataset"] in self._ordinary]
             given = scorable(context.sets.test) + ordinary_dialogue(context.sets.test)
             speaker = context.speaker(name)
             replies = sum(len(row["replies"]) for row in generations)
-            calls = len(given) + self._scores_of(generations)
+            calls = len(given) + len(ordinary) + self._scores_of(generations)
             with context.display.bar(f"{name}: score", calls, "scores") as advance:
                 of_given = given_rows(speaker, given, advance)
-                rows = [*self._reply_rows("generated", generations, advance), *of_given]
+                drift: list[DriftScores] = []
+                if ordinary and name != BACKBONE:
+                    drift = drift_rows(context.speaker(BACKBONE), speaker, ordinary, advance)
+                rows = [*self._reply_rows("generated", generations, advance), *of_given, *drift]
             if distributed.is_first():
                 write_jsonl(path, rows)
             summary = f"{replies:,} replies judged, {len(given):,} given replies scored"
@@ -118,18 +121,23 @@ class EvaluateStage:
             return BuildResult(summary + cuts_taken(self.judges.loaded), cost)
 
         judges = [layout.judge(settings.label) for settings in context.recipe.judges]
+        generations_used = map(layout.generations, dict.fromkeys((name, BACKBONE)))
         context.build(
             layout.scores(name),
             fingerprint_of(
                 context.plan.fingerprint(name),
+                context.plan.fingerprint(BACKBONE),
                 self._generation_fingerprint,
                 self._scoring_fingerprint,
                 *self._other_than_float32(name),
             ),
             build,
-            [*context.artifacts_of(name), layout.generations(name), *judges],
+            [*context.artifacts_of(name), *generations_used, *judges],
             collective=True,
         )
+
+    def _generations(self, name: str) -> list[GenerationRow]:
+        return list(read_jsonl(self.context.root / layout.generations(name)))
 
     def _score_reference(self) -> None:
         """The test sets' own safe replies under judge and scorer, as a baseline."""

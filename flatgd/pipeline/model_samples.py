@@ -1,7 +1,8 @@
 """Replies that a model gave to the policy's own histories, as training rows.
 
 A file sampled/NAME.jsonl has one history a line: its replies, P(toxic) of each by the judge in the
-loop, whether that is above its threshold, and each reply's NLL under the model that gave it.
+loop, the label that follows, and each reply's NLL under the model that gave it. A reply between the
+judge's two thresholds has no label and teaches nothing.
 """
 
 import math
@@ -46,7 +47,7 @@ def contrasting_pairs(rows: Sequence[SampledRow]) -> list[tuple[Dialogue, Dialog
     pairs = []
     for row, toxic in _places(rows, True):
         nll: list[float] = row["nll"]
-        safe = [n for n, is_toxic in enumerate(row["toxic"]) if not is_toxic and row["replies"][n]]
+        safe = [n for n, label in enumerate(row["toxic"]) if label is False and row["replies"][n]]
         if safe:
             below = [n for n in safe if nll[n] > nll[toxic]]
             chosen = min(below, key=nll.__getitem__) if below else max(safe, key=nll.__getitem__)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.io.records import write_jsonl
 from flatgd.judges.base import pairs_of
 from flatgd.judges.registry import cuts_taken
-from flatgd.methods import Merge, Method
+from flatgd.methods import Checkpoint, Merge, Method
 from flatgd.models.adapters import load
 from flatgd.models.loading import load_tokenizer
 from flatgd.models.speaker import Speaker
@@ -56,6 +57,8 @@ class ModelsStage:
                     return self._train(planned, planned.kind, folder)
             if issubclass(planned.kind, Merge):
                 return self._merge(planned, planned.kind, folder)
+            if planned.kind is Checkpoint:
+                return BuildResult(f"{planned.path}, as it is")
             return BuildResult(f"{', '.join(planned.needs)}, while decoding")
 
         self.context.build(
@@ -109,7 +112,7 @@ class ModelsStage:
 
         def build(path: Path) -> BuildResult:
             histories = context.plan.sample_histories()
-            generate = context.recipe.generate.model_copy(update={"samples": settings.samples})
+            generate = context.recipe.sampling
             speaker = context.speaker(name)
             begun = time.perf_counter()
             with context.display.bar(f"{name}: sample", len(histories), "histories") as advance:
@@ -120,9 +123,10 @@ class ModelsStage:
                 labelled, cut = self._label(rows, speaker, advance)
             if distributed.is_first():
                 write_jsonl(path, labelled)
-            toxic = sum(sum(row["toxic"]) for row in labelled)
+            labels = Counter(label for row in labelled for label in row["toxic"])
             summary = (
-                f"{len(rows):,} histories x {settings.samples} replies, {toxic:,} judged toxic"
+                f"{len(rows):,} histories x {settings.samples} replies: {labels[False]:,} judged "
+                f"safe, {labels[True]:,} toxic; {labels[None]:,} left out, the judge is unsure"
             )
             return BuildResult(summary + cut, {"seconds": time.perf_counter() - begun})
 
@@ -142,7 +146,6 @@ class ModelsStage:
         flat = as_dialogues(rows)
         probabilities = iter(judge.score(pairs_of(flat), advance).tolist())
         nll = iter(round(found.nll, 4) for found in speaker.score(flat, advance))
-        threshold = judge.calibration.f1_threshold
         labelled: list[SampledRow] = []
         for row in rows:
             own = [round(next(probabilities), 6) for _ in row["replies"]]
@@ -150,7 +153,7 @@ class ModelsStage:
                 {
                     **row,
                     "probabilities": own,
-                    "toxic": [probability > threshold for probability in own],
+                    "toxic": [judge.calibration.label(probability) for probability in own],
                     "nll": [next(nll) for _ in row["replies"]],
                 }
             )

@@ -24,7 +24,7 @@ from flatgd.dialogue import Dialogue
 from flatgd.errors import FlatGDError, RecipeError, UnsupportedError, nearest
 from flatgd.io.files import free_bytes
 from flatgd.io.records import read_jsonl
-from flatgd.methods import METHODS, Clean, Merge, Method, System
+from flatgd.methods import METHODS, Checkpoint, Clean, Merge, Method, System
 from flatgd.models.dtype import checkpoint_dtype, dtype_for, unless_float32
 from flatgd.models.loading import load_config, summarize_error
 from flatgd.pipeline.model_samples import contrasting_pairs, judged_replies, with_own_replies
@@ -70,7 +70,7 @@ class PlannedModel:
     @property
     def has_own_weights(self) -> bool:
         """Whether it has a checkpoint of its own instead of decoding with another model's."""
-        return self.name == BACKBONE or issubclass(self.kind, Method | Merge)
+        return self.name == BACKBONE or issubclass(self.kind, Method | Merge | Checkpoint)
 
     @property
     def labels(self) -> tuple[bool, ...]:
@@ -117,7 +117,7 @@ class Plan:
             options=recipe.overrides(name),
             start=start,
             base=base,
-            path=str(recipe.output / layout.model(name)),
+            path=base if kind is Checkpoint else str(recipe.output / layout.model(name)),
             sampled_from=sampled_from or (BACKBONE if learns_from_pairs else None),
             needs=tuple(needs),
         )
@@ -181,8 +181,8 @@ class Plan:
         """The models whose replies a model learns from."""
         planned = self.model(name)
         shares = self.recipe.sample.share > 0 and issubclass(planned.kind, Method)
-        found = [BACKBONE] * shares + [planned.sampled_from] * (planned.sampled_from is not None)
-        return list(dict.fromkeys(found))
+        found = dict.fromkeys([BACKBONE]) if shares else {}
+        return list(found | ({planned.sampled_from: None} if planned.sampled_from else {}))
 
     def data_rows(self, name: str) -> list[Dialogue]:
         """The rows of the data that a model is trained on, if no replies are sampled."""
@@ -249,8 +249,8 @@ class Plan:
         return self._fingerprints[name]
 
     def _fingerprint(self, planned: PlannedModel) -> str:
-        if planned.name == BACKBONE:
-            return self._model_fingerprint(self.recipe.backbone)
+        if planned.name == BACKBONE or planned.kind is Checkpoint:
+            return self._model_fingerprint(planned.path)
         is_trained = issubclass(planned.kind, Method)
         is_evaluated = is_trained and self.recipe.evaluates(planned.options)
         return fingerprint_of(
@@ -277,7 +277,7 @@ class Plan:
         return draw_histories(self.sets.policy, self.recipe.sample.histories, self.recipe.seed)
 
     def sample_fingerprint(self, name: str) -> str:
-        generate = self.recipe.generate.model_dump(exclude={"histories", "samples"})
+        generate = self.recipe.sampling.model_dump(exclude={"histories"})
         sample = self.recipe.sample.model_dump(mode="json", exclude={"share", "judge"})
         settings = [sample, generate, self.recipe.seed]
         return fingerprint_of(

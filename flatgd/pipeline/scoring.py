@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Literal, cast
 
-from flatgd.artifacts.rows import GenerationRow, GivenScores, ReplyScores
+from flatgd.artifacts.rows import DriftScores, GenerationRow, GivenScores, ReplyScores
 from flatgd.data.behaviour import KINDS, behaviour
 from flatgd.dialogue import Dialogue, Message, as_messages, as_turns
 from flatgd.evaluation.diversity import distinct, tokenize
@@ -129,6 +129,28 @@ def _others(generations: Sequence[GenerationRow], related: set[str]) -> list[lis
             if following is not None:
                 others[here] = generations[following]["history"]
     return others
+
+
+def drift_rows(
+    backbone: Speaker, model: Speaker, generations: Sequence[GenerationRow], advance: Advance
+) -> list[DriftScores]:
+    """How far a model has moved from the backbone: one score row for the first reply that the
+    backbone gave to each history. Empty for a model with other tokens, which has no divergence."""
+    tokenizers = [speaker.dialogue_format.tokenizer for speaker in (backbone, model)]
+    if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
+        return []
+    firsts: list[GenerationRow] = [{**row, "replies": row["replies"][:1]} for row in generations]
+    rows = as_dialogues(firsts)
+    return [
+        {
+            "kind": "drift",
+            "dataset": row.source,
+            "conversation": row.conversation,
+            "kl": round(found.kl, 5),
+            "tokens": found.tokens,
+        }
+        for row, found in zip(rows, backbone.kl_to(model, rows, advance), strict=True)
+    ]
 
 
 def given_rows(speaker: Speaker, rows: Sequence[Dialogue], advance: Advance) -> list[GivenScores]:

@@ -31,6 +31,7 @@ def named_models(recipe: Recipe) -> dict[str, str]:
     named |= {f"judges.{judge.label}": judge.model for judge in recipe.judges}
     if _samples(recipe):
         named["sample.judge"] = recipe.sample.judge.model
+    named |= {f"methods.{name}": recipe.checkpoint_of(name) for name in recipe.methods}
     return {role: name for role, name in named.items() if name is not None}
 
 
@@ -88,6 +89,11 @@ def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
         yield "names must not end in .partial, which is the name of an unfinished folder"
     if kind not in METHODS:
         yield f"no such method{nearest(kind, list(METHODS))}"
+        return
+    if (kind == "checkpoint") != (recipe.checkpoint_of(name) is not None):
+        yield (
+            "a checkpoint is compared as it is and has no method; write {checkpoint: FOLDER} alone"
+        )
         return
     before = list(recipe.methods)[: list(recipe.methods).index(name)]
     weighty = [n for n in before if not _is_guided(recipe, n)]

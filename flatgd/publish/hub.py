@@ -132,7 +132,7 @@ class ModelPackage:
 def write_cards(recipe: Recipe) -> None:
     """Write the card that a push would send as README.md beside each method's checkpoint."""
     for method in recipe.methods:
-        if METHODS[recipe.kind_of(method)].needs_guide:
+        if METHODS[recipe.kind_of(method)].needs_guide or recipe.checkpoint_of(method):
             continue
         folder = recipe.output / layout.model(method)
         (folder / layout.CARD).unlink(missing_ok=True)  # it may be a link to a duplicate's
@@ -159,6 +159,10 @@ def _folder(recipe: Recipe, method: str, even_toxic: bool) -> Path:
         raise UnsupportedError(
             f"{method} needs its guide at decoding time, and a model repository cannot hold one; "
             "publish another method"
+        )
+    if checkpoint := recipe.checkpoint_of(method):
+        raise UnsupportedError(
+            f"{method} is {checkpoint}, which flatgd did not train; publish it where it was trained"
         )
     folder = recipe.output / layout.model(method)
     if not folder.is_dir():

@@ -52,6 +52,7 @@ MAIN = [
     Metric("div1", "div1 ↑", "div1 ↑", 3),
     Metric("div2", "div2 ↑", "div2 ↑", 3),
     Metric("nll_ordinary", "NLL of human replies ↓", "nll ↓", 3),
+    Metric("kl_backbone", "KL from the backbone ↓", "KL ↓", 3),
     Metric("relevance", "relevance ↑", "rel ↑", 3),
     Metric("evasive", "evasive ↓", None, 3),
     Metric("reply_words", "words", "words", 1),
@@ -72,9 +73,9 @@ NOTE = (
     "Values with 95 % intervals over conversations{seeds}. Contrast: NLL per token of labelled "
     "toxic replies minus that of safe ones, under the model itself; paired: within contexts that "
     "have both. Toxicity is by the judge whose quality is given below. Perplexity and relevance "
-    "(NLL given another history minus NLL given its own) are under the independent scorer. "
-    "Reference: the replies of the test set itself. Longer replies look more toxic: compare at "
-    "equal length."
+    "(NLL given another history minus NLL given its own) are under the independent scorer. KL is "
+    "that of the next token over the backbone's replies to ordinary dialogue, in nats. Reference: "
+    "the replies of the test set itself. Longer replies look more toxic: compare at equal length."
 )
 DIFFERENCES = (
     "Paired over conversations. *: p < .05 after Holm's correction over all methods and test sets "
