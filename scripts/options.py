@@ -22,7 +22,7 @@ from flatgd.config.recipe import Generate, Recipe, Report, Sample
 from flatgd.config.section import ModelName
 from flatgd.config.source import Data, Source
 from flatgd.methods import METHODS
-from flatgd.pipeline.plan import SET_ELSEWHERE
+from flatgd.pipeline.training_config import SET_ELSEWHERE
 from flatgd.training import FlatGDConfig
 
 ROOT = Path(__file__).parent.parent

@@ -8,6 +8,7 @@ from flatgd.artifacts import layout
 from flatgd.chat.session import JudgeFunction, ReplyFunction
 from flatgd.config.loading import load_recipe
 from flatgd.config.recipe import Generate, Recipe
+from flatgd.config.section import SHIPPED, shipped
 from flatgd.dialogue import Dialogue, before
 from flatgd.errors import UnsupportedError, UsageError
 from flatgd.judges.registry import load_judge
@@ -30,9 +31,11 @@ class ChatModels(NamedTuple):
 def load_chat_models(checkpoints: Sequence[str]) -> ChatModels:
     """Load checkpoints from folders or by their hub names.
 
-    A checkpoint of a run uses the chat format and the sampling settings of its recipe. The judge is
-    the first judge of the first such run. Raises ModelError, UnsupportedError, UsageError.
+    A checkpoint of a run uses the chat format and the sampling settings of its recipe. Others are
+    sampled from as the first such run says, so that they compare. The judge is the first judge of
+    that run. `demo:NAME` ships with flatgd. Raises ModelError, UnsupportedError, UsageError.
     """
+    checkpoints = [str(shipped(c)) if c.startswith(SHIPPED) else c for c in checkpoints]
     if runs := [name for name in checkpoints if (Path(name) / layout.RECIPE).exists()]:
         raise UsageError(
             f"{runs[0]} is a run, not a model. Choose a model in it, for example "
@@ -44,15 +47,17 @@ def load_chat_models(checkpoints: Sequence[str]) -> ChatModels:
     shown = names if len(set(names)) == len(names) else list(checkpoints)
     if len(set(shown)) < len(shown):
         raise UsageError("A checkpoint is given twice; give each one once.")
+    first = next(filter(None, recipes), None)
+    sampling = first.generate if first else Generate()
     models = {
-        name: _reply_function(checkpoint, recipe)
+        name: _reply_function(checkpoint, recipe, recipe.generate if recipe else sampling)
         for name, checkpoint, recipe in zip(shown, checkpoints, recipes, strict=True)
     }
     judges = (_judge(root, recipe) for root, recipe in zip(roots, recipes, strict=True))
     return ChatModels(models, next(filter(None, judges), None))
 
 
-def _reply_function(checkpoint: str, recipe: Recipe | None) -> ReplyFunction:
+def _reply_function(checkpoint: str, recipe: Recipe | None, sampling: Generate) -> ReplyFunction:
     name = Path(checkpoint).name
     checkpoint = (recipe and recipe.checkpoint_of(name)) or checkpoint
     if recipe and name in recipe.methods and issubclass(METHODS[recipe.kind_of(name)], GUIDED):
@@ -63,7 +68,6 @@ def _reply_function(checkpoint: str, recipe: Recipe | None) -> ReplyFunction:
     chat_layout = recipe.layout if recipe else ()
     dialogue_format = format_for(load_config(checkpoint), load_tokenizer(checkpoint), *chat_layout)
     speaker = Speaker(on_device(load(checkpoint)), dialogue_format)
-    sampling = recipe.generate if recipe else Generate()
 
     def reply(history: Sequence[str], samples: int, seed: int) -> list[str]:
         row = Dialogue(before(history), "", None, "chat", "")

@@ -175,12 +175,13 @@ class Recipe(Section):
         """A `checkpoint` names a model as `backbone` does."""
         if not isinstance(methods, dict):
             return methods
-        return {
-            name: {**entry, "checkpoint": model_name(entry["checkpoint"], info)}
-            if isinstance(entry, dict) and "checkpoint" in entry
-            else entry
-            for name, entry in methods.items()
-        }
+        resolved = dict(methods)
+        for name, entry in methods.items():
+            if isinstance(entry, dict) and "checkpoint" in entry:
+                if not isinstance(entry["checkpoint"], str):
+                    raise ValueError(f"{name}: checkpoint is a folder or a name on the hub")
+                resolved[name] = {**entry, "checkpoint": model_name(entry["checkpoint"], info)}
+        return resolved
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":

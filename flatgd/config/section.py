@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 PACKAGE = Path(__file__).parent.parent
+SHIPPED = "demo:"
 MOST_TOKENS = 1_000_000
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that Linux takes
 _SECRET = re.compile(r"(token|api_?key|secret|passw(or)?d|credentials?)s?$", re.IGNORECASE)
@@ -18,8 +19,8 @@ def _resolve(value: Any, info: Any) -> Any:
     """`demo:NAME` is a file that ships with flatgd; a relative path starts at the recipe."""
     if not isinstance(value, str):
         return value
-    if value.startswith("demo:"):
-        return PACKAGE / "demo" / _usable(value.removeprefix("demo:"))
+    if value.startswith(SHIPPED):
+        return shipped(value)
     folder = (info.context or {}).get("folder", Path())
     try:
         own = Path(_usable(value)).expanduser()
@@ -27,6 +28,11 @@ def _resolve(value: Any, info: Any) -> Any:
         user = Path(value).parts[0]
         raise ValueError(f"there is no home folder {user}; write the whole path") from None
     return Path(_usable(os.path.normpath(folder / own)))
+
+
+def shipped(name: str) -> Path:
+    """The path of `demo:NAME`, which ships with flatgd."""
+    return PACKAGE / "demo" / _usable(name.removeprefix(SHIPPED))
 
 
 def _usable(path: str) -> str:
@@ -49,7 +55,7 @@ LocalPath = Annotated[Path, BeforeValidator(_resolve)]
 
 def model_name(value: Any, info: Any) -> Any:
     """A folder, by its whole path, if there is one; else the name of a model on the hub."""
-    if isinstance(value, str) and not value.startswith("demo:"):
+    if isinstance(value, str) and not value.startswith(SHIPPED):
         local = _resolve(value, info)
         is_path = value.startswith((".", "/", "~"))
         return os.path.abspath(local) if is_path or local.is_dir() else value

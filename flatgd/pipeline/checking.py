@@ -18,11 +18,12 @@ def estimated(
     plan = Plan(recipe, sets, model_fingerprint)
     lengths = lengths_of(plan)
     yield f"{'disk':<18}{disk_of(plan)}; {free_space(recipe.output)} free"
+    each = " in each process" if processes > 1 else ""
     for stage, memory in memory_of(plan, lengths, processes, strategy).items():
-        yield f"{'memory: ' + stage:<26}{memory}" + (" in each process" if processes > 1 else "")
+        yield f"{f'memory: {stage} ':<26}{memory}{each}"
     for name in recipe.methods:
         if issubclass(plan.model(name).kind, Method):
-            yield f"{'fits: ' + name:<26}{_rows_on_cards(plan, name, lengths)}"
+            yield f"{f'fits: {name} ':<26}{_rows_on_cards(plan, name, lengths)}"
     if with_time:
         from flatgd.pipeline.timing import duration, times_of, total
 

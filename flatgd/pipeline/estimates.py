@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from flatgd.config.judge import JudgeSettings
 from flatgd.config.names import EXPERTS
+from flatgd.data.sets import ordinary_dialogue
 from flatgd.methods import Method
 from flatgd.models.batching import HELD_AT_ONCE, READ_AT_ONCE, at_once
 from flatgd.models.dialogue_format import format_for
@@ -122,9 +123,10 @@ def generation(plan: Plan, lengths: Lengths) -> Memory:
 
 def scoring(plan: Plan, lengths: Lengths) -> Memory:
     """Memory of the stage that scores replies, with the model and the scorer loaded, but without
-    judges."""
+    judges. With ordinary dialogue the backbone is loaded beside the model."""
     recipe, budget = plan.recipe, at_once(READ_AT_ONCE, torch.device(DEVICE))
-    roles = [(recipe.backbone, plan.dtype("backbone"))]
+    models = 2 if ordinary_dialogue(plan.sets.test) else 1
+    roles = [(recipe.backbone, plan.dtype("backbone"))] * models
     if recipe.scorer:
         roles.append((recipe.scorer, plan.dtype_of_role("scorer", recipe.scorer)))
     weights = passes = buffers = 0.0
@@ -133,7 +135,8 @@ def scoring(plan: Plan, lengths: Lengths) -> Memory:
         text = config.get_text_config()
         weights += weight_bytes(on_meta(config), dtype.itemsize)
         replies = budget * lengths.reply / (lengths.reply + lengths.history)
-        logits = replies * dtype.itemsize + 2 * CHUNK * 4
+        both = models if name == recipe.backbone else 1  # a divergence needs the logits of both
+        logits = both * (replies * dtype.itemsize + 2 * CHUNK * 4)
         passes = max(passes, budget * state_bytes(config, dtype))
         buffers = max(buffers, logits * text.vocab_size)
     largest, dtype = roles[-1]

@@ -109,7 +109,7 @@ class EvaluateStage:
             with context.display.bar(f"{name}: score", calls, "scores") as advance:
                 of_given = given_rows(speaker, given, advance)
                 drift: list[DriftScores] = []
-                if ordinary and name != BACKBONE:
+                if ordinary:
                     drift = drift_rows(context.speaker(BACKBONE), speaker, ordinary, advance)
                 rows = [*self._reply_rows("generated", generations, advance), *of_given, *drift]
             if distributed.is_first():

@@ -21,7 +21,7 @@ from flatgd.models.adapters import is_toxic_expert, with_adapter
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import DialogueFormat
 from flatgd.models.loading import check_token_map, load_config, load_tokenizer, on_meta
-from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.training_config import training_config
 from flatgd.training import FlatGDConfig
 
 
@@ -90,7 +90,8 @@ def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
     if kind not in METHODS:
         yield f"no such method{nearest(kind, list(METHODS))}"
         return
-    if (kind == "checkpoint") != (recipe.checkpoint_of(name) is not None):
+    is_given = recipe.checkpoint_of(name) is not None
+    if is_given != (kind == "checkpoint") or (is_given and start != "backbone"):
         yield (
             "a checkpoint is compared as it is and has no method; write {checkpoint: FOLDER} alone"
         )

@@ -34,7 +34,7 @@ from flatgd.flatness.penalty import moved
 from flatgd.methods import Clean
 from flatgd.models.likelihood import score_replies
 from flatgd.models.loading import load_tokenizer
-from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.training_config import training_config
 from flatgd.runtime.display import Display
 from flatgd.studies.landscape import Landscape, Point, State, open_run, write_study
 from flatgd.training import FlatGDTrainer

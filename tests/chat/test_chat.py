@@ -211,6 +211,9 @@ def test_checkpoints_of_a_run_answer_as_they_did_there(recipe_file: Path, tmp_pa
     settings = recipe.generate.model_copy(update={"samples": 3})
     assert said == speaker.generate([row], settings, 7).texts[0]
     assert said == loaded.models["flatgd"](row.history, 3, 7)
+    # the backbone is of no run, but stands beside one
+    backbone = loaded.models[Path(recipe.backbone).name](row.history, 3, 7)
+    assert backbone == run.context.speaker("backbone").generate([row], settings, 7).texts[0]
     probabilities = loaded.judge([(row.texts, said[0])])
     assert probabilities == pytest.approx(
         list(run.judges.loaded["linear"].score([(row.texts, said[0])]))

@@ -10,7 +10,7 @@ from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError
 from flatgd.methods import GNP, METHODS, SAM, Method
 from flatgd.pipeline.loader import load_validated
-from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.training_config import training_config
 
 
 def with_methods(recipe_file: Path, text: str) -> Any:

@@ -14,7 +14,7 @@ from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.models import trust
 from flatgd.models.trust import Risk
 from flatgd.pipeline.loader import load_validated
-from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.training_config import training_config
 
 Refusal = Callable[..., str]
 

@@ -8,7 +8,7 @@ from conftest import mild_rows, write_rows
 from flatgd.config.loading import as_text, load_recipe
 from flatgd.errors import FlatGDError, RecipeError, UnsupportedError, UsageError
 from flatgd.pipeline.loader import load_validated
-from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.training_config import training_config
 
 ROOT = Path(__file__).parents[2]
 

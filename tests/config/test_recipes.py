@@ -18,7 +18,7 @@ from flatgd.cli.main import app
 from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError, UsageError
 from flatgd.methods import METHODS
-from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.training_config import training_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 PAPER = next(path for path in RECIPES if path.name == "paper.yaml")

@@ -37,7 +37,7 @@ from flatgd.training.penalty_choice import RHOS
 pytestmark = pytest.mark.slow
 
 SYSTEMS = {
-    **{name: {} for name in METHODS},
+    **{name: {} for name in METHODS if name != "checkpoint"},
     "click": {"sampled_from": "clean"},
     "cringe_again": {"method": "cringe", "start": "cringe", "sampled_from": "cringe"},
     "safety_loss_kl": {"method": "safety_loss", "divergence": "kl"},

@@ -19,7 +19,7 @@ from flatgd import FlatGDConfig, FlatGDTrainer
 from flatgd.config.loading import load_recipe
 from flatgd.errors import RecipeError
 from flatgd.models.encoding import IGNORE
-from flatgd.pipeline.plan import training_config
+from flatgd.pipeline.training_config import training_config
 from flatgd.runtime import distributed
 from flatgd.training.flatness_mixin import FlatnessMixin
 from flatgd.training.loop import gathered_weights
