@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset  # type: ignore[import-not-found]
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import KTOConfig, KTOTrainer  # type: ignore[import-not-found]
 
 from flatgd.config.loading import load_recipe
 from flatgd.dialogue import Dialogue, as_messages
@@ -41,6 +39,9 @@ def kto_rows(rows: Sequence[Dialogue], histories: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    from datasets import Dataset  # type: ignore[import-not-found]
+    from trl import KTOConfig, KTOTrainer  # type: ignore[import-not-found]
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe")
     parser.add_argument("folder", type=Path)

@@ -9,7 +9,8 @@ import json
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -53,16 +54,28 @@ def with_adapter(model: PreTrainedModel, config: Any) -> Any:
         lora_alpha=config.lora_alpha or 2 * config.lora_rank,
         target_modules=targets,
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), _quiet_peft():
         torch.manual_seed(config.seed)
         try:
-            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
             adapted: Any = get_peft_model(model, lora)
         except ValueError as error:
             raise ModelError(f"lora_targets {targets!r}: {error}") from None
     refuse_tied(adapted)
     _name_base(adapted)
     return adapted
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without peft's warnings of what is refused here, and of what it does itself."""
+    with warnings.catch_warnings():
+        for start in (
+            "Model has `tie_word_embeddings",
+            "Found missing adapter keys",
+            "`is_gradient_checkpointing` is deprecated",
+        ):
+            warnings.filterwarnings("ignore", start)
+        yield
 
 
 def refuse_tied(model: PeftModel) -> None:
@@ -241,8 +254,7 @@ def _load_onto(base: Any, folder: Path) -> Any:
         if not is_allowed(Risk.PICKLE, str(folder)):
             raise ModelError(f"{folder}: its adapter is not safetensors; {hint(Risk.PICKLE)}")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+        with _quiet_peft():
             adapted: Any = PeftModel.from_pretrained(base, str(folder))
         # once more, because the first call does not return its report
         report = adapted.load_adapter(str(folder), adapted.active_adapter)
