@@ -3,8 +3,9 @@
     python scripts/kto.py RECIPE FOLDER [--set KEY=VALUE ...]
     flatgd run RECIPE --set methods.kto='{checkpoint: FOLDER}'
 
-It needs flatgd and TRL in one environment (`pip install trl`), and the run's sampled replies, if
-its recipe has a `sample.share`: `flatgd experts RECIPE` first. Steps, batch, learning rate and
+The rows are those of the recipe's entry `flatgd`. It needs flatgd and TRL in one environment
+(`pip install trl`), and the run's sampled replies, if the recipe has a `sample.share`:
+`flatgd train RECIPE --method clean` first. Steps, batch, learning rate and
 adapter are the recipe's; beta is KTO's own 0.1.
 """
 
@@ -67,7 +68,7 @@ def main() -> None:
             use_cpu=True,
             bf16=False,
         ),
-        train_dataset=Dataset.from_list(kto_rows(plan.policy, 3)),
+        train_dataset=Dataset.from_list(kto_rows(plan.policy("flatgd"), 3)),
         processing_class=AutoTokenizer.from_pretrained(recipe.backbone),
         peft_config=LoraConfig(
             r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear"

@@ -67,8 +67,8 @@ def _model(
 ) -> dict[str, Any]:
     overrides = recipe.overrides(name)
     found = _flat("train", plain_values(recipe.training_fields(overrides))) | data["policy"]
-    if recipe.sample.share:
-        found["sample.share"] = recipe.sample.share
+    if share := recipe.share_of(name):
+        found["sample.share"] = share
     if recipe.evaluates(overrides):
         found |= data["eval"]
     if name in EXPERTS:

@@ -27,7 +27,7 @@ from flatgd.config.source import Data
 from flatgd.errors import nearest
 
 # keys of `methods` that say what an entry is
-NOT_FIELDS = ("method", "start", "sampled_from", "checkpoint")
+NOT_FIELDS = ("method", "start", "sampled_from", "share", "checkpoint")
 BEYOND = 8  # tokens by which a reply to learn from may exceed max_reply_tokens
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -65,8 +65,9 @@ class Sample(Section):
     Sampling is that of `generate`, up to max_reply_tokens."""
 
     share: float = Field(0.0, ge=0, le=1, json_schema_extra=about("of the safe replies"))
-    """How many of the safe replies that experts and methods learn from are the backbone's own. With
-    1, a chat model keeps its way of speaking. Its toxic replies join the data's."""
+    """How many of the safe replies that methods learn from are the backbone's own. With 1, a chat
+    model keeps its way of speaking. Its toxic replies join the data's. The experts learn from the
+    data alone, so that they differ in safety and not in style."""
     histories: int = Field(400, ge=1, json_schema_extra=about("histories"))
     """Histories of `data.policy` to answer, drawn by conversation."""
     samples: int = Field(5, ge=2, le=10_000, json_schema_extra=about("replies"))
@@ -157,8 +158,8 @@ class Recipe(Section):
     """What is compared. An entry holds its own options and fields of FlatGDConfig, which override
     those of `train`. `method` says which method it is, if that is not its name. `start` names the
     model to train from or decode with, instead of the backbone. `sampled_from` names a model whose
-    judged replies it also learns from. `checkpoint` names a folder or hub model that is compared as
-    it is, without training."""
+    judged replies it also learns from. `share` overrides `sample.share`. `checkpoint` names a
+    folder or hub model that is compared as it is, without training."""
     sample: Sample = Sample()
     """Replies that models learn from (with `share`, click, and entries with `sampled_from`)."""
     generate: Generate = Generate()
@@ -280,6 +281,11 @@ class Recipe(Section):
         """The model whose replies an entry of `methods` learns from."""
         source = (self.methods[name] or {}).get("sampled_from")
         return None if source is None else str(source)
+
+    def share_of(self, name: str) -> float:
+        """The share of the backbone's own replies among the safe ones that a model learns from."""
+        is_expert = name not in self.methods
+        return 0.0 if is_expert else (self.methods[name] or {}).get("share", self.sample.share)
 
     def settings(self, name: str) -> dict[str, Any]:
         """What an entry of `methods` or an expert is set to, as its checkpoint records it."""

@@ -117,7 +117,7 @@ class Plan:
         planned = self.model(name)
         config = training_config(self.recipe, planned.options, output, planned.kind)
         chosen = self.recipe.training_fields(planned.options).get("expert_cache", "auto")
-        has_own_rows = planned.sampled_from is not None  # a cache is of the rows that others share
+        has_own_rows = bool(self.learns_from(name))  # a cache is of the data's rows
         if chosen == "auto" and needs_experts(planned.kind) and not has_own_rows:
             config.expert_cache = str(self.recipe.output / layout.STATES) if self._caches else None
         return config
@@ -171,7 +171,7 @@ class Plan:
     def learns_from(self, name: str) -> list[str]:
         """The models whose replies a model learns from."""
         planned = self.model(name)
-        shares = self.recipe.sample.share > 0 and issubclass(planned.kind, Method)
+        shares = self.recipe.share_of(name) > 0 and issubclass(planned.kind, Method)
         found = dict.fromkeys([BACKBONE]) if shares else {}
         return list(found | ({planned.sampled_from: None} if planned.sampled_from else {}))
 
@@ -179,19 +179,18 @@ class Plan:
         """The rows of the data that a model is trained on, if no replies are sampled."""
         return _labelled(self.sets.policy, self.model(name).labels)
 
-    @cached_property
-    def policy(self) -> list[Dialogue]:
-        """The rows that experts and methods learn from: the data's, with `sample.share` of the safe
-        replies sampled from the backbone."""
-        recipe = self.recipe
-        if not recipe.sample.share:
+    def policy(self, name: str) -> list[Dialogue]:
+        """The policy data of a model: the data's, with its share of the safe replies sampled from
+        the backbone."""
+        share = self.recipe.share_of(name)
+        if not share:
             return self.sets.policy
         sampled = self._sampled(BACKBONE)
-        found = with_own_replies(self.sets.policy, sampled, recipe.sample.share, recipe.seed)
+        found = with_own_replies(self.sets.policy, sampled, share, self.recipe.seed)
         if not any(row.is_safe for row in found):
             raise RecipeError(
-                "sample.share: the judge in the loop finds no safe reply of the backbone; raise "
-                "sample.histories, or choose another sample.judge"
+                f"{name}: the judge in the loop finds no safe reply of the backbone to learn from; "
+                "raise sample.histories, or choose another sample.judge"
             )
         return found
 
@@ -201,7 +200,7 @@ class Plan:
     def rows(self, name: str) -> Rows:
         """What a model is trained on. Sampled replies to learn from must be on disk."""
         planned = self.model(name)
-        rows = _labelled(self.policy, planned.labels)
+        rows = _labelled(self.policy(name), planned.labels)
         if planned.sampled_from is None:
             return rows
         sampled = self._sampled(planned.sampled_from)
@@ -255,7 +254,7 @@ class Plan:
             self.recipe.training_fields(planned.options),
             [self.recipe.seed, *self.recipe.layout],
             [self.sample_fingerprint(source) for source in self.learns_from(planned.name)],
-            self.recipe.sample.share if is_trained else None,
+            float(self.recipe.share_of(planned.name)) if is_trained else None,
             *([self._digest("eval", planned.labels)] if is_evaluated else []),
             *_precision_of_environment(),
             *(self._dtypes(planned) if is_trained else []),

@@ -106,6 +106,9 @@ def _entry_faults(recipe: Recipe, name: str) -> Iterator[str]:
         yield f"sampled_from: {source!r} is not backbone, an expert or an earlier entry"
     if source is not None and not _learns_from_samples(METHODS[kind]):
         yield f"sampled_from: {kind} learns from no toxic replies; leave it out"
+    share = recipe.share_of(name)
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        yield f"share: expected a number in 0..1, got {share!r}"
     if issubclass(METHODS[kind], Merge) and recipe.expert_backbone:
         yield f"{kind} subtracts weights, so experts must come from the backbone itself"
     for key in recipe.overrides(name):
@@ -125,7 +128,8 @@ def _samples(recipe: Recipe) -> bool:
     kinds = [METHODS.get(recipe.kind_of(name)) for name in recipe.methods]
     in_pairs = any(k and issubclass(k, Method) and k.learns_from == "pairs" for k in kinds)
     from_model = any(recipe.sampled_from(name) for name in recipe.methods)
-    return in_pairs or from_model or recipe.sample.share > 0
+    own = any(recipe.share_of(name) for name in recipe.methods)
+    return in_pairs or from_model or own
 
 
 def _is_guided(recipe: Recipe, name: str) -> bool:

@@ -16,6 +16,7 @@ from flatgd.errors import RecipeError
 from flatgd.io.records import read_jsonl
 from flatgd.judges.calibration import Calibration
 from flatgd.pipeline import judge_stage
+from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.model_samples import with_own_replies
 from flatgd.pipeline.pipeline import Pipeline
 
@@ -86,24 +87,24 @@ def test_a_judge_labels_what_it_is_sure_of(threshold: float, f1: float) -> None:
 
 
 @pytest.mark.usefixtures("unsure")
-def test_experts_and_methods_learn_the_backbones_own_replies(recipe_file: Path) -> None:
-    told = CliRunner().invoke(
-        app, ["train", str(recipe_file), *[w for s in SHARE for w in ("--set", s)]],
-        catch_exceptions=False,
-    )  # fmt: skip
+def test_methods_learn_the_backbones_own_replies_and_experts_the_datas(recipe_file: Path) -> None:
+    methods = "methods={flatgd: {}, data: {method: clean, share: 0}}"
+    words = ["train", str(recipe_file), "--set", SHARE[0], "--set", methods]
+    told = CliRunner().invoke(app, words, catch_exceptions=False)
     assert "left out, the judge is unsure" in told.output
-    plan = Pipeline(load_recipe(recipe_file, SHARE)).context.plan
+    plan = Pipeline(load_recipe(recipe_file, [SHARE[0], methods])).context.plan
     rows = list(read_jsonl(plan.recipe.output / "sampled/backbone.jsonl"))
     own = {
-        r
+        reply
         for row in rows
-        for r, label in zip(row["replies"], row["toxic"], strict=True)
+        for reply, label in zip(row["replies"], row["toxic"], strict=True)
         if label is False
     }
-    for name in ("clean_expert", "toxic_expert", "flatgd"):
-        safe = {row.reply for row in plan.rows(name) if row.is_safe}
-        assert safe == (set() if name == "toxic_expert" else own)
+    given = {row.reply for row in plan.sets.policy if row.is_safe}
+    for name, expected in (("flatgd", own), ("data", given), ("clean_expert", given)):
+        assert {row.reply for row in plan.rows(name) if row.is_safe} == expected
     assert any(not row.is_safe for row in plan.rows("flatgd"))
+    assert plan.fingerprint("data") == plan.fingerprint("clean_expert")
 
 
 @pytest.mark.usefixtures("unsure")
@@ -124,18 +125,25 @@ def test_a_backbone_without_safe_replies_is_told(
     monkeypatch.setattr(Unsure, "score", lambda self, pairs, advance: np.ones(len(pairs)))
     monkeypatch.setattr(judge_stage, "load_judge", lambda *given: Unsure())
     with pytest.raises(RecipeError, match="finds no safe reply of the backbone"):
-        Pipeline(load_recipe(recipe_file, SHARE)).models.train("clean_expert")
+        Pipeline(load_recipe(recipe_file, SHARE)).models.train("flatgd")
 
 
 @pytest.mark.usefixtures("unsure")
 def test_a_reply_without_an_end_teaches_none(recipe_file: Path) -> None:
     """Replies are sampled beyond what is trained on, so that one without an end is cut."""
     job = Pipeline(load_recipe(recipe_file, [*SHARE, "max_reply_tokens=16"]))
-    job.models.train("clean_expert")
+    job.models.train("flatgd")
     recipe, plan = job.context.recipe, job.context.plan
     made = job.context.load_model(recipe.backbone)[1]
-    long = [row for row in plan.rows("clean_expert") if len(row.reply) > 20]
+    long = [row for row in plan.rows("flatgd") if row.is_safe and len(row.reply) > 20]
     assert long
     for example in made.encode_all(long):
         assert len(example.reply_ids) == 16
         assert made.tokenizer.eos_token_id not in example.reply_ids
+
+
+@pytest.mark.parametrize("share", ["2", "-0.1", "half"])
+def test_a_share_out_of_range_is_refused(recipe_file: Path, share: str) -> None:
+    overrides = [f"methods={{clean: {{share: {share}}}}}"]
+    with pytest.raises(RecipeError, match=r"share: expected a number in 0\.\.1"):
+        load_validated(load_recipe(recipe_file, overrides))
