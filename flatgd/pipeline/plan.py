@@ -309,12 +309,13 @@ def needs_experts(kind: type[System]) -> bool:
 
 
 def caching_pays(recipe: Recipe, sets: Sets) -> bool:
-    """Whether the trainings pass more rows through the experts than there are rows to cache, and
-    the states take at most a quarter of the free disk space."""
+    """Whether the trainings on the data's rows pass more of them through the experts than there are
+    to cache, and the states take at most a quarter of the free disk space."""
     rows, seen = len(sets.policy) + len(sets.eval), 0
     for name in recipe.methods:
         kind = METHODS[recipe.kind_of(name)]
-        if needs_experts(kind):
+        has_own_rows = recipe.share_of(name) or recipe.sampled_from(name)
+        if needs_experts(kind) and not has_own_rows:
             config = training_config(recipe, recipe.overrides(name), recipe.output, kind)
             batch = config.per_device_train_batch_size * distributed.count()
             seen += steps_of(config, len(sets.policy)) * batch
