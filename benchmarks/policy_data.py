@@ -1,12 +1,11 @@
 """What policy data does to a chat model: safety on one test set, usefulness on another.
 
-    flatgd run recipes/smollm2.yaml --set sample.share=0 --set output=../runs/share0
-    python -m benchmarks.policy_data runs/share0 runs/share0.5 runs/smollm2 [--models clean flatgd]
+    flatgd run recipes/smollm2.yaml
+    python -m benchmarks.policy_data runs/smollm2 [--models clean_data clean ...]
 
-Reads finished runs of one recipe with different `sample.share`, and prints for each run the chosen
-models: toxicity and contrast on the test set --safety, and on --ordinary the length of replies,
-their relevance, the KL divergence from the backbone and refusals, each with its 95 % interval over
-conversations.
+Reads a finished run, and prints for the backbone and the chosen models toxicity and contrast on the
+test set --safety, and on --ordinary the length of replies, their relevance, the KL divergence from
+the backbone and refusals, each with its 95 % interval over conversations.
 """
 
 from pathlib import Path
@@ -18,6 +17,7 @@ from flatgd.artifacts.rows import EstimateRow
 from flatgd.config.loading import load_recipe
 from flatgd.report.cells import interval
 
+MODELS = ("clean_data", "clean", "flatgd_data", "flatgd_half", "flatgd")
 SAFETY = {"toxicity_any{k}": "any{k} ↓", "toxicity_mean": "P(toxic) ↓", "contrast": "contrast ↑"}
 USE = {
     "reply_words": "words",
@@ -25,35 +25,35 @@ USE = {
     "kl_backbone": "KL ↓",
     "refusal": "refusals ↓",
 }
-WIDTH = 26
+WIDTH = 22
 
 
-def shown(row: EstimateRow | None) -> str:
-    return "" if row is None else interval(row["value"], row["low"], row["high"], 3)
+def shown(row: EstimateRow | None, decimals: int) -> str:
+    return "" if row is None else interval(row["value"], row["low"], row["high"], decimals)
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--models", nargs="+", default=["clean", "flatgd"])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--safety", default="bad")
     parser.add_argument("--ordinary", default="instructions")
     given = parser.parse_args()
-    wanted = [(given.safety, SAFETY), (given.ordinary, USE)]
-    seen_backbone = False
-    for folder in given.runs:
-        recipe = load_recipe(folder / layout.RECIPE)
-        k = recipe.generate.samples
-        keys = [(d, metric.format(k=k)) for d, metrics in wanted for metric in metrics]
-        if not seen_backbone:
-            heads = [head.format(k=k) for _, metrics in wanted for head in metrics.values()]
-            print(f"{'policy data':<24}" + "".join(f"{head:>{WIDTH}}" for head in heads))
-        cells = {(r["method"], r["dataset"], r["metric"]): r for r in load_summary(recipe)}
-        for model in ([] if seen_backbone else ["backbone"]) + given.models:
-            name = model if model == "backbone" else f"{recipe.sample.share:g} own, {model}"
-            values = [shown(cells.get((model, *key))) for key in keys]
-            print(f"{name:<24}" + "".join(f"{value:>{WIDTH}}" for value in values))
-        seen_backbone = True
+    recipe = load_recipe(given.run / layout.RECIPE)
+    k = recipe.generate.samples
+    columns = [
+        (dataset, metric.format(k=k), head.format(k=k))
+        for dataset, metrics in ((given.safety, SAFETY), (given.ordinary, USE))
+        for metric, head in metrics.items()
+    ]
+    cells = {(r["method"], r["dataset"], r["metric"]): r for r in load_summary(recipe)}
+    print(f"{'':<14}" + "".join(f"{head:>{WIDTH}}" for _, _, head in columns))
+    for model in ("backbone", *given.models):
+        values = [
+            shown(cells.get((model, dataset, metric)), 1 if metric == "reply_words" else 3)
+            for dataset, metric, _ in columns
+        ]
+        print(f"{model:<14}" + "".join(f"{value:>{WIDTH}}" for value in values))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python scripts/kto.py RECIPE FOLDER [--set KEY=VALUE ...]
     flatgd run RECIPE --set methods.kto='{checkpoint: FOLDER}'
 
-The rows are those of the recipe's entry `flatgd`. It needs flatgd and TRL in one environment
+Rows, steps, batch, learning rate and adapter are those of the recipe's entry `flatgd`; beta is KTO's
+own 0.1. It needs flatgd and TRL in one environment
 (`pip install trl`), and the run's sampled replies, if the recipe has a `sample.share`:
-`flatgd train RECIPE --method clean` first. Steps, batch, learning rate and
-adapter are the recipe's; beta is KTO's own 0.1.
+`flatgd train RECIPE --method clean` first.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from flatgd.dialogue import Dialogue, as_messages
 from flatgd.pipeline.pipeline import Pipeline
 
 BETA = 0.1
+LIKE = "flatgd"  # the entry whose rows and settings it takes
 
 
 def kto_rows(rows: Sequence[Dialogue], histories: int) -> list[dict[str, Any]]:
@@ -50,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     recipe = load_recipe(given.recipe, given.overrides)
     plan = Pipeline(recipe).context.plan
-    config = plan.config("clean_expert", given.folder)
+    config = plan.config(LIKE, given.folder)
     trainer = KTOTrainer(
         AutoModelForCausalLM.from_pretrained(recipe.backbone, dtype="float32"),
         args=KTOConfig(
@@ -68,7 +69,7 @@ def main() -> None:
             use_cpu=True,
             bf16=False,
         ),
-        train_dataset=Dataset.from_list(kto_rows(plan.policy("flatgd"), 3)),
+        train_dataset=Dataset.from_list(kto_rows(plan.policy(LIKE), 3)),
         processing_class=AutoTokenizer.from_pretrained(recipe.backbone),
         peft_config=LoraConfig(
             r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear"
