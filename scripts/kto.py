@@ -1,12 +1,11 @@
 """A KTO row for a comparison: TRL's KTOTrainer on the rows that a run's methods learn from.
 
     python scripts/kto.py RECIPE FOLDER [--set KEY=VALUE ...]
-    flatgd run RECIPE --set methods.kto='{checkpoint: FOLDER}'
+    flatgd run RECIPE --set methods.kto.checkpoint=FOLDER
 
-Rows, steps, batch, learning rate and adapter are those of the recipe's entry `flatgd`; beta is KTO's
-own 0.1. It needs flatgd and TRL in one environment
-(`pip install trl`), and the run's sampled replies, if the recipe has a `sample.share`:
-`flatgd train RECIPE --method clean` first.
+Rows, steps, batch, learning rate and adapter are those of the recipe's entry `flatgd`, beta is
+KTO's own 0.1. It needs flatgd and TRL in one environment (`pip install trl`), and the run's sampled
+replies, if the recipe has a `sample.share`: `flatgd train RECIPE --method clean` samples them.
 """
 
 import argparse
