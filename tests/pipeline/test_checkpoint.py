@@ -1,6 +1,7 @@
 """A model trained elsewhere as a row: answered, judged and scored as it is; and how far from the
 backbone every model is."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from flatgd.artifacts.reader import scores_of
 from flatgd.chat.models import load_chat_models
 from flatgd.cli.main import app
 from flatgd.config.loading import load_recipe
-from flatgd.dialogue import Dialogue
+from flatgd.dialogue import Dialogue, before
 from flatgd.errors import RecipeError, UnsupportedError
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.likelihood import kl_to
@@ -133,3 +134,25 @@ def test_a_model_with_other_tokens_has_no_distance(finished: Pipeline, recipe_fi
     job.evaluation.score("other")
     kinds = {row["kind"] for row in scores_of(job.context.root, ["other"])["other"]}
     assert kinds == {"generated", "labelled", "ordinary"}
+
+
+def test_the_rows_that_kto_gets() -> None:
+    path = Path(__file__).parents[2] / "scripts/kto.py"
+    spec = importlib.util.spec_from_file_location("kto_script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    rows = [
+        Dialogue(before(["a", "b", "c", "d"]), "toxic", False, "t", "c"),
+        Dialogue((), "no history", True, "t", "c"),
+    ]
+    assert script.kto_rows(rows, 3) == [
+        {
+            "prompt": [
+                {"role": "user", "content": "b"},
+                {"role": "assistant", "content": "c"},
+                {"role": "user", "content": "d"},
+            ],
+            "completion": [{"role": "assistant", "content": "toxic"}],
+            "label": False,
+        }
+    ]
