@@ -35,6 +35,7 @@ def main() -> None:
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((source / ADAPTER).read_text())
     config["base_model_name_or_path"] = recipe["backbone"]
+    config["target_modules"] = sorted(config["target_modules"])
     (target / ADAPTER).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (TARGET / layout.RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
 

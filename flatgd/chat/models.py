@@ -15,7 +15,7 @@ from flatgd.judges.registry import load_judge
 from flatgd.methods import METHODS, Director, ExpertGuide
 from flatgd.models.adapters import load
 from flatgd.models.dialogue_format import format_for
-from flatgd.models.loading import load_config, load_tokenizer, on_device
+from flatgd.models.loading import load_config, load_tokenizer, on_device, quiet_transformers
 from flatgd.models.speaker import Speaker
 
 GUIDED = (Director, ExpertGuide)
@@ -35,6 +35,7 @@ def load_chat_models(checkpoints: Sequence[str]) -> ChatModels:
     sampled from as the first such run says, so that they compare. The judge is the first judge of
     that run. `demo:NAME` ships with flatgd. Raises ModelError, UnsupportedError, UsageError.
     """
+    quiet_transformers()
     checkpoints = [str(shipped(c)) if c.startswith(SHIPPED) else c for c in checkpoints]
     if runs := [name for name in checkpoints if (Path(name) / layout.RECIPE).exists()]:
         raise UsageError(

@@ -80,7 +80,7 @@ class Terminal:
                 if reply.model == name:
                     score = f" (P(toxic) {scores[number - 1]:.2f})" if scores else ""
                     lines.append(f"{number}", style="dim")
-                    lines.append(f" {printable(reply.text)}")
+                    lines.append(" " + "\n".join(map(printable, reply.text.split("\n"))))
                     lines.append(f"{score}\n", style="dim")
             lines.rstrip()
             panels.append(Panel(lines, title=Text(name), title_align="left"))

@@ -26,6 +26,8 @@ from flatgd.models.trust import Risk, hint, is_allowed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ADAPTER = "adapter_config.json"
+# peft saves an adapter without a tokenizer
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model")
 BASE_FROM_HERE = "base_from_here.txt"  # beside it: the relative path to a base that is a folder
 
 
@@ -158,7 +160,11 @@ def _look_for(name: str) -> None:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at a folder or hub name. Raises ModelError if there is none."""
+    """The tokenizer at a folder or hub name; of an adapter without one, that of its base. Raises
+    ModelError if there is none."""
+    base = base_of(name)
+    if base is not None and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        return load_tokenizer(base)
     try:
         tokenizer: PreTrainedTokenizerBase = _with_its_code(AutoTokenizer.from_pretrained, name)
     except (OSError, ValueError, ImportError) as error:

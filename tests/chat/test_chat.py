@@ -4,6 +4,7 @@ test_browser.py."""
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,9 @@ def test_the_terminal(tmp_path: Path) -> None:
 
 
 def test_what_models_say_cannot_command_the_terminal() -> None:
-    session = Session({"m": lambda *_: ["\x1b[2Jgone [bold]x[/nope] \x07"]})
+    session = Session({"m": lambda *_: ["\x1b[2Jgone [bold]x[/nope] \x07\nsecond line"]})
     shown = typed(session, "hi", "/[/red]")
+    assert re.search(r"\n│ second line +│\n", shown)  # inside the model's frame
     assert "\x1b[2J" not in shown
     assert "[bold]x[/nope]" in shown
 

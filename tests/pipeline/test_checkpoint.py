@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama, write_rows
+from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
 from flatgd.artifacts.reader import scores_of
@@ -16,8 +17,10 @@ from flatgd.cli.main import app
 from flatgd.config.loading import load_recipe
 from flatgd.dialogue import Dialogue, before
 from flatgd.errors import RecipeError, UnsupportedError
+from flatgd.io.records import read_jsonl
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.likelihood import kl_to
+from flatgd.models.loading import load_model
 from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.publish.hub import ModelPackage
@@ -156,3 +159,17 @@ def test_the_rows_that_kto_gets() -> None:
             "label": False,
         }
     ]
+
+
+def test_an_adapter_without_a_tokenizer_is_a_checkpoint(
+    recipe_file: Path, backbone_folder: Path
+) -> None:
+    """As peft saves one: the tokenizer is the base's."""
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    adapted = get_peft_model(load_model(str(backbone_folder)), lora)
+    adapted.save_pretrained(str(recipe_file.parent / "theirs"))
+    recipe = load_recipe(recipe_file, ["methods.theirs.checkpoint=theirs"])
+    job = Pipeline(recipe)
+    job.evaluation.generate("theirs")
+    rows = list(read_jsonl(recipe.output / "generations/theirs.jsonl"))
+    assert [len(row["replies"]) for row in rows] == [2] * 6
