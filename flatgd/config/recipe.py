@@ -232,7 +232,7 @@ class Recipe(Section):
         return ["backbone", "clean_expert", "toxic_expert", *self.methods]
 
     @property
-    def sampling(self) -> Generate:
+    def sample_settings(self) -> Generate:
         """How replies to learn from are sampled. They get a few tokens more than are trained on: a
         reply that has no end is then cut in training too, and teaches no early end."""
         longest = max(self.max_reply_tokens + BEYOND, self.generate.min_new_tokens)

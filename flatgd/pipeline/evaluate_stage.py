@@ -115,6 +115,8 @@ class EvaluateStage:
             if distributed.is_first():
                 write_jsonl(path, rows)
             summary = f"{replies:,} replies judged, {len(given):,} given replies scored"
+            if ordinary and not drift:
+                summary += ", no KL divergence: its tokens are not the backbone's"
             cost = {"dtype": dtype_name(context.plan.dtype(name))}
             if context.recipe.scorer:
                 cost["scorer_dtype"] = dtype_name(self._scorer_dtype)

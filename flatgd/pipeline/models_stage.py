@@ -112,7 +112,7 @@ class ModelsStage:
 
         def build(path: Path) -> BuildResult:
             histories = context.plan.sample_histories()
-            generate = context.recipe.sampling
+            generate = context.recipe.sample_settings
             speaker = context.speaker(name)
             begun = time.perf_counter()
             with context.display.bar(f"{name}: sample", len(histories), "histories") as advance:

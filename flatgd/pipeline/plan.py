@@ -267,7 +267,7 @@ class Plan:
         return draw_histories(self.sets.policy, self.recipe.sample.histories, self.recipe.seed)
 
     def sample_fingerprint(self, name: str) -> str:
-        generate = self.recipe.sampling.model_dump(exclude={"histories"})
+        generate = self.recipe.sample_settings.model_dump(exclude={"histories"})
         sample = self.recipe.sample.model_dump(mode="json", exclude={"share", "judge"})
         settings = [sample, generate, self.recipe.seed]
         return fingerprint_of(

@@ -3,12 +3,14 @@ backbone every model is."""
 
 import importlib.util
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import byte_tokenizer, mild_rows, tiny_blenderbot, tiny_llama, write_rows
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flatgd.artifacts.reader import scores_of
@@ -25,6 +27,7 @@ from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.publish.hub import ModelPackage
 from flatgd.run import run
+from flatgd.runtime.display import Display
 
 METHODS = "methods={clean: {}, theirs: {checkpoint: theirs}, same: {checkpoint: BACKBONE}}"
 
@@ -133,8 +136,11 @@ def test_a_model_with_other_tokens_has_no_distance(finished: Pipeline, recipe_fi
     tokenizer.add_tokens(["zzz"])
     tokenizer.save_pretrained(folder)
     methods = {**finished.context.recipe.methods, "other": {"checkpoint": str(folder)}}
-    job = Pipeline(finished.context.recipe.model_copy(update={"methods": methods}))
+    console = Console(record=True, width=200, file=StringIO())
+    recipe = finished.context.recipe.model_copy(update={"methods": methods})
+    job = Pipeline(recipe, Display(console))
     job.evaluation.score("other")
+    assert "no KL divergence: its tokens are not the backbone's" in console.export_text()
     kinds = {row["kind"] for row in scores_of(job.context.root, ["other"])["other"]}
     assert kinds == {"generated", "labelled", "ordinary"}
 
