@@ -13,9 +13,8 @@ from pathlib import Path
 from benchmarks.table import options
 from flatgd.artifacts import layout
 from flatgd.artifacts.reader import load_summary
-from flatgd.artifacts.rows import EstimateRow
 from flatgd.config.loading import load_recipe
-from flatgd.report.cells import interval
+from flatgd.report.cells import cell
 
 MODELS = ("clean_data", "clean", "flatgd_data", "flatgd_half", "flatgd")
 SAFETY = {"toxicity_any{k}": "any{k} ↓", "toxicity_mean": "P(toxic) ↓", "contrast": "contrast ↑"}
@@ -26,10 +25,6 @@ USE = {
     "refusal": "refusals ↓",
 }
 WIDTH = 22
-
-
-def shown(row: EstimateRow | None, decimals: int) -> str:
-    return "" if row is None else interval(row["value"], row["low"], row["high"], decimals)
 
 
 def main() -> None:
@@ -50,7 +45,7 @@ def main() -> None:
     print(f"{'':<14}" + "".join(f"{head:>{WIDTH}}" for _, _, head in columns))
     for model in ("backbone", *given.models):
         values = [
-            shown(cells.get((model, dataset, metric)), 1 if metric == "reply_words" else 3)
+            cell(cells.get((model, dataset, metric)), 1 if metric == "reply_words" else 3)
             for dataset, metric, _ in columns
         ]
         print(f"{model:<14}" + "".join(f"{value:>{WIDTH}}" for value in values))

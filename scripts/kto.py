@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from flatgd.config.loading import load_recipe
 from flatgd.dialogue import Dialogue, as_messages
+from flatgd.models.adapters import with_adapter
+from flatgd.models.loading import load_model, load_tokenizer
 from flatgd.pipeline.pipeline import Pipeline
 
 BETA = 0.1
@@ -52,7 +51,7 @@ def main() -> None:
     plan = Pipeline(recipe).context.plan
     config = plan.config(LIKE, given.folder)
     trainer = KTOTrainer(
-        AutoModelForCausalLM.from_pretrained(recipe.backbone, dtype="float32"),
+        with_adapter(load_model(recipe.backbone), config),
         args=KTOConfig(
             output_dir=str(given.folder),
             max_steps=config.max_steps,
@@ -69,10 +68,7 @@ def main() -> None:
             bf16=False,
         ),
         train_dataset=Dataset.from_list(kto_rows(plan.policy(LIKE), 3)),
-        processing_class=AutoTokenizer.from_pretrained(recipe.backbone),
-        peft_config=LoraConfig(
-            r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear"
-        ),
+        processing_class=load_tokenizer(recipe.backbone),
     )
     begun = time.perf_counter()
     trainer.train()

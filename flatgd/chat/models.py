@@ -48,8 +48,7 @@ def load_chat_models(checkpoints: Sequence[str]) -> ChatModels:
     shown = names if len(set(names)) == len(names) else list(checkpoints)
     if len(set(shown)) < len(shown):
         raise UsageError("A checkpoint is given twice; give each one once.")
-    first = next(filter(None, recipes), None)
-    sampling = first.generate if first else Generate()
+    sampling = next((recipe.generate for recipe in recipes if recipe), Generate())
     models = {
         name: _reply_function(checkpoint, recipe, recipe.generate if recipe else sampling)
         for name, checkpoint, recipe in zip(shown, checkpoints, recipes, strict=True)

@@ -82,7 +82,11 @@ def fused_losses(
 def head_log_probs(states_ND: Tensor, head: Head) -> Tensor:
     """log softmax(h W' + b) in at least float32, [N, V]."""
     bias = None if head.bias is None else head.bias.to(states_ND.dtype)
-    logits_NV = linear(states_ND, head.weight.to(states_ND.dtype), bias)
+    return wide_log_softmax(linear(states_ND, head.weight.to(states_ND.dtype), bias))
+
+
+def wide_log_softmax(logits_NV: Tensor) -> Tensor:
+    """Log-probabilities in at least float32."""
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from flatgd.errors import ModelError
 from flatgd.losses.divergence import LOG_ZERO
-from flatgd.losses.fused import Head, head_log_probs
+from flatgd.losses.fused import Head, head_log_probs, wide_log_softmax
 from flatgd.models.encoding import IGNORE
 
 BIAS = "final_logits_bias"  # a buffer [1, V] that BlenderBot and BART add after their head
@@ -27,8 +27,7 @@ def reply_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
     At least float32.
     """
-    logits_NV = reply_logits(model, batch)
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+    return wide_log_softmax(reply_logits(model, batch))
 
 
 def reply_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

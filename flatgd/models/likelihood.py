@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flatgd.dialogue import Dialogue
 from flatgd.losses import kl_divergence, negative_log_likelihood
 from flatgd.losses.divergence import LN_2
+from flatgd.losses.fused import wide_log_softmax
 from flatgd.models.batching import READ_AT_ONCE, at_once, token_batches
 from flatgd.models.encoding import IGNORE, Batch, DialogueFormat, Example, padded
 from flatgd.models.heads import reply_logits, reply_tokens
@@ -90,7 +91,7 @@ def kl_to(
     def of_rows(rows: list[int]) -> Tensor:
         first_NV, second_NV = (work.logits(rows) for work in works)
         pairs = zip(first_NV.split(CHUNK), second_NV.split(CHUNK), strict=True)
-        return LN_2 * torch.cat([kl_divergence(*map(_log_softmax, pair)) for pair in pairs])
+        return LN_2 * torch.cat([kl_divergence(*map(wide_log_softmax, pair)) for pair in pairs])
 
     for model, _ in (first, second):
         model.eval()
@@ -145,7 +146,7 @@ class _Work(NamedTuple):
 
     def of_rows(self, rows: list[int]) -> Tensor:
         """NLL [N] of every reply token, row by row."""
-        batch = self._moved(self.dialogue_format.collate([self.encoded[row] for row in rows]))
+        batch = self._batch(rows)
         targets_N = reply_tokens(batch)[0]
         if self.log_probs is not None:
             return negative_log_likelihood(self.log_probs(self.model, batch), targets_N)
@@ -170,7 +171,7 @@ class _Work(NamedTuple):
 
     def logits(self, rows: list[int]) -> Tensor:
         """What log_softmax turns into the distributions [N, V] at every reply token."""
-        batch = self._moved(self.dialogue_format.collate([self.encoded[row] for row in rows]))
+        batch = self._batch(rows)
         if self.log_probs is not None:
             return self.log_probs(self.model, batch)
         return reply_logits(self.model, batch)
@@ -202,6 +203,9 @@ class _Work(NamedTuple):
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         return padded(rows, IGNORE).to(self.device)
 
+    def _batch(self, rows: list[int]) -> Batch:
+        return self._moved(self.dialogue_format.collate([self.encoded[row] for row in rows]))
+
     def _moved(self, batch: Batch) -> Batch:
         return {key: value.to(self.device) for key, value in batch.items()}
 
@@ -215,8 +219,3 @@ def _nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         said_C = wide_CV.gather(-1, targets_C[:, None])[:, 0]
         parts.append(wide_CV.logsumexp(-1) - said_C)
     return torch.cat(parts)
-
-
-def _log_softmax(logits_CV: Tensor) -> Tensor:
-    """Log-probabilities in at least float32."""
-    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(-1)

@@ -93,24 +93,25 @@ class EvaluateStage:
 
     def score(self, name: str) -> None:
         """Judge and score one model's replies; score the labelled replies under it."""
-        self.generate(name)
-        self.generate(BACKBONE)
+        context = self.context
+        needed = dict.fromkeys((name, BACKBONE) if self._ordinary else (name,))
+        for other in needed:
+            self.generate(other)
         self.judges.build()
         self._score_reference()
-        context = self.context
 
         def build(path: Path) -> BuildResult:
             generations = self._generations(name)
-            ordinary = [r for r in self._generations(BACKBONE) if r["dataset"] in self._ordinary]
+            ordinary = self._backbone_on_ordinary if self._ordinary else []
             given = scorable(context.sets.test) + ordinary_dialogue(context.sets.test)
-            speaker = context.speaker(name)
+            speaker = self._backbone if ordinary and name == BACKBONE else context.speaker(name)
             replies = sum(len(row["replies"]) for row in generations)
             calls = len(given) + len(ordinary) + self._scores_of(generations)
             with context.display.bar(f"{name}: score", calls, "scores") as advance:
                 of_given = given_rows(speaker, given, advance)
                 drift: list[DriftScores] = []
                 if ordinary:
-                    drift = drift_rows(context.speaker(BACKBONE), speaker, ordinary, advance)
+                    drift = drift_rows(self._backbone, speaker, ordinary, advance)
                 rows = [*self._reply_rows("generated", generations, advance), *of_given, *drift]
             if distributed.is_first():
                 write_jsonl(path, rows)
@@ -123,18 +124,16 @@ class EvaluateStage:
             return BuildResult(summary + cuts_taken(self.judges.loaded), cost)
 
         judges = [layout.judge(settings.label) for settings in context.recipe.judges]
-        generations_used = map(layout.generations, dict.fromkeys((name, BACKBONE)))
         context.build(
             layout.scores(name),
             fingerprint_of(
-                context.plan.fingerprint(name),
-                context.plan.fingerprint(BACKBONE),
+                [context.plan.fingerprint(other) for other in needed],
                 self._generation_fingerprint,
                 self._scoring_fingerprint,
                 *self._other_than_float32(name),
             ),
             build,
-            [*context.artifacts_of(name), *generations_used, *judges],
+            [*context.artifacts_of(name), *map(layout.generations, needed), *judges],
             collective=True,
         )
 
@@ -195,6 +194,15 @@ class EvaluateStage:
     def _ordinary(self) -> set[str]:
         """The test sets without labels."""
         return {row.source for row in ordinary_dialogue(self.context.sets.test)}
+
+    @cached_property
+    def _backbone(self) -> Speaker:
+        return self.context.speaker(BACKBONE)
+
+    @cached_property
+    def _backbone_on_ordinary(self) -> list[GenerationRow]:
+        """The backbone's replies to ordinary dialogue, on which distances from it are measured."""
+        return [row for row in self._generations(BACKBONE) if row["dataset"] in self._ordinary]
 
     @cached_property
     def _scorer(self) -> Speaker:

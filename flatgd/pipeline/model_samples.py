@@ -15,7 +15,7 @@ from flatgd.dialogue import Dialogue, as_turns
 
 def judged_replies(rows: Sequence[SampledRow], seed: int) -> list[Dialogue]:
     """The replies with the judge's label, as many safe as toxic ones, drawn by `seed` (CRINGE)."""
-    kinds = [[_dialogue(row, n) for row, n in _places(rows, label)] for label in (False, True)]
+    kinds = _by_label(rows)
     rng, count = random.Random(seed), min(map(len, kinds))
     return [dialogue for kind in kinds for dialogue in rng.sample(kind, count)]
 
@@ -28,9 +28,7 @@ def with_own_replies(
     are the sampled ones, and so many of the data's that the ratio of safe to toxic stays the same.
     """
     safe, toxic = ([row for row in data if row.is_safe is label] for label in (True, False))
-    own, own_toxic = (
-        [_dialogue(row, n) for row, n in _places(rows, label)] for label in (False, True)
-    )
+    own, own_toxic = _by_label(rows)
     total = min(len(own) / share, len(safe) / (1 - share) if share < 1 else math.inf)
     rng = random.Random(seed)
     kept = rng.sample(safe, round(total * (1 - share))) + rng.sample(own, round(total * share))
@@ -47,12 +45,20 @@ def contrasting_pairs(rows: Sequence[SampledRow]) -> list[tuple[Dialogue, Dialog
     pairs = []
     for row, toxic in _places(rows, True):
         nll: list[float] = row["nll"]
-        safe = [n for n, label in enumerate(row["toxic"]) if label is False and row["replies"][n]]
+        safe = [n for _, n in _places([row], False)]
         if safe:
             below = [n for n in safe if nll[n] > nll[toxic]]
             chosen = min(below, key=nll.__getitem__) if below else max(safe, key=nll.__getitem__)
             pairs.append((_dialogue(row, chosen), _dialogue(row, toxic)))
     return pairs
+
+
+def _by_label(rows: Sequence[SampledRow]) -> tuple[list[Dialogue], list[Dialogue]]:
+    """The safe replies and the toxic ones."""
+    safe, toxic = (
+        [_dialogue(row, n) for row, n in _places(rows, is_toxic)] for is_toxic in (False, True)
+    )
+    return safe, toxic
 
 
 def _places(rows: Sequence[SampledRow], is_toxic: bool) -> list[tuple[SampledRow, int]]:

@@ -172,8 +172,8 @@ class Plan:
         """The models whose replies a model learns from."""
         planned = self.model(name)
         shares = self.recipe.share_of(name) > 0 and issubclass(planned.kind, Method)
-        found = dict.fromkeys([BACKBONE]) if shares else {}
-        return list(found | ({planned.sampled_from: None} if planned.sampled_from else {}))
+        sources = dict.fromkeys((BACKBONE if shares else None, planned.sampled_from))
+        return [source for source in sources if source is not None]
 
     def data_rows(self, name: str) -> list[Dialogue]:
         """The rows of the data that a model is trained on, if no replies are sampled."""
