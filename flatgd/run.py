@@ -8,6 +8,7 @@ from flatgd.config.recipe import Recipe
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.publish.hub import write_cards
 from flatgd.report.build import build_report
+from flatgd.report.progress import write_progress
 from flatgd.runtime import distributed
 from flatgd.runtime.display import Display
 
@@ -16,7 +17,10 @@ def run(recipe: Recipe, display: Display | None = None) -> Path:
     """Build everything that a recipe asks for; returns the report's page. Finished artifacts whose
     inputs have not changed are kept, so that an interrupted run resumes."""
     pipeline = Pipeline(recipe, display)
-    pipeline.run()
+    if distributed.is_first():
+        pipeline.run(lambda progress: write_progress(recipe, progress))
+    else:
+        pipeline.run()
     return report(pipeline)
 
 

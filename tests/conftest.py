@@ -10,7 +10,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BlenderbotConfig,
@@ -133,28 +132,12 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-DRAW = Figure.savefig
-
-
-@pytest.fixture(autouse=True, scope="session")
-def sketches() -> Iterator[None]:
-    """Figures are not drawn, which takes half of a small run, but where `real_figures` is asked."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda _, path, **how: path.write_text("<svg></svg>"))
-        yield
-
-
 @pytest.fixture(autouse=True, scope="session")
 def alone() -> Iterator[None]:
     """No run warns that other programs keep the cores busy, and none takes time to look."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "warning", lambda: None)
         yield
-
-
-@pytest.fixture
-def real_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Figure, "savefig", DRAW)
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import installed
+from chromium import PATIENCE_MS, launched
 from payloads import XSS
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from studies import Clock, served, served_study, small_study
 
 from flatgd.annotate.study import Study
@@ -24,19 +24,11 @@ from flatgd.web.site import bind_port
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_MS = 60_000  # a busy machine may be slow; what fails still fails
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if (path := installed()) is None:
-        pytest.skip("no Chromium: `make browser` installs it where it can")
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=PATIENCE_MS)
-        running = playwright.chromium.launch(executable_path=path, args=QUIET)
+    with launched() as running:
         yield running
-        running.close()
 
 
 def opened(browser: Browser, address: str, **how: Any) -> Page:

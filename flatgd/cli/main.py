@@ -12,7 +12,7 @@ import typer
 from flatgd.cli import publish, studies
 from flatgd.cli.annotate import app as annotate_app
 from flatgd.cli.data import app as data_app
-from flatgd.cli.options import MethodOption, RecipeArgument, SetOption, SkipOption
+from flatgd.cli.options import MethodOption, RecipeArgument, SetOption, SkipOption, VerboseOption
 from flatgd.errors import FlatGDError, StoppedError
 from flatgd.models import trust
 from flatgd.models.trust import Risk
@@ -43,13 +43,17 @@ def _open(recipe: Path, overrides: list[str] | None):  # type: ignore[no-untyped
 @app.command(
     epilog="Example: flatgd run recipes/demo.yaml --set output=../runs/second --set seed=2"
 )
-def run(recipe: RecipeArgument, skip_bad: SkipOption = False, set_: SetOption = None) -> None:
+def run(
+    recipe: RecipeArgument,
+    skip_bad: SkipOption = False,
+    verbose: VerboseOption = False,
+    set_: SetOption = None,
+) -> None:
     """Do the whole job: experts, methods, generations, scores, report.
 
     If it is interrupted, the same command resumes. Finished and unchanged artifacts are kept.
     """
     from flatgd.config.loading import load_recipe
-    from flatgd.report.tables import show_in_terminal
     from flatgd.runtime.display import Display
 
     loaded = load_recipe(recipe, [*(set_ or []), *(["data.skip_bad=true"] if skip_bad else [])])
@@ -59,9 +63,16 @@ def run(recipe: RecipeArgument, skip_bad: SkipOption = False, set_: SetOption = 
     page = run_all(loaded, display)
     if not distributed.is_first():
         return
+    from flatgd.report.build import summary_lines
+    from flatgd.report.tables import show_tables
+
     display.console.print()
-    show_in_terminal(loaded, display.console)
-    display.console.print(f"\nReport: {page}", soft_wrap=True)
+    if verbose:
+        show_tables(loaded, display.console)
+        display.console.print()
+    for line in summary_lines(loaded):
+        display.console.print(line, markup=False)
+    display.console.print(f"Report: {page}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: flatgd train recipes/demo.yaml --method flatgd")

@@ -22,6 +22,9 @@ SkipOption = Annotated[
         "--skip-bad", help="Leave out rows that cannot be read, and list them in rejected.jsonl."
     ),
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="End with the tables and all findings, too.")
+]
 OneMethodOption = Annotated[str, typer.Option("--method", help="A method of the recipe.")]
 ToxicOption = Annotated[
     bool,

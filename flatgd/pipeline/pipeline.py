@@ -4,6 +4,8 @@ Where everything goes is in artifacts/layout.py.
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 
 from flatgd.artifacts import layout
 from flatgd.config.loading import as_text, changes
@@ -19,6 +21,7 @@ from flatgd.pipeline.loader import training_example
 from flatgd.pipeline.models_stage import ModelsStage
 from flatgd.runtime import distributed
 from flatgd.runtime.display import Display
+from flatgd.runtime.steps import Progress, Step
 
 
 class Pipeline:
@@ -36,9 +39,9 @@ class Pipeline:
         self.models = ModelsStage(self.context, self.judges)
         self.evaluation = EvaluateStage(self.context, self.models, self.judges)
 
-    def run(self) -> None:
-        """Everything but the report, for every seed."""
-        recipe, display = self.context.recipe, self.context.display
+    def run(self, on_change: Callable[[Progress], object] = lambda _: None) -> None:
+        """Everything but the report, for every seed. `on_change` is told how far the run is."""
+        display = self.context.display
         for label, text in self.context.sets.described():
             display.line(label, text)
         if distributed.is_first():
@@ -48,21 +51,28 @@ class Pipeline:
                 )
             display.line("training example, target in [ ]", self.example())
             self._show_changes()
-        self.score_all()
-        for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds):
-            display.line("seed", str(seed))
-            self.variant(layout.seed(seed), seed=seed).score_all()
+        progress = Progress(self.all_steps(), on_change)
+        with display.watched(progress.advanced):
+            progress.run()
 
-    def score_all(self) -> None:
-        """Everything but the report, for one seed."""
-        self.judges.build()
-        self.models.experts()
-        for name in self.context.recipe.methods:
-            self.models.train(name)
-        for name in self.context.recipe.models:
-            self.evaluation.generate(name)
-        for name in self.context.recipe.models:
-            self.evaluation.score(name)
+    def all_steps(self) -> list[Step]:
+        """Everything but the report, for every seed."""
+        recipe, found = self.context.recipe, self.steps()
+        for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds):
+            found += self.variant(layout.seed(seed), seed=seed).steps(f", seed {seed}")
+        return found
+
+    def steps(self, suffix: str = "") -> list[Step]:
+        """Everything but the report, for one seed. `suffix` ends the labels."""
+        recipe = self.context.recipe
+        train, generate, score = self.models.train, self.evaluation.generate, self.evaluation.score
+        return [
+            Step("judges", f"judges{suffix}", self.judges.build),
+            Step("experts", f"experts{suffix}", self.models.experts),
+            *(Step("training", f"train {n}{suffix}", partial(train, n)) for n in recipe.methods),
+            *(Step("sampling", f"sample {n}{suffix}", partial(generate, n)) for n in recipe.models),
+            *(Step("scoring", f"score {n}{suffix}", partial(score, n)) for n in recipe.models),
+        ]
 
     def variant(
         self, folder: str, seed: int | None = None, policy: list[Dialogue] | None = None

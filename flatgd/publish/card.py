@@ -21,6 +21,7 @@ from flatgd.report.cells import markdown
 from flatgd.report.findings import AboutJudge, AboutMethod, Finding, findings
 from flatgd.report.sentences import sentence
 from flatgd.report.tables import judge_table, main_tables
+from flatgd.report.verdicts import model_line
 
 
 def model_card(
@@ -120,7 +121,8 @@ def _evaluation(recipe: Recipe, method: str) -> tuple[str, str]:
     ]
     own = [f for f in findings(summary, recipe, judges) if _is_about(f, method)]
     shown = "\n\n".join(markdown(table).replace("## ", "### ", 1) for table in tables if table.rows)
-    return shown + "\n", "\n".join(f"- {sentence(finding)}" for finding in own)
+    said = [model_line(summary, recipe, method), *map(sentence, own)]
+    return shown + "\n", "\n".join(f"- {text}" for text in said if text)
 
 
 def _is_about(finding: Finding, method: str) -> bool:

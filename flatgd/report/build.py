@@ -2,117 +2,77 @@
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from flatgd.artifacts import layout
 from flatgd.artifacts.reader import (
-    Studies,
     generations_of,
     load_judges,
     load_studies,
+    load_summary,
     scores_of_seeds,
     summary_fingerprint,
-    training_log,
 )
-from flatgd.artifacts.rows import EstimateRow, GenerationRow, JudgeReport, Scores
-from flatgd.artifacts.store import ArtifactStore, fingerprint_of
+from flatgd.artifacts.rows import JudgeReport
+from flatgd.artifacts.store import ArtifactStore
 from flatgd.config.loading import shareable_text
 from flatgd.config.recipe import Recipe
-from flatgd.evaluation.agreement import agreement
-from flatgd.evaluation.human_labels import labelled_toxicity
 from flatgd.evaluation.summary import Settings, diversity_rows, summarise
-from flatgd.report import figures, people, studies
+from flatgd.report.blocks import Chapter, Figure, Forest
 from flatgd.report.cells import Table, latex, markdown, worded
-from flatgd.report.compare import compare_tables
+from flatgd.report.chapters import Material, chapters
+from flatgd.report.charts import marks, standalone
+from flatgd.report.compare import costs
+from flatgd.report.figures import main_figure
 from flatgd.report.findings import Finding, StudyIsStale, findings, study_findings
-from flatgd.report.paper import paper_tables, trade_offs
-from flatgd.report.precision import precision_tables
+from flatgd.report.page import CHART_CSS, render
+from flatgd.report.samples import samples_of
 from flatgd.report.sentences import sentence
-from flatgd.report.tables import agreement_table, human_table, judge_table, main_tables
+from flatgd.report.tables import all_numbers, main_tables
+from flatgd.report.verdicts import FirstScreen, first_screen, in_lines
 
-Generations = Mapping[str, Sequence[GenerationRow]]
 PACKAGES = ("flatgd", "torch", "transformers", "numpy", "scikit-learn")
-
-
-class Chapter(NamedTuple):
-    """A chapter of the page: tables, and figures with their titles."""
-
-    title: str
-    tables: list[Table]
-    figures: list[tuple[str, Path]]
 
 
 def build_report(recipe: Recipe) -> Path:
     """Write OUTPUT/report and return its page. The same files give the same report."""
-    names, folder = recipe.models, recipe.output / layout.REPORT
+    names, store = recipe.models, ArtifactStore(recipe.output)
     seeds, judges = scores_of_seeds(recipe), load_judges(recipe)
     generations = generations_of(recipe, names)
-    store = ArtifactStore(recipe.output)
-    store.remove_recorded(layout.FIGURES)  # of an earlier report; other files stay
-    (recipe.output / layout.FIGURES).mkdir(parents=True, exist_ok=True)
+    (recipe.output / layout.REPORT).mkdir(parents=True, exist_ok=True)
     summary = summarise(seeds, _settings(recipe, judges)) + diversity_rows(generations)
     (recipe.output / layout.SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
     store.record(layout.SUMMARY, summary_fingerprint(recipe))
     studied = load_studies(recipe)
-    with figures.styled():
-        chapters = [
-            Chapter(
-                "Results", main_tables(summary, names, recipe.generate.samples, recipe.seeds), []
-            ),
-            Chapter("Compared", [*compare_tables(summary, recipe), *precision_tables(recipe)], []),
-            _as_in_the_paper(summary, recipe, folder),
-            _judges(judges, seeds[0], generations, recipe, folder),
-            *_annotators(recipe, folder),
-            _training(recipe, folder),
-            *_studies(studied, recipe, folder),
-        ]
-    drawn = {path.name for chapter in chapters for _, path in chapter.figures}
-    store.record(layout.FIGURES, summary_fingerprint(recipe), drawn)
-    found = [
+    found: list[Finding] = [
         *findings(summary, recipe, judges),
         *study_findings(studied.flatness, studied.durability, studied.generalisation),
         *(StudyIsStale(name) for name in studied.stale),
     ]
-    return _write(recipe, found, chapters, _samples(generations, recipe))
-
-
-def _write(
-    recipe: Recipe,
-    found: Sequence[Finding],
-    chapters: Sequence[Chapter],
-    samples: Sequence[Mapping[str, Any]],
-) -> Path:
-    """The page, and the tables as Markdown and LaTeX, in the words of the recipe's attribute."""
-
-    def in_words(text: str) -> str:
-        return worded(text, recipe.report.wanted, recipe.report.unwanted)
-
-    sentences = [in_words(sentence(finding)) for finding in found]
-    chapters = [
-        Chapter(
-            chapter.title,
-            [_worded(table, in_words) for table in chapter.tables],
-            [(in_words(title), path) for title, path in chapter.figures],
-        )
-        for chapter in chapters
-        if chapter.tables or chapter.figures
-    ]
-    _write_tables(recipe, sentences, chapters)
-    page = _template().render(
+    named, took = marks(names), costs(recipe)
+    material = Material(recipe, summary, judges, seeds[0], generations, studied, found, took, named)
+    screen = first_screen(summary, recipe, judges, took, found)
+    in_words = _words_of(recipe)
+    main = main_figure(material.cells, recipe, named, screen.dataset)
+    drawn = main and _worded_figure(main, in_words)
+    written = [_in_words(chapter, in_words) for chapter in chapters(material)]
+    numbers = _worded(all_numbers(summary, names, recipe.generate.samples), in_words)
+    _write_figures(recipe, [f for f in (drawn, *(f for c in written for f in c.figures)) if f])
+    shown = [*main_tables(summary, names, recipe.generate.samples, recipe.seeds)]
+    _write_tables(recipe, screen, found, [_worded(table, in_words) for table in shown], written)
+    page = render(
+        "report.html",
         name=recipe.name,
         seeds=", ".join(str(recipe.seed + n) for n in range(recipe.seeds)),
-        findings=sentences,
-        parts=[
-            (c.title, c.tables, [(title, Markup(path.read_text())) for title, path in c.figures])
-            for c in chapters
-        ],
-        samples=samples,
+        screen=screen,
+        in_words=in_words,
+        named=named,
+        main=drawn,
+        chapters=written,
+        numbers=numbers,
+        samples=samples_of(generations, seeds[0], recipe),
         recipe=shareable_text(recipe),
         versions=[("python", platform.python_version()), *((p, version(p)) for p in PACKAGES)],
     )
@@ -120,18 +80,12 @@ def _write(
     return recipe.output / layout.PAGE
 
 
-def _worded(table: Table, in_words: Callable[[str], str]) -> Table:
-    header = [in_words(head) for head in table.header]
-    return Table(in_words(table.title), header, table.rows, in_words(table.note))
-
-
-def _write_tables(recipe: Recipe, sentences: Sequence[str], chapters: Sequence[Chapter]) -> None:
-    folder = recipe.output / layout.REPORT
-    tables = [table for chapter in chapters for table in chapter.tables]
-    intro = "\n".join(f"- {text}" for text in sentences)
-    text = "\n\n".join([f"# {recipe.name}", intro, *map(markdown, tables)])
-    (folder / "tables.md").write_text(text + "\n")
-    (folder / "tables.tex").write_text(latex(tables))
+def summary_lines(recipe: Recipe) -> list[str]:
+    """The first screen of a finished report as lines of text."""
+    summary, judges = load_summary(recipe), load_judges(recipe)
+    found = findings(summary, recipe, judges)
+    screen = first_screen(summary, recipe, judges, costs(recipe), found)
+    return in_lines(screen, _words_of(recipe))
 
 
 def _settings(recipe: Recipe, judges: Sequence[JudgeReport]) -> Settings:
@@ -144,100 +98,70 @@ def _settings(recipe: Recipe, judges: Sequence[JudgeReport]) -> Settings:
     )
 
 
-def _as_in_the_paper(summary: Sequence[EstimateRow], recipe: Recipe, folder: Path) -> Chapter:
-    """The models side by side: the paper's tables, the trade-off plane, the intervals."""
-    names, methods, samples = recipe.models, list(recipe.methods), recipe.generate.samples
-    tables = paper_tables(summary, methods, samples, recipe.report.trade_off_weight)
-    at = folder / "figures"
-    drawn = [
-        ("Every model with its 95 % interval", figures.draw_intervals(summary, names, samples, at)),
-        ("Toxicity by number of replies", figures.draw_toxicity_at_k(summary, names, samples, at)),
-    ]
-    for part in trade_offs(summary, methods, samples):
-        plane = f"{part.dataset}: safety against quality, Pareto front dashed"
-        drawn.append((plane, figures.draw_plane(part, names, at)))
-        sweep = f"{part.dataset}: trade-off factor by weight"
-        drawn.append((sweep, figures.draw_sweep(part, names, at)))
-    return Chapter("As in the paper", tables, [(t, p) for t, p in drawn if p is not None])
+def _words_of(recipe: Recipe) -> Callable[[str], str]:
+    """Texts in the words of the recipe's attribute."""
+    return lambda text: worded(text, recipe.report.wanted, recipe.report.unwanted)
 
 
-def _judges(
-    judges: Sequence[JudgeReport],
-    scores: Scores,
-    generations: Generations,
-    recipe: Recipe,
-    folder: Path,
-) -> Chapter:
-    """How far the toxicity metrics can be trusted."""
-    tables = [judge_table(judge) for judge in judges]
-    thresholds = {judge["name"]: judge["threshold"] for judge in judges}
-    if len(judges) > 1:
-        rows = [row for name in recipe.models for row in scores[name]]
-        tables.append(agreement_table(agreement(rows, thresholds)))
-    if recipe.report.human_labels:
-        judge = judges[0]["name"]
-        labelled = labelled_toxicity(recipe.report.human_labels, generations, scores, judge)
-        tables.append(human_table(labelled))
-    drawn = figures.draw_reliability(judges, folder / "figures")
-    title = "What the judges say against what people said: on the line is calibrated"
-    return Chapter("The judges", tables, [(title, drawn)])
-
-
-def _annotators(recipe: Recipe, folder: Path) -> list[Chapter]:
-    """How annotators compared pairs of replies, if the recipe names a study."""
-    if not recipe.report.study:
-        return []
-    found = people.load_tally(recipe.report.study)
-    drawn = people.draw_people(found, folder / "figures")
-    return [Chapter("People", people.people_tables(found), [("Figure 2, of this run", drawn)])]
-
-
-def _training(recipe: Recipe, folder: Path) -> Chapter:
-    read = {name: training_log(recipe, name) for name in recipe.methods}
-    logs = {name: log for name, log in read.items() if log is not None}
-    drawn = figures.draw_training(logs, recipe.models, folder / "figures")
-    return Chapter("Training", [], [("Step by step, smoothed", drawn)] if drawn else [])
-
-
-def _studies(studied: Studies, recipe: Recipe, folder: Path) -> list[Chapter]:
-    """The studies of this run's checkpoints."""
-    names, at, chapters = recipe.models, folder / "figures", []
-    flat, durable, unseen = studied.flatness, studied.durability, studied.generalisation
-    if flat:
-        drawn = [
-            ("Figure 1, from real checkpoints", studies.draw_slices(flat, names, at)),
-            ("Perturbation, and the way there", studies.draw_flatness(flat, names, at)),
-        ]
-        chapters.append(Chapter("Flatness", [studies.flatness_table(flat)], drawn))
-    if durable:
-        drawn = [("What is left of the contrast", studies.draw_durability(durable, names, at))]
-        chapters.append(Chapter("Durability", [studies.durability_table(durable, flat)], drawn))
-    if unseen:
-        drawn = [("Seen and unseen", studies.draw_generalisation(unseen, names, at))]
-        chapters.append(Chapter("Generalisation", [studies.generalisation_table(unseen)], drawn))
-    return chapters
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _in_words(chapter: Chapter, in_words: Callable[[str], str]) -> Chapter:
+    return chapter._replace(
+        title=in_words(chapter.title),
+        says=[in_words(text) for text in chapter.says],
+        forests=[_worded_forest(forest, in_words) for forest in chapter.forests],
+        values=[_worded_forest(forest, in_words) for forest in chapter.values],
+        figures=[_worded_figure(figure, in_words) for figure in chapter.figures],
+        tables=[_worded(table, in_words) for table in chapter.tables],
+        more=[_worded(table, in_words) for table in chapter.more],
     )
-    return environment.get_template("page.html")
 
 
-def _samples(generations: Generations, recipe: Recipe) -> list[dict[str, Any]]:
-    """Some histories with the first reply of each model. A hash of its text decides whether a
-    history is shown."""
-    rows = generations[recipe.models[0]]
-    order = sorted(range(len(rows)), key=lambda i: fingerprint_of(rows[i]["history"]))
-    return [
-        {
-            "history": rows[i]["history"],
-            "replies": [(n, generations[n][i]["replies"][0]) for n in recipe.models],
-        }
-        for i in order[: recipe.report.samples_shown]
-    ]
+def _worded(table: Table, in_words: Callable[[str], str]) -> Table:
+    header = [in_words(head) for head in table.header]
+    return Table(in_words(table.title), header, table.rows, in_words(table.note))
+
+
+def _worded_forest(forest: Forest, in_words: Callable[[str], str]) -> Forest:
+    return forest._replace(title=in_words(forest.title))
+
+
+def _worded_figure(figure: Figure, in_words: Callable[[str], str]) -> Figure:
+    return figure._replace(
+        title=in_words(figure.title),
+        panels=[
+            panel._replace(title=in_words(panel.title), svg=type(panel.svg)(in_words(panel.svg)))
+            for panel in figure.panels
+        ],
+        table=_worded(figure.table, in_words),
+        note=in_words(figure.note),
+    )
+
+
+def _write_figures(recipe: Recipe, drawn: Sequence[Figure]) -> None:
+    """Every panel as a file of its own."""
+    store, folder = ArtifactStore(recipe.output), recipe.output / layout.FIGURES
+    store.remove_recorded(layout.FIGURES)  # of an earlier report; other files stay
+    folder.mkdir(parents=True, exist_ok=True)
+    names = set()
+    for figure in drawn:
+        for panel in figure.panels:
+            (folder / f"{panel.name}.svg").write_text(standalone(panel.svg, CHART_CSS))
+            names.add(f"{panel.name}.svg")
+    store.record(layout.FIGURES, summary_fingerprint(recipe), names)
+
+
+def _write_tables(
+    recipe: Recipe,
+    screen: FirstScreen,
+    found: Sequence[Finding],
+    main: Sequence[Table],
+    written: Sequence[Chapter],
+) -> None:
+    """The sentences and tables as Markdown, the tables as LaTeX."""
+    in_words = _words_of(recipe)
+    tables = [*main, *(t for chapter in written for t in (*chapter.tables, *chapter.more))]
+    said = [*in_lines(screen, in_words), *(in_words(sentence(finding)) for finding in found)]
+    intro = "\n".join(f"- {text}" for text in said)
+    text = "\n\n".join([f"# {recipe.name}", intro, *map(markdown, tables)])
+    folder = recipe.output / layout.REPORT
+    (folder / "tables.md").write_text(text + "\n")
+    (folder / "tables.tex").write_text(latex(tables))

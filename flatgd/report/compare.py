@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict, cast
 from flatgd.artifacts import layout
 from flatgd.artifacts.rows import EstimateRow
 from flatgd.artifacts.store import ArtifactStore
-from flatgd.config.names import BACKBONE
+from flatgd.config.names import BACKBONE, EXPERTS
 from flatgd.config.recipe import Recipe
 from flatgd.report.cells import Table, cell, number
 from flatgd.report.paper import trade_offs
@@ -54,21 +54,24 @@ COST = [
     Column("weights_mb", "weights, MB ↓", 0, -1),
     Column("peak_mb", "peak, MB", 0, 0),
 ]
+COST_NOTE = (
+    "Train s: seconds of gradients in its own training. With all it needs: also in training the "
+    "experts and the model it starts from, and in sampling replies to learn from. Gradients: of "
+    "whole batches, in its own training. Tokens/s, models and memory are of decoding on this "
+    "machine; the peak is a lower bound, above earlier use. ●: best, ○: runner-up."
+)
 NOTE = (
-    "●: best, ○: runner-up, of the backbone and the compared systems. Trade-off: Eq. 5-6 of "
-    "toxicity and perplexity over them, w = {weight:g}. Train s: seconds of gradients in its own "
-    "training; with all it needs: also in training the experts and the model it starts from, and "
-    "in sampling replies to learn from. Gradients: of whole batches, in its own training. "
-    "Tokens/s, models and memory are of decoding on this machine; the peak is a lower bound, "
-    "above earlier use."
+    "Of the backbone and the compared systems. Trade-off: Eq. 5-6 of toxicity and perplexity over "
+    "them, w = {weight:g}. " + COST_NOTE
 )
 
 
-def compare_tables(summary: Sequence[EstimateRow], recipe: Recipe) -> list[Table]:
+def compare_tables(
+    summary: Sequence[EstimateRow], recipe: Recipe, found: Mapping[str, Costs]
+) -> list[Table]:
     """One table for each test set that the models answer, with the best model and the runner-up."""
     names, samples = recipe.models, recipe.generate.samples
     ranked = ["backbone", *recipe.methods]
-    found = costs(recipe)
     note = NOTE.format(weight=recipe.report.trade_off_weight)
     tables = []
     for part in trade_offs(summary, ranked, samples):
@@ -86,6 +89,19 @@ def compare_tables(summary: Sequence[EstimateRow], recipe: Recipe) -> list[Table
                     row.append(text)
         tables.append(Table(f"Compared on {part.dataset}", header, shown, note))
     return tables
+
+
+def cost_table(found: Mapping[str, Costs]) -> Table:
+    """What each model took, one row each, with the best and the runner-up of the methods."""
+    names = list(found)
+    header, shown = ["model"], [[name] for name in names]
+    for column in COST[1:]:
+        texts = _column(column, 0, {}, found, [name for name in names if name not in EXPERTS])
+        if any(texts):
+            header.append(column.head)
+            for row, text in zip(shown, texts, strict=True):
+                row.append(text)
+    return Table("Cost", header, shown, COST_NOTE)
 
 
 def _column(

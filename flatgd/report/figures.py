@@ -1,186 +1,190 @@
-"""Figures as SVG. The same numbers give the same bytes."""
+"""The figures of a run: safety against quality, training, trade-offs, judges."""
 
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 from flatgd.artifacts.rows import EstimateRow, JudgeReport
+from flatgd.config.names import BACKBONE, REFERENCE
+from flatgd.config.recipe import Recipe
 from flatgd.evaluation.metrics import ks
 from flatgd.evaluation.trade_off import pareto_front
+from flatgd.report.blocks import Figure, Panel
+from flatgd.report.cells import Table, number, significant
+from flatgd.report.charts import COLOURS, Line, Mark, Spot, legend, panel, plane
+from flatgd.report.findings import Cells
 from flatgd.report.paper import TradeOff
 
-COLOURS = ["#8a8f98", "#3b7dd8", "#c44e52", "#55a868", "#dd8452", "#8172b3", "#937860", "#da8bc3"]
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "flatgd",
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.1,
-}
-INTERVALS = [
-    ("contrast", "contrast: dislike of toxic replies (higher is safer)"),
-    ("toxicity_any", "share of histories with a toxic reply (lower is safer)"),
-    ("perplexity", "perplexity under the scorer (lower is more fluent)"),
-    ("nll_ordinary", "NLL of human replies (lower: less is forgotten)"),
-]
+WIDE, NARROW = (600, 440), (346, 350)  # the main figure on a desk and on a phone
 CURVES = [
-    ("lm", "L_LM, nats a token"),
+    ("lm", "L_LM, nats per token"),
     ("js_clean", "JS to the clean expert, bits"),
     ("js_toxic", "JS to the toxic expert, bits"),
-    ("safety_grad_norm", "||grad L_S||"),
+    ("safety_grad_norm", "‖grad L_S‖"),
 ]
+LACK = {"perplexity": "perplexity, standardised", "div1": "1 − div1", "div2": "1 − div2"}
 WEIGHTS = [n / 20 for n in range(21)]
+MOST_POINTS = 120  # of a curve; more cannot be seen
 
 
-def styled() -> AbstractContextManager[None]:
-    """Figures drawn inside the block have the report's style."""
-    return plt.rc_context(STYLE)
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """One colour a model, the same in every figure of a report."""
-    return {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
-
-
-def draw_intervals(
-    summary: Sequence[EstimateRow], names: Sequence[str], samples: int, folder: Path
-) -> Path | None:
-    panels = []
-    for metric, label in INTERVALS:
-        name = f"{metric}{samples}" if metric == "toxicity_any" else metric
-        found = [r["dataset"] for r in summary if r["metric"] == name and r["method"] in names]
-        panels += [(dataset, name, label) for dataset in dict.fromkeys(found)]
-    if not panels:
+def main_figure(
+    cells: Cells, recipe: Recipe, named: Mapping[str, Mark], dataset: str
+) -> Figure | None:
+    """Safety against quality: P(toxic) and perplexity, or diversity without a scorer."""
+    quality = "perplexity" if (BACKBONE, dataset, "perplexity") in cells else "div1"
+    y_label = {
+        "perplexity": "perplexity under the scorer (lower is more fluent)",
+        "div1": "div1 (higher is more varied)",
+    }[quality]
+    spots = []
+    for name in (BACKBONE, *recipe.methods, REFERENCE):
+        pair = [_triple(cells.get((name, dataset, m))) for m in ("toxicity_mean", quality)]
+        if pair[0] is not None and pair[1] is not None:
+            label = "human replies" if name == REFERENCE else name
+            spots.append(Spot(label, named[name], pair[0], pair[1]))
+    if len(spots) < 2:
         return None
-    lines = -(-len(panels) // 2)
-    height = (0.26 * len(names) + 0.75) * lines
-    figure, axes = plt.subplots(lines, 2, figsize=(11.4, height), squeeze=False)
-    colour = colours(names)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (dataset, metric, label) in zip(axes.flat, panels, strict=False):
-        rows = {
-            r["method"]: r for r in summary if r["dataset"] == dataset and r["metric"] == metric
-        }
-        for n, name in enumerate(names):
-            row = rows.get(name)
-            if row is None or row["value"] is None:
-                continue
-            if row["low"] is not None:
-                axis.plot([row["low"], row["high"]], [n, n], color=colour[name], lw=2)
-            axis.plot(row["value"], n, "o", color=colour[name], ms=5)
-        axis.set_yticks(range(len(names)), names)
-        axis.invert_yaxis()
-        axis.set_title(f"{dataset}: {label}", loc="left", fontsize=9)
-    return save(figure, folder / "intervals.svg")
+    title = f"Safety against quality, test set {dataset}"
+    x_label = "mean P(toxic) of a reply, by the judge (lower is safer)"
+    is_log = quality == "perplexity"
+    panels = [
+        Panel(f"main_{size}", title, plane(title, spots, x_label, y_label, at, is_log))
+        for size, at in (("wide", WIDE), ("narrow", NARROW))
+    ]
+    table = Table(
+        title,
+        ["model", "mean P(toxic)", quality],
+        [[s.label, _shown(s.x), _shown(s.y)] for s in spots],
+        "",
+    )
+    return Figure(title, panels, [], table)
 
 
-def draw_training(
-    logs: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str], folder: Path
-) -> Path | None:
+def _triple(row: EstimateRow | None) -> tuple[float, float, float] | None:
+    """The value and its interval; of too few conversations, the value alone."""
+    if row is None or row["value"] is None:
+        return None
+    value, low, high = row["value"], row["low"], row["high"]
+    return (value, value, value) if low is None or high is None else (value, low, high)
+
+
+def _shown(triple: Sequence[float]) -> str:
+    value, low, high = (significant(v) for v in triple)
+    return f"{value} [{low}, {high}]"
+
+
+def training_figure(
+    logs: Mapping[str, Sequence[Mapping[str, float]]], named: Mapping[str, Mark]
+) -> Figure | None:
+    """The parts of the objective step by step, smoothed."""
     if not any("js_clean" in row for log in logs.values() for row in log):
         return None
-    figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.6))
-    colour = colours(names)
-    for axis, (key, label) in zip(axes.flat, CURVES, strict=True):
+    panels, ends = [], []
+    for key, label in CURVES:
+        lines = []
         for name, log in logs.items():
             points = [(row["step"], row[key]) for row in log if key in row]
             if points:
-                steps, values = zip(*points, strict=True)
-                axis.plot(steps, _smooth(values), label=name, color=colour[name], lw=1.4)
-        axis.set_title(label, loc="left", fontsize=9)
-        axis.set_xlabel("step")
-    axes.flat[0].legend(frameon=False)
-    return save(figure, folder / "training.svg")
+                smooth = _smooth([value for _, value in points])
+                curve = [(x, y) for (x, _), y in zip(points, smooth, strict=True)]
+                lines.append(Line(name, named[name], thinned(curve)))
+                ends.append([name, label, number(smooth[0], 4), number(smooth[-1], 4)])
+        if lines:
+            panels.append(Panel(f"training_{key}", label, panel(label, lines, "step")))
+    table = Table("Training", ["model", "curve", "first step", "last step"], ends, "")
+    return Figure("Step by step, smoothed", panels, legend(named, list(logs)), table)
 
 
-def draw_toxicity_at_k(
-    summary: Sequence[EstimateRow], names: Sequence[str], samples: int, folder: Path
-) -> Path | None:
-    """Share of histories with a toxic reply among k, by k."""
-    cells = {(r["dataset"], r["method"], r["metric"]): r for r in summary}
-    metric = f"toxicity_any{samples}"
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS of them, the last one kept."""
+    every = -(-len(points) // MOST_POINTS)
+    kept = list(points[::every])
+    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def toxicity_at_k_figure(
+    cells: Cells, names: Sequence[str], samples: int, named: Mapping[str, Mark]
+) -> Figure | None:
+    """Share of conversations with a toxic reply among k, by k."""
     datasets = [
-        d for d in dict.fromkeys(r["dataset"] for r in summary) if (d, names[0], metric) in cells
+        d
+        for d in dict.fromkeys(dataset for _, dataset, _ in cells)
+        if (names[0], d, f"toxicity_any{samples}") in cells
     ]
     if not datasets or samples < 2:
         return None
-    figure, axes = plt.subplots(
-        1, len(datasets), figsize=(3.6 * max(2, len(datasets)), 3.0), squeeze=False
-    )
-    colour = colours(names)
-    for axis, dataset in zip(axes[0], datasets, strict=True):
+    panels, rows = [], []
+    for n, dataset in enumerate(datasets):
+        lines = []
         for name in names:
-            rows = [cells[dataset, name, f"toxicity_any{k}"] for k in ks(samples)]
-            values = [row["value"] for row in rows]
-            axis.plot(ks(samples), values, "o-", ms=3, lw=1.2, color=colour[name], label=name)
-        axis.set_title(f"{dataset}: toxic among k replies", loc="left", fontsize=9)
-        axis.set_xlabel("k")
-    axes[0][0].legend(frameon=False, fontsize=7)
-    return save(figure, folder / "toxicity_at_k.svg")
+            found = [(k, cells.get((name, dataset, f"toxicity_any{k}"))) for k in ks(samples)]
+            points = [(float(k), r["value"]) for k, r in found if r and r["value"] is not None]
+            if points:
+                lines.append(Line(name, named[name], points))
+                rows.append([name, dataset, *(number(y, 3) for _, y in points)])
+        title = f"{dataset}: toxic among k replies"
+        svg = panel(title, lines, "k", x_ticks=[float(k) for k in ks(samples)])
+        panels.append(Panel(f"toxicity_at_k_{n}", title, svg))
+    header = ["model", "test set", *(f"k = {k}" for k in ks(samples))]
+    table = Table("Toxic by number of replies", header, rows, "")
+    return Figure("Toxic by number of replies", panels, legend(named, names), table)
 
 
-def draw_plane(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
-    """Toxicity against lack of quality, one panel for each quality, with the Pareto front."""
-    figure, axes = plt.subplots(
-        1, len(part.lack), figsize=(2.6 * max(2, len(part.lack)), 2.9), squeeze=False
-    )
-    colour = colours(names)
-    labels = {"perplexity": "perplexity, standardised", "div1": "1 - div1", "div2": "1 - div2"}
-    for axis, (metric, lack) in zip(axes[0], part.lack.items(), strict=True):
-        front = sorted(pareto_front(part.toxicity, lack), key=lambda i: part.toxicity[i])
-        axis.plot(
-            [part.toxicity[i] for i in front], [lack[i] for i in front], "--", color="#8a8f98", lw=1
-        )
-        for name, x, y in zip(part.models, part.toxicity, lack, strict=True):
-            axis.plot(x, y, "o", color=colour[name], label=name, ms=6)
-        axis.margins(0.15)
-        axis.set_xlabel("toxic, any of the replies")
-        axis.set_title(labels[metric], loc="left", fontsize=9)
-    axes[0][0].legend(frameon=False, fontsize=7)
-    return save(figure, folder / f"trade_off_{part.dataset}.svg")
-
-
-def draw_sweep(part: TradeOff, names: Sequence[str], folder: Path) -> Path:
-    """The trade-off factor for all weights of toxicity."""
-    figure, axes = plt.subplots(
-        1, len(part.lack), figsize=(2.6 * max(2, len(part.lack)), 2.9), squeeze=False
-    )
-    colour = colours(names)
+def trade_off_figures(part: TradeOff, named: Mapping[str, Mark]) -> list[Figure]:
+    """Toxicity against lack of quality with its Pareto front; the trade-off factor by weight."""
+    planes, sweeps, rows = [], [], []
     by_weight = [part.factors(weight) for weight in WEIGHTS]
-    for axis, metric in zip(axes[0], part.lack, strict=True):
+    for metric, lack in part.lack.items():
+        front = sorted(pareto_front(part.toxicity, lack), key=lambda i: part.toxicity[i])
+        edge = [(part.toxicity[i], lack[i]) for i in front]
+        own = [
+            Line(name, named[name], [(x, y)])
+            for name, x, y in zip(part.models, part.toxicity, lack, strict=True)
+        ]
+        label = LACK[metric]
+        lines = [Line("Pareto front", Mark("soft", ""), edge, "4 3"), *own]
+        svg = panel(label, lines, "toxic, any of the replies")
+        planes.append(Panel(f"trade_off_{part.dataset}_{metric}", label, svg))
+        curves = []
         for n, name in enumerate(part.models):
-            values = [factors[metric][n] for factors in by_weight]
-            axis.plot(WEIGHTS, values, color=colour[name], label=name, lw=1.4)
-        axis.set_xlabel("w, the weight of toxicity")
-        axis.set_title(f"tau with {metric} (lower is better)", loc="left", fontsize=9)
-    axes[0][0].legend(frameon=False, fontsize=7)
-    return save(figure, folder / f"sweep_{part.dataset}.svg")
+            taus = [factors[metric][n] for factors in by_weight]
+            mark = named[name]._replace(shape="")
+            curves.append(Line(name, mark, list(zip(WEIGHTS, taus, strict=True))))
+        label = f"tau with {metric} (lower is better)"
+        svg = panel(label, curves, "w, the weight of toxicity")
+        sweeps.append(Panel(f"sweep_{part.dataset}_{metric}", label, svg))
+        rows += [
+            [name, metric, number(x, 3), number(y, 3)]
+            for name, x, y in zip(part.models, part.toxicity, lack, strict=True)
+        ]
+    title = f"{part.dataset}: safety against quality with the Pareto front"
+    table = Table(title, ["model", "quality", "toxic", "lack of quality"], rows, "")
+    weights = Table(
+        f"{part.dataset}: trade-off factor by weight",
+        ["model", "quality", *(f"w = {w:g}" for w in WEIGHTS[::5])],
+        [
+            [name, metric, *(number(f[metric][n], 4) for f in by_weight[::5])]
+            for metric in part.lack
+            for n, name in enumerate(part.models)
+        ],
+        "",
+    )
+    shown = legend(named, part.models)
+    return [Figure(title, planes, shown, table), Figure(weights.title, sweeps, shown, weights)]
 
 
-def draw_reliability(judges: Sequence[JudgeReport], folder: Path) -> Path:
+def reliability_figure(judges: Sequence[JudgeReport]) -> Figure:
     """P(toxic) of each judge against the share of replies labelled toxic, in ten equal bins."""
-    figure, axis = plt.subplots(figsize=(3.6, 3.2))
-    axis.plot([0, 1], [0, 1], color="#8a8f98", lw=0.8, ls="--")
-    for judge, colour in zip(judges, COLOURS[1:], strict=False):
-        bins = judge["reliability"]
-        said, true = [b["said"] for b in bins], [b["true"] for b in bins]
-        axis.plot(said, true, "o-", color=colour, ms=3, lw=1.2, label=judge["name"])
-    axis.set_xlabel("P(toxic)")
-    axis.set_ylabel("share of toxic replies")
-    axis.legend(frameon=False)
-    return save(figure, folder / "reliability.svg")
+    named = {judge["name"]: Mark(f"c{n % COLOURS}", "circle") for n, judge in enumerate(judges)}
+    lines, rows = [], []
+    for judge in judges:
+        points = [(part["said"], part["true"]) for part in judge["reliability"]]
+        lines.append(Line(judge["name"], named[judge["name"]], points))
+        rows += [[judge["name"], number(x, 3), number(y, 3)] for x, y in points]
+    title = "P(toxic) against the share that people call toxic"
+    svg = panel(title, lines, "P(toxic) by the judge", diagonal=True)
+    table = Table(title, ["judge", "P(toxic)", "share of toxic replies"], rows, "")
+    note = "A judge on the dashed line is calibrated."
+    panels = [Panel("reliability", title, svg)]
+    return Figure(title, panels, legend(named, list(named)), table, note)
 
 
 def _smooth(values: Sequence[float], keep: float = 0.85) -> list[float]:
@@ -190,12 +194,3 @@ def _smooth(values: Sequence[float], keep: float = 0.85) -> list[float]:
         state = keep * state + (1 - keep) * value
         smooth.append(state)
     return smooth
-
-
-def save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    text = path.read_text()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    path.write_text(text)
-    return path

@@ -208,7 +208,7 @@ def findings(
     return [finding for finding in found if finding is not None]
 
 
-def _measured(cells: Cells, pair: Sequence[str], dataset: str, metric: str) -> Difference | None:
+def measured(cells: Cells, pair: Sequence[str], dataset: str, metric: str) -> Difference | None:
     """A paired difference; None where it was not measured or has no interval."""
     row = cells.get((" - ".join(pair), dataset, metric))
     if row is None or row["value"] is None or row["low"] is None or row["high"] is None:
@@ -219,14 +219,14 @@ def _measured(cells: Cells, pair: Sequence[str], dataset: str, metric: str) -> D
 
 
 def _experts(cells: Cells, dataset: str) -> ExpertContrast | None:
-    found = _measured(cells, EXPERT_PAIR, dataset, "contrast")
+    found = measured(cells, EXPERT_PAIR, dataset, "contrast")
     return found and ExpertContrast(found, are_apart=found.high < 0)
 
 
 def _difference(
     cells: Cells, method: str, base: str, metric: str, datasets: Sequence[str]
 ) -> MethodDifference | None:
-    found = [_measured(cells, (method, base), dataset, metric) for dataset in datasets]
+    found = [measured(cells, (method, base), dataset, metric) for dataset in datasets]
     known = tuple(difference for difference in found if difference is not None)
     return MethodDifference(method, base, metric, known) if known else None
 
@@ -237,7 +237,7 @@ def _quality(
     verdicts = []
     for metric, is_lower_better in LOWER_IS_BETTER.items():
         for dataset in datasets:
-            found = _measured(cells, (method, base), dataset, metric)
+            found = measured(cells, (method, base), dataset, metric)
             own = cells.get((base, dataset, metric))
             if found is not None and own is not None and own["value"] is not None:
                 allowed = margin * abs(own["value"])

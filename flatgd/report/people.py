@@ -1,25 +1,23 @@
 """How annotators compared pairs of replies: tables, and the paper's Figure 2."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from textwrap import fill
 from typing import Any
-
-import matplotlib.pyplot as plt
 
 from flatgd.annotate.rows import Tally
 from flatgd.annotate.study import load_study
 from flatgd.annotate.tally import OUTCOMES, tally
 from flatgd.annotate.votes import all_answers
+from flatgd.report.blocks import Figure, Panel
 from flatgd.report.cells import Table, interval, number, share_of
-from flatgd.report.figures import COLOURS, save
+from flatgd.report.charts import Mark, key, stacked
 
-DRAWN = {  # in this order
-    "baseline": COLOURS[2],
-    "both": COLOURS[4],
-    "undecided": COLOURS[0],
-    "neither": "#c9ccd1",
-    "target": COLOURS[1],
+DRAWN = {  # in this order, each in its colour
+    "baseline": "c1",
+    "both": "c4",
+    "undecided": "soft",
+    "neither": "faint",
+    "target": "c0",
 }
 
 
@@ -130,42 +128,34 @@ def _pairs(question: str, found: Mapping[str, Any]) -> Table:
     )
 
 
-def draw_people(found: Mapping[str, Any], folder: Path) -> Path:
-    """Figure 2: for each pair of models, the shares of items by the annotators' choice."""
-    questions = _questions(found)
-    pairs = list(dict.fromkeys((r["baseline"], r["target"]) for r in found["pairs"]))
-    figure, axes = plt.subplots(
-        1,
-        len(questions),
-        figsize=(3.2 * len(questions), 1.3 + 0.35 * len(pairs)),
-        sharey=True,
-        squeeze=False,
-    )
-    for axis, question in zip(axes[0], questions, strict=True):
+def people_figure(found: Mapping[str, Any]) -> Figure:
+    """Figure 2 of the paper: for each pair of models, the shares of items by what was chosen."""
+    panels = []
+    for n, question in enumerate(_questions(found)):
         rows = [row for row in found["pairs"] if row["question"] == question]
-        _bars(axis, rows)
-        axis.set_yticks(
-            range(len(pairs)), [f"{one} or {other}".replace("$", r"\$") for one, other in pairs]
-        )
-        axis.invert_yaxis()
-        axis.set_xlim(0, 1)
-        axis.set_xlabel("share of items")
-        text = fill(found["questions"][question], 34).replace("$", r"\$")
-        axis.set_title(text, loc="left", fontsize=9)
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=6,
-        fontsize=7,
-        frameon=False,
+        title = found["questions"][question]
+        bars = [
+            (
+                f"{row['baseline']} or {row['target']}",
+                [
+                    (outcome, colour, row["counts"][outcome] / max(1, row["answered"]))
+                    for outcome, colour in DRAWN.items()
+                ],
+            )
+            for row in rows
+        ]
+        panels.append(Panel(f"people_{n}", title, stacked(title, bars, "share of items")))
+    table = Table(
+        "Choices",
+        ["question", "baseline", "target", *DRAWN],
+        [
+            [
+                *(row["question"], row["baseline"], row["target"]),
+                *(str(row["counts"][outcome]) for outcome in DRAWN),
+            ]
+            for row in found["pairs"]
+        ],
+        "",
     )
-    return save(figure, folder / "people.svg")
-
-
-def _bars(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    for n, row in enumerate(rows):
-        begin = 0.0
-        for outcome, colour in DRAWN.items():
-            width = row["counts"][outcome] / max(1, row["answered"])
-            axis.barh(n, width, left=begin, color=colour, height=0.7, label=None if n else outcome)
-            begin += width
+    shown = [(key(Mark(colour, "square")), outcome) for outcome, colour in DRAWN.items()]
+    return Figure("Figure 2, of this run", panels, shown, table)

@@ -46,16 +46,16 @@ def sentence(finding: Finding) -> str:
             return _generalisation(finding)
         case StudyIsStale():
             name = finding.study
-            return f"A study of {name} is of other checkpoints and left out; make it again."
+            return f"The study of {name} is of earlier checkpoints and left out; run it again."
 
 
 def _experts(finding: ExpertContrast) -> str:
     dataset, shown = finding.difference.dataset, _shown(finding.difference)
     if finding.are_apart:
-        return f"{dataset}: the experts differ, toxic less clean in contrast {shown}."
+        return f"{dataset}: the experts differ, toxic − clean in contrast {shown}."
     return (
-        f"{dataset}: no contrast between the experts, toxic less clean {shown}: nothing "
-        "to steer by; train them longer or on more labelled replies."
+        f"{dataset}: the experts do not differ, toxic − clean in contrast {shown}. There is "
+        "nothing to steer by; train them longer or on more labelled replies."
     )
 
 
@@ -64,7 +64,7 @@ def _method(finding: MethodDifference) -> str:
         f"{one.dataset} {_shown(one)}{'' if one.is_decided else ' (undecided)'}"
         for one in finding.differences
     ]
-    text = f"{finding.method} less {finding.base}, {finding.metric}: {', '.join(parts)}."
+    text = f"{finding.method} − {finding.base}, {finding.metric}: {', '.join(parts)}."
     if finding.judge_shows is None:
         return text
     return f"{text} This judge can hardly tell: it shows {finding.judge_shows:.0%} of a difference."
@@ -84,7 +84,7 @@ def _quality(finding: QualityKept) -> str:
         ]
         if named:
             parts.append(f"{verdict}: {', '.join(named)}")
-    heading = f"{finding.method}, quality of {finding.base} within {finding.margin:.0%}"
+    heading = f"{finding.method}, within {finding.margin:.0%} of {finding.base}'s quality"
     return f"{heading}: {'; '.join(parts)}."
 
 
@@ -94,35 +94,33 @@ def _judge(
     if isinstance(finding, JudgePower):
         subject = f"The judge {finding.judge}" if finding.judge else "It"
         return (
-            f"{subject} tells toxic from safe with AUC {finding.auc:.2f} ({finding.rows_of}) and "
-            f"marks {finding.toxic:.1%} of the toxic ones, {finding.safe:.1%} of the safe: a "
-            f"difference in the true share of toxic replies shows at {finding.shown:.0%} of its "
-            "size."
+            f"{subject} tells toxic from safe with AUC {finding.auc:.2f} ({finding.rows_of}). It "
+            f"flags {finding.toxic:.1%} of the toxic and {finding.safe:.1%} of the safe ones, so a "
+            f"true difference shows at {finding.shown:.0%} of its size."
         )
     subject = f"The judge {finding.judge}" if finding.judge else "The judge"
     match finding:
         case JudgeFloor():
             return (
-                f"{subject} is set to mark {finding.rate:.1%} of human-labelled safe replies: on "
-                f"replies like those a faultless model has up to {finding.floor:.3f} on any of "
-                f"{finding.samples}."
+                f"{subject} is set to flag {finding.rate:.1%} of the safe replies that people "
+                f"labelled. On replies like those, a model without toxic replies has up to "
+                f"{finding.floor:.3f} on any of {finding.samples}."
             )
         case JudgeIsFlat():
             return (
-                f"{subject} does not tell toxic from safe on the replies it was calibrated on: its "
-                "P(toxic) is nearly the same for every reply, and figures by it say nothing."
+                f"{subject} does not tell toxic from safe on the replies it was calibrated on. Its "
+                "P(toxic) is nearly the same for every reply, so figures by it say nothing."
             )
         case JudgeCuts():
             return (
-                f"{subject} reads no more than fits: of {finding.inputs:,} labelled replies "
-                f"{finding.histories:,} lost older history, {finding.replies:,} the reply's "
+                f"{subject} reads no more than fits: of {finding.inputs:,} labelled replies, "
+                f"{finding.histories:,} lost older history and {finding.replies:,} lost their "
                 "beginning."
             )
         case JudgeHasFewLabels():
             return (
-                f"{subject} rests on few labels, {finding.safe} safe and {finding.toxic} toxic "
-                "ones: its figures may be chance; label more, or name a ready classifier (kind: "
-                "hf)."
+                f"{subject} learned from few labels: {finding.safe} safe, {finding.toxic} toxic. "
+                "Its figures may be chance. Label more, or name a ready classifier (kind: hf)."
             )
 
 
@@ -142,7 +140,7 @@ def _generalisation(finding: GeneralisationGap) -> str:
     gap = finding.gap
     shown = interval(gap["value"], gap["low"], gap["high"], 3)
     return (
-        f"{finding.dataset} {QUESTIONS[finding.question]}: flatgd's change in contrast less "
+        f"{finding.dataset} {QUESTIONS[finding.question]}: flatgd's change in contrast − "
         f"safety_loss's {shown}{'' if finding.is_decided else ' (undecided)'}; above 0, it "
         "generalises better."
     )

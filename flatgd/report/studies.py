@@ -1,16 +1,16 @@
 """Tables and figures of a run's studies: flatness, durability, generalisation."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import matplotlib.pyplot as plt
+from collections.abc import Mapping, Sequence
 
 from flatgd.artifacts.rows import DurabilityStudy, FlatnessStudy, GeneralisationStudy
+from flatgd.config.names import BACKBONE
+from flatgd.report.blocks import Figure, Panel
 from flatgd.report.cells import Table, interval, lost_after, number, significant
-from flatgd.report.figures import colours, save
+from flatgd.report.charts import Line, Mark, key, legend, panel
 from flatgd.report.sentences import QUESTIONS
 
-LINES = {"start": ":", "end": "-", "matched": "--"}
+DOTTED, SOLID = "2 3", "100"
+DASHES = {"start": DOTTED, "end": "", "matched": "6 4"}
 ATTACKS = ("benign", "toxic", "noise", "rounding")
 
 
@@ -52,54 +52,104 @@ def _probed(mean: Sequence[float]) -> str:
     return f"{significant(mean[0])} ± {significant(mean[1], 2)}"
 
 
-def draw_flatness(study: FlatnessStudy, names: Sequence[str], folder: Path) -> Path:
-    """Rise of L_S under perturbation, and ||grad L_S|| and L_S along the training."""
-    figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.2))
-    colour = colours(names)
-    for point in study["points"]:
-        style = {"color": colour[point["method"]], "ls": LINES[point["at"]], "lw": 1.3}
-        label = f"{point['method']}, {point['at']}"
-        base = point["safety_loss"]
-        axes[0][0].plot(study["radii"], [v - base for v in point["worst"]], label=label, **style)
-        axes[0][1].plot(study["radii"], [v[0] - base for v in point["random"]], **style)
-    for axis, title in zip(axes[0], ("worst case found", "random, mean"), strict=True):
-        axis.set_title(f"rise of L_S, {title}", loc="left", fontsize=9)
-        axis.set_xlabel("radius, relative to the weights")
-        axis.set_xscale("log")
-        axis.set_xticks(study["radii"], [f"{radius:g}" for radius in study["radii"]], fontsize=7)
-        axis.minorticks_off()
-    axes[0][0].legend(frameon=False, fontsize=7)
-    for name in dict.fromkeys(row["method"] for row in study["path"]):
-        rows = [row for row in study["path"] if row["method"] == name]
-        steps = [row["step"] for row in rows]
-        axes[1][0].plot(steps, [r["grad_norm"] for r in rows], "o-", ms=3, color=colour[name])
-        axes[1][1].plot(steps, [r["safety_loss"] for r in rows], "o-", ms=3, color=colour[name])
-        axes[1][1].plot(
-            steps, [r["safety_loss_test"] for r in rows], "o:", ms=3, color=colour[name]
-        )
-    axes[1][0].set_title("‖grad L_S‖ along the training", loc="left", fontsize=9)
-    axes[1][0].set_yscale("log")
-    axes[1][1].set_title("L_S, training rows and (dotted) test rows", loc="left", fontsize=9)
-    for axis in axes[1]:
-        axis.set_xlabel("step")
-    return save(figure, folder / "flatness.svg")
+def flatness_figures(study: FlatnessStudy, named: Mapping[str, Mark]) -> list[Figure]:
+    """The paper's Figure 1 from real checkpoints; rises of L_S by perturbation; the way there."""
+    return [_slices(study, named), _perturbed(study, named), _path(study, named)]
 
 
-def draw_slices(study: FlatnessStudy, names: Sequence[str], folder: Path) -> Path:
-    """The paper's Figure 1 from real checkpoints: L_S along and across the training."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2))
-    colour = colours(names)
-    for axis, part in zip(axes, ("along", "across"), strict=True):
+def _slices(study: FlatnessStudy, named: Mapping[str, Mark]) -> Figure:
+    """L_S along and across the training."""
+    titles = {
+        "along": ("L_S from the backbone (0) through the end point (1)", ""),
+        "across": ("L_S across the end point, in a random direction", "distance, relative"),
+    }
+    panels = []
+    for part, (title, x_label) in titles.items():
+        lines = []
         for name in dict.fromkeys(row["method"] for row in study["slices"]):
             rows = [r for r in study["slices"] if r["method"] == name and r["slice"] == part]
-            x = [row["at"] for row in rows]
-            axis.plot(x, [r["safety_loss"] for r in rows], color=colour[name], label=name)
-            axis.plot(x, [r["safety_loss_test"] for r in rows], ":", color=colour[name], lw=1)
-    axes[0].set_title("L_S from the backbone (0) through the end point (1)", loc="left", fontsize=9)
-    axes[1].set_title("L_S across the end point, random direction", loc="left", fontsize=9)
-    axes[1].set_xlabel("distance, relative; dotted: test rows")
-    axes[0].legend(frameon=False)
-    return save(figure, folder / "figure1.svg")
+            mark = _curve(named[name])
+            lines.append(Line(name, mark, [(r["at"], r["safety_loss"]) for r in rows]))
+            test = [(r["at"], r["safety_loss_test"]) for r in rows]
+            lines.append(Line(f"{name}, test rows", mark, test, DOTTED))
+        panels.append(Panel(f"figure1_{part}", title, panel(title, lines, x_label)))
+    table = Table(
+        "L_S along and across the training",
+        ["model", "slice", "at", "L_S, train", "L_S, test"],
+        [
+            [
+                *(row["method"], row["slice"], f"{row['at']:g}"),
+                *(number(row["safety_loss"], 4), number(row["safety_loss_test"], 4)),
+            ]
+            for row in study["slices"]
+        ],
+        "",
+    )
+    names = list(dict.fromkeys(row["method"] for row in study["slices"]))
+    note = "Dotted: test rows."
+    return Figure("Figure 1, from real checkpoints", panels, legend(named, names), table, note)
+
+
+def _perturbed(study: FlatnessStudy, named: Mapping[str, Mark]) -> Figure:
+    """The rise of L_S at each radius: the worst case found, and the mean of random directions."""
+    worst, random, rows, shown = [], [], [], []
+    for point in study["points"]:
+        label, dash = f"{point['method']}, {point['at']}", DASHES[point["at"]]
+        mark, base = named[point["method"]], point["safety_loss"]
+        rises = [value - base for value in point["worst"]]
+        means = [value[0] - base for value in point["random"]]
+        worst.append(Line(label, mark, list(zip(study["radii"], rises, strict=True)), dash))
+        random.append(Line(label, mark, list(zip(study["radii"], means, strict=True)), dash))
+        shown.append((key(mark, dash or SOLID), label))
+        rows += [
+            [label, f"{radius:g}", significant(rise), significant(mean)]
+            for radius, rise, mean in zip(study["radii"], rises, means, strict=True)
+        ]
+    panels = []
+    for name, title, lines in (
+        ("worst", "rise of L_S, worst case found", worst),
+        ("random", "rise of L_S, mean of random directions", random),
+    ):
+        svg = panel(title, lines, "radius, relative to the weights", log_x=True)
+        panels.append(Panel(f"perturbed_{name}", title, svg))
+    header = ["point", "radius", "worst rise", "random rise"]
+    return Figure("Perturbation", panels, shown, Table("Perturbation", header, rows, ""))
+
+
+def _path(study: FlatnessStudy, named: Mapping[str, Mark]) -> Figure:
+    """||grad L_S|| and L_S along the training."""
+    names = list(dict.fromkeys(row["method"] for row in study["path"]))
+    norms, losses = [], []
+    for name in names:
+        rows = [row for row in study["path"] if row["method"] == name]
+        mark = named[name]
+        norms.append(Line(name, mark, [(r["step"], r["grad_norm"]) for r in rows]))
+        losses.append(Line(name, mark, [(r["step"], r["safety_loss"]) for r in rows]))
+        test = [(r["step"], r["safety_loss_test"]) for r in rows]
+        losses.append(Line(f"{name}, test rows", mark, test, DOTTED))
+    titles = "‖grad L_S‖ along the training", "L_S on training rows, and (dotted) test rows"
+    panels = [
+        Panel("path_norm", titles[0], panel(titles[0], norms, "step", log_y=True)),
+        Panel("path_loss", titles[1], panel(titles[1], losses, "step")),
+    ]
+    table = Table(
+        "The way there",
+        ["model", "step", "‖grad L_S‖", "L_S, train", "L_S, test"],
+        [
+            [
+                *(row["method"], f"{row['step']:g}", significant(row["grad_norm"])),
+                *(number(row["safety_loss"], 4), number(row["safety_loss_test"], 4)),
+            ]
+            for row in study["path"]
+        ],
+        "",
+    )
+    return Figure("The way there", panels, legend(named, names), table)
+
+
+def _curve(mark: Mark) -> Mark:
+    """A mark without points."""
+    return mark._replace(shape="")
 
 
 def durability_table(study: DurabilityStudy, flatness: FlatnessStudy | None) -> Table:
@@ -135,27 +185,30 @@ def durability_table(study: DurabilityStudy, flatness: FlatnessStudy | None) -> 
     )
 
 
-def draw_durability(study: DurabilityStudy, names: Sequence[str], folder: Path) -> Path:
+def durability_figure(study: DurabilityStudy, named: Mapping[str, Mark]) -> Figure:
     """The gain in contrast against the strength of each attack."""
-    figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.2))
-    colour = colours(names)
-    labels = ("steps of benign tuning", "steps of toxic tuning", "noise, relative", "bits")
-    for axis, attack, label in zip(axes.flat, ATTACKS, labels, strict=True):
-        rows = [row for row in study["curves"] if row["attack"] == attack]
-        own = [row for row in rows if row["method"] != "backbone"]
+    labels = ("steps of benign tuning", "steps of toxic tuning", "relative noise", "bits")
+    panels, rows, shown = [], [], {}
+    for attack, label in zip(ATTACKS, labels, strict=True):
+        found = [row for row in study["curves"] if row["attack"] == attack]
+        floor = {r["strength"]: r["contrast"] for r in found if r["method"] == BACKBONE}
+        own = [row for row in found if row["method"] != BACKBONE]
+        lines = []
         for method, at in dict.fromkeys((row["method"], row["at"]) for row in own):
-            mine = [r for r in rows if (r["method"], r["at"]) == (method, at)]
-            floor = {r["strength"]: r["contrast"] for r in rows if r["method"] == "backbone"}
-            gains = [r["contrast"] - floor[r["strength"]] for r in mine]
-            strengths = [
-                str(r["strength"]) if attack == "rounding" else r["strength"] for r in mine
-            ]
-            style = {"color": colour[method], "ls": LINES[at], "label": f"{method}, {at}"}
-            axis.plot(strengths, gains, lw=1.3, **style)
-        axis.axhline(0.0, color="#8a8f98", lw=0.8)
-        axis.set_title(f"gain after {label}", loc="left", fontsize=9)
-    axes.flat[0].legend(frameon=False, fontsize=7)
-    return save(figure, folder / "durability.svg")
+            mine = [r for r in own if (r["method"], r["at"]) == (method, at)]
+            gains = [(r["strength"], r["contrast"] - floor[r["strength"]]) for r in mine]
+            name, dash = f"{method}, {at}", DASHES[at]
+            lines.append(Line(name, named[method], gains, dash))
+            shown[name] = key(named[method], dash or SOLID)
+            rows += [[name, attack, f"{x:g}", number(y, 4)] for x, y in gains]
+        title = f"gain after {label}"
+        ticks = sorted(floor) if attack == "rounding" else None
+        panels.append(
+            Panel(f"durability_{attack}", title, panel(title, lines, label, x_ticks=ticks))
+        )
+    table = Table("Gain in contrast", ["point", "attack", "strength", "gain"], rows, "")
+    marks_of = [(mark, name) for name, mark in shown.items()]
+    return Figure("What is left of the gain in contrast", panels, marks_of, table)
 
 
 def generalisation_table(study: GeneralisationStudy) -> Table:
@@ -172,46 +225,29 @@ def generalisation_table(study: GeneralisationStudy) -> Table:
     ]
     return Table(
         "Generalisation: what was not trained on",
-        ["method", "data set", "metric", "seen", "unseen", "unseen less seen"],
+        ["method", "data set", "metric", "seen", "unseen", "unseen − seen"],
         shown,
         "Each method was trained with and without a data set, or its toxic replies, and measured "
         "on the test rows of that data set. flatgd - safety_loss: the difference of their gaps.",
     )
 
 
-def draw_generalisation(study: GeneralisationStudy, names: Sequence[str], folder: Path) -> Path:
+def generalisation_figure(study: GeneralisationStudy, named: Mapping[str, Mark]) -> Figure:
     """Seen against unseen, one panel for each metric and test set."""
-    rows = study["rows"]
-    panels = list(dict.fromkeys((row["dataset"], row["metric"]) for row in rows))
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(2.6 * columns, 2.8 * lines), squeeze=False)
-    colour = colours(names)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (dataset, metric) in zip(axes.flat, panels, strict=False):
+    panels, shown = [], {}
+    rows = [row for row in study["rows"] if row["seen"] is not None and row["unseen"] is not None]
+    for n, (dataset, metric) in enumerate(dict.fromkeys((r["dataset"], r["metric"]) for r in rows)):
+        spots = []
         for row in rows:
-            if (row["dataset"], row["metric"]) != (dataset, metric) or row["seen"] is None:
+            if (row["dataset"], row["metric"]) != (dataset, metric):
                 continue
-            shape = "o" if row["question"] == "missing_negatives" else "^"
-            axis.plot(
-                row["seen"],
-                row["unseen"],
-                shape,
-                color=colour[row["method"]],
-                label=f"{row['method']}, {QUESTIONS[row['question']]}",
-            )
-        low, high = axis.get_xlim()
-        axis.axline((low, low), (high, high), color="#8a8f98", lw=0.8, ls="--")
-        axis.margins(0.15)
-        axis.set_title(f"{dataset}: {metric}", loc="left", fontsize=8)
-        axis.set_xlabel("seen")
-        axis.set_ylabel("unseen")
-    figure.legend(
-        *axes.flat[0].get_legend_handles_labels(),
-        loc="outside lower left",
-        ncols=2,
-        frameon=False,
-        fontsize=7,
-    )
-    return save(figure, folder / "generalisation.svg")
+            shape = "circle" if row["question"] == "missing_negatives" else "up"
+            mark = named[row["method"]]._replace(shape=shape)
+            label = f"{row['method']}, {QUESTIONS[row['question']]}"
+            spots.append(Line(label, mark, [(row["seen"] or 0.0, row["unseen"] or 0.0)]))
+            shown[label] = key(mark)
+        title = f"{dataset}: {metric}, unseen by seen"
+        svg = panel(title, spots, "seen", diagonal=True)
+        panels.append(Panel(f"generalisation_{n}", title, svg))
+    marks_of = [(mark, label) for label, mark in shown.items()]
+    return Figure("Seen and unseen", panels, marks_of, generalisation_table(study))

@@ -31,6 +31,16 @@ class Display:
         self.console = console or Console(highlight=False, quiet=quiet)
         self._now = now
         self._begun = now()
+        self._watch: Callable[[str, int, int], None] = lambda unit, done, total: None
+
+    @contextmanager
+    def watched(self, watch: Callable[[str, int, int], None]) -> Iterator[None]:
+        """Inside, `watch(unit, done, total)` is told of the progress of every bar."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
 
     def line(self, stage: str, text: str) -> None:
         """One entry. A long one is wrapped on a terminal, and stays one line elsewhere."""
@@ -41,19 +51,24 @@ class Display:
     @contextmanager
     def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         """Yields `advance(count)`. `unit` names what is counted, in the plural."""
+        done = 0
+
+        def counted(show: Callable[[int], None]) -> Callable[[int], None]:
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                show(count)
+                self._watch(unit, done, total)
+
+            return advance
+
         if self._draws_bars():
             with self._progress(MofNCompleteColumn()) as progress:
                 task = progress.add_task(label, total=total)
-                yield lambda count: progress.update(task, advance=count)
+                yield counted(lambda count: progress.update(task, advance=count))
             return
-        lines, done = self._lines(label, Items(unit)), 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            lines.update(done, total)
-
-        yield advance
+        lines = self._lines(label, Items(unit))
+        yield counted(lambda _: lines.update(done, total))
 
     @contextmanager
     def download(self, label: str) -> Iterator[Callable[[int, int | None], None]]:

@@ -1,7 +1,5 @@
 """What the answers of a study say: cases worked out by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from studies import by_hand, generations
@@ -9,8 +7,7 @@ from studies import by_hand, generations
 from flatgd.annotate.pairs import create
 from flatgd.annotate.study import Answer, Study
 from flatgd.annotate.tally import tally
-from flatgd.report.figures import styled
-from flatgd.report.people import draw_people, people_tables
+from flatgd.report.people import people_figure, people_tables
 
 
 def test_an_item_waits_for_its_answers() -> None:
@@ -41,8 +38,7 @@ def test_a_tally_by_hand() -> None:
     assert strengths["clean"]["value"] > 0 > strengths["flat"]["value"]
 
 
-@pytest.mark.usefixtures("real_figures")
-def test_the_chapter_of_the_report(tmp_path: Path) -> None:
+def test_the_chapter_of_the_report() -> None:
     """An item each for the baseline, undecided, neither: thirds of the bar."""
     found = tally(*by_hand())
     table, agreement, strengths = people_tables(found)
@@ -50,19 +46,20 @@ def test_the_chapter_of_the_report(tmp_path: Path) -> None:
     assert table.rows == [[*counted, "0.33 [0.06, 0.79]", "1.00 [0.21, 1.00]", "1.0000"]]
     assert agreement.rows[0][:3] == ["toxic", "3", "9"]
     assert [row[1] for row in strengths.rows] == ["clean", "flat"]
-    with styled():
-        drawn = draw_people(found, tmp_path).read_text()
-    for part in ("clean or flat", "Which is more toxic?", "undecided", "share of items"):
-        assert part in drawn
+    figure = people_figure(found)
+    (panel,) = figure.panels
+    assert panel.title == "Which is more toxic?"
+    for part in ("clean or flat", "undecided 33%", "share of items"):
+        assert part in panel.svg
+    assert figure.table.rows == [["toxic", "clean", "flat", "1", "0", "1", "1", "0"]]
 
 
-@pytest.mark.usefixtures("real_figures")
-def test_names_of_models_are_text_in_the_figure(tmp_path: Path) -> None:
+def test_names_of_models_are_text_in_the_figure() -> None:
     """A session of a chat may come from a stranger."""
     study, answers = by_hand()
     hostile = "<script>1</script> $x_{$ & so on"
     study.keys = [key._replace(baseline=hostile) for key in study.keys]
-    drawn = draw_people(tally(study, answers), tmp_path).read_text()
+    drawn = people_figure(tally(study, answers)).panels[0].svg
     assert "&lt;script&gt;" in drawn
     assert "<script" not in drawn
 

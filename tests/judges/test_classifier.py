@@ -205,7 +205,7 @@ def test_two_judges_in_one_recipe(recipe_file: Path, tmp_path: Path) -> None:
     metrics = {row["metric"] for row in summary if row["method"] == "clean"}
     assert {"toxicity_mean", "toxicity_mean@tiny", "toxicity_any2@tiny"} <= metrics
     tables = (root / "report/tables.md").read_text()
-    assert "mean P(toxic) ↓ by tiny" in tables
+    assert "mean P(toxic) by tiny ↓" in tables
     assert "The judge tiny" in tables
     assert "The judge linear is set to mark 2.0%" in tables
     with pytest.raises(RecipeError, match="not by linear; `flatgd run"):

@@ -174,8 +174,8 @@ def test_three_judges_in_one_recipe(
     metrics = {row["metric"] for row in summary if row["method"] == "clean"}
     assert {"toxicity_mean@guard", "toxicity_any2@majority", "toxicity_mean@majority"} <= metrics
     tables = (root / "report/tables.md").read_text()
-    assert "replies that most judges mark ↓" in tables
-    assert "toxic, any of 2 ↓ by majority" in tables
+    assert "replies that most judges flag ↓" in tables
+    assert "toxic, any of 2 by majority ↓" in tables
     for name in ("linear", "embedding", "guard"):
         assert f"The judge {name} is set to mark 2.0%" in tables
     read: list[int] = []

@@ -47,7 +47,7 @@ def test_parts_of_a_run_count_up_to_their_totals(recipe_file: Path, tmp_path: Pa
     )
     file = StringIO()
     job = Pipeline(recipe, slow(file))
-    job.score_all()
+    job.run()
     job.models.sample("flatgd")
     found = counted(file.getvalue())
     totals = {key: {total for _, total in values} for key, values in found.items()}

@@ -41,7 +41,6 @@ def run(recipe_file: Path, *overrides: str) -> tuple[Pipeline, str]:
     return job, console.export_text()
 
 
-@pytest.mark.usefixtures("real_figures")
 def test_the_main_job_leaves_what_it_promises(recipe_file: Path) -> None:
     job, told = run(recipe_file)
     root = job.context.root
@@ -203,7 +202,10 @@ def test_single_stages_by_command(recipe_file: Path) -> None:
         runner.invoke(app, ["train", str(recipe_file), "--method", "nope"], catch_exceptions=False)
     result = runner.invoke(app, ["run", str(recipe_file)], catch_exceptions=False)
     assert "Report: " in result.output
-    assert "contrast" in result.output
+    assert "flatgd gives a toxic reply in" in result.output
+    assert "div1" not in result.output
+    told = runner.invoke(app, ["run", str(recipe_file), "--verbose"], catch_exceptions=False)
+    assert "div1" in told.output
     result = runner.invoke(app, ["report", str(recipe_file)], catch_exceptions=False)
     assert result.exit_code == 0
 
@@ -242,7 +244,7 @@ def test_a_report_is_of_the_recipe_that_was_run(recipe_file: Path) -> None:
 def test_ctrl_c_says_how_to_go_on(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def stop(self: Pipeline) -> None:
+    def stop(self: Pipeline, on_change: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Pipeline, "run", stop)
@@ -266,7 +268,8 @@ def test_report_escapes_and_hides_what_models_said(recipe_file: Path) -> None:
     write_rows(recipe_file.parent / "test.jsonl", rows)
     job, _ = run(recipe_file)
     page = (job.context.root / "report/index.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1  # our own, which alone may run
+    assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
     before, _, _ = page.partition("&lt;script&gt;")
     assert before.count("<details") > before.count("</details")
@@ -304,14 +307,14 @@ def test_what_is_found_is_said(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     experts = "toxic_expert - clean_expert"
     flat = findings([difference(experts, "contrast", -0.1, 0.1)], recipe, [JUDGE])
-    assert flat[0].startswith("bad: no contrast between the experts")
+    assert flat[0].startswith("bad: the experts do not differ")
     clear = findings([difference(experts, "contrast", -0.3, -0.1)], recipe, [JUDGE])
     assert clear[0].startswith("bad: the experts differ")
-    assert "faultless model has up to 0.040 on any of 2" in clear[1]
+    assert "without toxic replies has up to 0.040 on any of 2" in clear[1]
     assert "AUC 0.70" in clear[2]
     assert "shows at 8% of its size" in clear[2]
     few = findings([], recipe, [{**JUDGE, "few_labels": True, "toxic": 12}])
-    assert "900 safe and 12 toxic ones: its figures may be chance" in few[-1]
+    assert "900 safe, 12 toxic. Its figures may be chance" in few[-1]
     flat = findings([], recipe, [{**JUDGE, "is_flat": True}])
     assert "does not tell toxic from safe on the replies it was calibrated on" in flat[-1]
 
@@ -362,7 +365,7 @@ def test_quality_that_is_kept_and_lost_is_said(recipe_file: Path) -> None:
         difference("clean", "perplexity", 38.0, 42.0),
     ]
     told = " ".join(findings(rows, load_recipe(recipe_file), [JUDGE]))
-    assert "quality of clean within 10%: kept: div1; lost: perplexity." in told
+    assert "within 10% of clean's quality: kept: div1; lost: perplexity." in told
 
 
 def test_without_a_scorer_there_is_no_perplexity(recipe_file: Path) -> None:

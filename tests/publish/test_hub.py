@@ -135,8 +135,9 @@ def test_the_card_tells_what_was_measured(finished: dict[str, Path]) -> None:
     assert "3 optimizer steps" in card
     assert "| flatgd |" in card
     assert "| toxic_expert |" not in card
-    assert "The judge is set to mark 2.0%" in card
-    assert "- flatgd less clean, contrast" in card
+    assert "The judge is set to flag 2.0%" in card
+    assert "- flatgd − clean, contrast" in card
+    assert "- flatgd gives a toxic reply in" in card
     assert "To be sent: README.md, config.json" in card
     assert '"<s>" + "\\n".join(history) + "\\n"' in card
     assert '"<s>" + "\\n".join(history) + "</s>"' in dry(finished["bart"])

@@ -97,7 +97,7 @@ def test_a_judge_that_can_hardly_tell_is_named_where_it_is_first_used() -> None:
     said = [sentence(one) for one in findings(a_summary(), a_recipe(judges=1), [weak])]
     named = [text for text in said if "can hardly tell: it shows 5% of a difference" in text]
     assert len(named) == 1
-    assert named[0].startswith("cringe less clean, toxicity_any5")
+    assert named[0].startswith("cringe − clean, toxicity_any5")
     strong = [sentence(one) for one in findings(a_summary(), a_recipe(judges=1), [a_judge()])]
     assert not any("can hardly tell" in text for text in strong)
 
@@ -106,7 +106,7 @@ def test_every_judge_has_its_floor_and_its_power() -> None:
     judges = [a_judge(name=name) for name in ("one", "two", "three")]
     said = [sentence(one) for one in findings(a_summary(), a_recipe(judges=3), judges)]
     for name in ("one", "two", "three"):
-        assert sum(f"The judge {name} is set to mark" in text for text in said) == 1
+        assert sum(f"The judge {name} is set to flag" in text for text in said) == 1
         assert sum(f"The judge {name} tells toxic from safe" in text for text in said) == 1
 
 
@@ -140,137 +140,131 @@ def studies() -> tuple[Any, Any, Any]:
 
 SENTENCES = [
     (
-        "bad: no contrast between the experts, toxic less clean +0.140 [+0.023, +0.257]: "
-        "nothing to steer by; train them longer or on more labelled replies."
+        "bad: the experts do not differ, toxic − clean in contrast +0.140 [+0.023, +0.257]. "
+        "There is nothing to steer by; train them longer or on more labelled replies."
     ),
-    ("prosocial: the experts differ, toxic less clean in contrast -0.092 [-0.115, -0.069]."),
+    "prosocial: the experts differ, toxic − clean in contrast -0.092 [-0.115, -0.069].",
     (
-        "cringe less clean, contrast: bad +0.028 [-0.095, +0.151] (undecided), prosocial "
-        "+0.196 [+0.166, +0.226]."
-    ),
-    (
-        "cringe less clean, toxicity_any5: bad -0.134 [-0.139, -0.129] (undecided), "
-        "prosocial +0.034 [-0.044, +0.112] (undecided)."
+        "cringe − clean, contrast: bad +0.028 [-0.095, +0.151] (undecided), prosocial +0.196 "
+        "[+0.166, +0.226]."
     ),
     (
-        "cringe less clean, toxicity_mean: bad +0.104 [+0.051, +0.157] (undecided), "
-        "prosocial -0.128 [-0.255, -0.001] (undecided)."
+        "cringe − clean, toxicity_any5: bad -0.134 [-0.139, -0.129] (undecided), prosocial "
+        "+0.034 [-0.044, +0.112] (undecided)."
     ),
     (
-        "safety_loss less clean, contrast: bad -0.144 [-0.224, -0.064], prosocial +0.024 "
-        "[-0.129, +0.177] (undecided)."
-    ),
-    "safety_loss less clean, toxicity_any5: bad +0.094 [-0.034, +0.222] (undecided).",
-    (
-        "safety_loss less clean, toxicity_mean: bad -0.068 [-0.078, -0.058] (undecided), "
-        "prosocial +0.100 [+0.017, +0.183] (undecided)."
+        "cringe − clean, toxicity_mean: bad +0.104 [+0.051, +0.157] (undecided), prosocial "
+        "-0.128 [-0.255, -0.001] (undecided)."
     ),
     (
-        "flatgd less clean, contrast: bad +0.084 [+0.047, +0.121], prosocial -0.148 "
-        "[-0.258, -0.038]."
+        "safety_loss − clean, contrast: bad -0.144 [-0.224, -0.064], prosocial +0.024 [-0.129, "
+        "+0.177] (undecided)."
+    ),
+    "safety_loss − clean, toxicity_any5: bad +0.094 [-0.034, +0.222] (undecided).",
+    (
+        "safety_loss − clean, toxicity_mean: bad -0.068 [-0.078, -0.058] (undecided), prosocial"
+        " +0.100 [+0.017, +0.183] (undecided)."
+    ),
+    ("flatgd − clean, contrast: bad +0.084 [+0.047, +0.121], prosocial -0.148 [-0.258, -0.038]."),
+    (
+        "flatgd − clean, toxicity_any5: bad -0.078 [-0.163, +0.007] (undecided), prosocial "
+        "+0.090 [-0.068, +0.248] (undecided)."
     ),
     (
-        "flatgd less clean, toxicity_any5: bad -0.078 [-0.163, +0.007] (undecided), "
-        "prosocial +0.090 [-0.068, +0.248] (undecided)."
+        "flatgd − clean, toxicity_mean: bad +0.160 [+0.027, +0.293] (undecided), prosocial "
+        "-0.072 [-0.112, -0.032] (undecided)."
+    ),
+    "flatgd − safety_loss, contrast: bad -0.088 [-0.248, +0.072] (undecided).",
+    (
+        "flatgd − safety_loss, toxicity_any5: bad +0.150 [+0.108, +0.192] (undecided), "
+        "prosocial -0.082 [-0.197, +0.033] (undecided)."
     ),
     (
-        "flatgd less clean, toxicity_mean: bad +0.160 [+0.027, +0.293] (undecided), "
-        "prosocial -0.072 [-0.112, -0.032] (undecided)."
-    ),
-    "flatgd less safety_loss, contrast: bad -0.088 [-0.248, +0.072] (undecided).",
-    (
-        "flatgd less safety_loss, toxicity_any5: bad +0.150 [+0.108, +0.192] (undecided),"
-        " prosocial -0.082 [-0.197, +0.033] (undecided)."
+        "flatgd − safety_loss, toxicity_mean: bad -0.012 [-0.102, +0.078] (undecided), "
+        "prosocial +0.156 [-0.007, +0.319] (undecided)."
     ),
     (
-        "flatgd less safety_loss, toxicity_mean: bad -0.012 [-0.102, +0.078] (undecided),"
-        " prosocial +0.156 [-0.007, +0.319] (undecided)."
+        "cringe, within 10% of clean's quality: kept: nll_ordinary on prosocial, div1; lost: "
+        "perplexity on prosocial, nll_ordinary on bad; undecided: perplexity on bad."
     ),
     (
-        "cringe, quality of clean within 10%: kept: nll_ordinary on prosocial, div1; "
-        "lost: perplexity on prosocial, nll_ordinary on bad; undecided: perplexity on "
-        "bad."
+        "safety_loss, within 10% of clean's quality: lost: perplexity on bad, nll_ordinary; "
+        "undecided: perplexity on prosocial, div1."
     ),
     (
-        "safety_loss, quality of clean within 10%: lost: perplexity on bad, nll_ordinary;"
-        " undecided: perplexity on prosocial, div1."
+        "flatgd, within 10% of clean's quality: kept: nll_ordinary on bad; lost: perplexity on "
+        "prosocial, div1 on prosocial; undecided: perplexity on bad, nll_ordinary on prosocial,"
+        " div1 on bad."
     ),
     (
-        "flatgd, quality of clean within 10%: kept: nll_ordinary on bad; lost: perplexity"
-        " on prosocial, div1 on prosocial; undecided: perplexity on bad, nll_ordinary on "
-        "prosocial, div1 on bad."
-    ),
-    (
-        "The judge judge0 is set to mark 2.0% of human-labelled safe replies: on replies "
-        "like those a faultless model has up to 0.096 on any of 5."
+        "The judge judge0 is set to flag 2.0% of the safe replies that people labelled. On "
+        "replies like those, a model without toxic replies has up to 0.096 on any of 5."
     ),
     (
         "The judge judge0 tells toxic from safe with AUC 0.81 (bad, bot replies, no canned "
-        "ones) and marks 34.3% of the toxic ones, 2.1% of the safe: a difference in the "
-        "true share of toxic replies shows at 32% of its size."
+        "ones). It flags 34.3% of the toxic and 2.1% of the safe ones, so a true difference "
+        "shows at 32% of its size."
     ),
     (
-        "The judge judge0 does not tell toxic from safe on the replies it was calibrated "
-        "on: its P(toxic) is nearly the same for every reply, and figures by it say "
-        "nothing."
+        "The judge judge0 does not tell toxic from safe on the replies it was calibrated on. "
+        "Its P(toxic) is nearly the same for every reply, so figures by it say nothing."
     ),
     (
-        "The judge judge0 reads no more than fits: of 1,200 labelled replies 34 lost "
-        "older history, 2 the reply's beginning."
+        "The judge judge0 reads no more than fits: of 1,200 labelled replies, 34 lost older "
+        "history and 2 lost their beginning."
     ),
     (
-        "The judge judge0 rests on few labels, 500 safe and 12 toxic ones: its figures "
-        "may be chance; label more, or name a ready classifier (kind: hf)."
+        "The judge judge0 learned from few labels: 500 safe, 12 toxic. Its figures may be "
+        "chance. Label more, or name a ready classifier (kind: hf)."
     ),
     (
-        "The judge is set to mark 2.0% of human-labelled safe replies: on replies like "
-        "those a faultless model has up to 0.096 on any of 5."
+        "The judge is set to flag 2.0% of the safe replies that people labelled. On replies "
+        "like those, a model without toxic replies has up to 0.096 on any of 5."
     ),
     (
-        "It tells toxic from safe with AUC 0.81 (bad, bot replies, no canned ones) and "
-        "marks 34.3% of the toxic ones, 2.1% of the safe: a difference in the true share "
-        "of toxic replies shows at 32% of its size."
+        "It tells toxic from safe with AUC 0.81 (bad, bot replies, no canned ones). It flags "
+        "34.3% of the toxic and 2.1% of the safe ones, so a true difference shows at 32% of its"
+        " size."
     ),
     (
-        "The judge judge0 is set to mark 2.0% of human-labelled safe replies: on replies "
-        "like those a faultless model has up to 0.096 on any of 5."
+        "The judge judge0 is set to flag 2.0% of the safe replies that people labelled. On "
+        "replies like those, a model without toxic replies has up to 0.096 on any of 5."
     ),
     (
-        "The judge judge0 does not tell toxic from safe on the replies it was calibrated "
-        "on: its P(toxic) is nearly the same for every reply, and figures by it say "
-        "nothing."
+        "The judge judge0 does not tell toxic from safe on the replies it was calibrated on. "
+        "Its P(toxic) is nearly the same for every reply, so figures by it say nothing."
     ),
     (
-        "The judge judge0 reads no more than fits: of 1,200 labelled replies 34 lost "
-        "older history, 2 the reply's beginning."
+        "The judge judge0 reads no more than fits: of 1,200 labelled replies, 34 lost older "
+        "history and 2 lost their beginning."
     ),
     (
-        "The judge judge0 rests on few labels, 500 safe and 12 toxic ones: its figures "
-        "may be chance; label more, or name a ready classifier (kind: hf)."
+        "The judge judge0 learned from few labels: 500 safe, 12 toxic. Its figures may be "
+        "chance. Label more, or name a ready classifier (kind: hf)."
     ),
     (
-        "At the same L_S of 0.4321 flatgd's relative flatness is 1.25 ± 0.01, "
-        "safety_loss's 2.5 ± 0.01: lower; ‖grad L_S‖ 0.0154 and 0.0307."
+        "At the same L_S of 0.4321 flatgd's relative flatness is 1.25 ± 0.01, safety_loss's 2.5"
+        " ± 0.01: lower; ‖grad L_S‖ 0.0154 and 0.0307."
     ),
     (
-        "Until half of the gain in contrast is lost to benign tuning, from the same L_S: "
-        "flatgd 12 steps, safety_loss kept 80%."
+        "Until half of the gain in contrast is lost to benign tuning, from the same L_S: flatgd"
+        " 12 steps, safety_loss kept 80%."
     ),
     (
-        "Until half of the gain in contrast is lost to toxic tuning, from the same L_S: "
-        "flatgd no gain, safety_loss kept 10%."
+        "Until half of the gain in contrast is lost to toxic tuning, from the same L_S: flatgd "
+        "no gain, safety_loss kept 10%."
     ),
     (
-        "bad left out: flatgd's change in contrast less safety_loss's 0.200 [0.100, "
-        "0.300]; above 0, it generalises better."
+        "bad left out: flatgd's change in contrast − safety_loss's 0.200 [0.100, 0.300]; above "
+        "0, it generalises better."
     ),
     (
-        "bad toxic replies missing: flatgd's change in contrast less safety_loss's 0.200 "
-        "[-0.100, 0.500] (undecided); above 0, it generalises better."
+        "bad toxic replies missing: flatgd's change in contrast − safety_loss's 0.200 [-0.100, "
+        "0.500] (undecided); above 0, it generalises better."
     ),
     (
-        "bad left out: flatgd's change in contrast less safety_loss's undefined "
-        "(undecided); above 0, it generalises better."
+        "bad left out: flatgd's change in contrast − safety_loss's undefined (undecided); above"
+        " 0, it generalises better."
     ),
 ]
 

@@ -8,11 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE_MS = 60_000  # a busy machine may be slow; what fails still fails
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 APT = "apt-get install -y -qq --no-install-recommends chromium"
 
 
@@ -34,6 +39,18 @@ def install() -> None:
     print(f"no Chromium yet; trying: {tried[-1] if is_root else ' '.join(tried[1:])}", flush=True)
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     subprocess.run(tried, env=quiet, stdout=subprocess.DEVNULL, check=False)
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """A running browser. Skips the tests that ask for it where there is none."""
+    if (path := installed()) is None:
+        pytest.skip("no Chromium: `make browser` installs it where it can")
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)
+        running = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield running
+        running.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""Pages of a report: one file each, without network, complete without script."""
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from flatgd.report.charts import key
+
+PAGES = Path(str(files("flatgd.report") / "pages"))
+SHARED = Path(str(files("flatgd.web") / "pages"))
+CHART_CSS = (PAGES / "charts.css").read_text()
+
+
+def render(template: str, **values: Any) -> str:
+    """A page with its styles and its script inside. Only that script may run."""
+    environment = Environment(
+        loader=FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    styles = (SHARED / "style.css").read_text(), CHART_CSS, (PAGES / "report.css").read_text()
+    script = (PAGES / "report.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        css=Markup("\n".join(styles)),
+        script=Markup(script),
+        script_hash=digest,
+        key=key,
+        **values,
+    )
