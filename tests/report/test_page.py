@@ -80,7 +80,7 @@ def test_the_first_screen_answers(
     size: Any = {"width": width, "height": height}
     page, errors = opened(browser, finished, viewport=size, color_scheme=scheme)
     for question in ("Fewer toxic replies?", "As good?", "At what cost?", "Can the judge tell?"):
-        answer = page.get_by_role("region", name=question).first
+        answer = page.locator(".answer", has_text=question)
         expect(answer).to_be_in_viewport(ratio=1)
         assert answer.locator(".short").inner_text()
     expect(page.get_by_text("gives a toxic reply in").first).to_be_in_viewport(ratio=1)
@@ -124,12 +124,11 @@ def test_all_numbers_can_be_sorted_filtered_and_copied(browser: Browser, finishe
     page.get_by_label("Filter").fill("flatgd −")
     shown = [row for row in rows.all() if row.is_visible()]
     assert 0 < len(shown) < before
-    page.get_by_text("Columns").click()
+    page.get_by_text("Columns", exact=True).click()
     page.locator(".columns").get_by_label("contrast ↑").uncheck()
     texts: list[str] = []
-    page.expose_function("kept", texts.append)
-    page.evaluate("document.addEventListener('copy', () => kept(String(getSelection())))")
-    page.evaluate("navigator.clipboard.writeText = (text) => kept(text)")
+    page.expose_function("kept", lambda text: texts.append(text))
+    page.evaluate("void (navigator.clipboard.writeText = (text) => kept(text))")
     for form in ("Copy as Markdown", "CSV", "LaTeX"):
         page.get_by_role("button", name=form).click()
         expect(page.locator("[role=status]")).to_have_text(f"Copied {len(shown)} rows.")

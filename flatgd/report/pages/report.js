@@ -2,6 +2,8 @@
 "use strict";
 for (const tools of document.querySelectorAll(".tools[hidden]")) tools.hidden = false;
 
+if (document.querySelector("[data-reload]")) setTimeout(() => location.reload(), 10_000);
+
 const tip = document.createElement("div");
 tip.id = "tip";
 tip.hidden = true;
