@@ -76,7 +76,9 @@ def all_numbers(summary: Sequence[EstimateRow], names: Sequence[str], samples: i
             ]
             if any(values):
                 rows.append([method.replace(" - ", " − "), dataset, *values])
-    return Table("Every metric of every model", ["model", "test set", *(m.head for m in metrics)], rows, ALL)
+    return Table(
+        "Every metric of every model", ["model", "test set", *(m.head for m in metrics)], rows, ALL
+    )
 
 
 def _known(row: EstimateRow | None, metric: Metric) -> str:
