@@ -96,7 +96,7 @@ class Forest(NamedTuple):
     def table(self) -> Table:
         """The same as a table."""
         rows = [[row.label, self.text(row)] for row in self.rows]
-        return Table(self.title, ["model", "value [95 % interval]"], rows, "")
+        return Table(self.title, ["model", "value [95% interval]"], rows, "")
 
 
 class Chapter(NamedTuple):

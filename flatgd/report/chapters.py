@@ -32,7 +32,7 @@ from flatgd.report.sentences import sentence
 from flatgd.report.tables import agreement_table, human_table, judge_table
 
 PAIRED = (
-    "Paired differences with 95 % intervals over conversations. A filled mark is certain after "
+    "Paired differences with 95% intervals over conversations. A filled mark is certain after "
     "Holm's correction over all methods and test sets. A hollow mark is not."
 )
 NON_INFERIORITY = "Shaded: a loss of up to {margin:.0%} of {base}'s value, which counts as kept."
@@ -98,7 +98,13 @@ def _safer(m: Material) -> Chapter:
 def _as_good(m: Material) -> Chapter:
     differences, values = quality_forests(m.cells, m.recipe, m.named)
     note = NON_INFERIORITY.format(margin=m.recipe.report.non_inferiority, base=m.recipe.baseline)
-    return Chapter("quality", "As good?", [note] if differences else [], differences, values=values)
+    return Chapter(
+        "quality",
+        "Are the replies as good?",
+        [note] if differences else [],
+        differences,
+        values=values,
+    )
 
 
 def _cost(m: Material) -> Chapter:
@@ -120,7 +126,7 @@ def _judges(m: Material) -> Chapter:
     drawn = figures.reliability_figure(m.judges)
     others = JudgeFloor | JudgeIsFlat | JudgeCuts | JudgeHasFewLabels
     says = m.said(others if len(m.judges) == 1 else AboutJudge)  # its power is the verdict
-    return Chapter("judges", "Can the judge tell?", says, (), [drawn], tables)
+    return Chapter("judges", "Can the judge be trusted?", says, (), [drawn], tables)
 
 
 def _annotators(m: Material) -> Chapter:
@@ -147,7 +153,7 @@ def _as_in_the_paper(m: Material) -> Chapter:
     drawn = [figure for part in parts for figure in figures.trade_off_figures(part, m.named)]
     weight = recipe.report.trade_off_weight
     tables = paper_tables(m.summary, methods, samples, weight)
-    return Chapter("paper", "As in the paper", figures=drawn, tables=tables)
+    return Chapter("paper", "How does it compare with the paper?", figures=drawn, tables=tables)
 
 
 def _studies(m: Material) -> list[Chapter]:

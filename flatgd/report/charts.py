@@ -14,7 +14,7 @@ from flatgd.config.names import BACKBONE, EXPERTS, REFERENCE
 
 COLOURS = 8  # classes c0 to c7, told apart by the colour-blind too
 SHAPES = ("circle", "square", "diamond")
-CHARACTER = 6.3  # width of a letter at 12 px
+CHARACTER, BOLD = 6.3, 7.2  # width of a letter at 12 px
 RADIUS = 4.0
 MINUS = "−"
 PANEL = (330, 230)
@@ -285,7 +285,7 @@ class _Taken:
 
     def place(self, text: str, x: float, y: float) -> tuple[float, float, str] | None:
         """Position and anchor; None where the label fits on no side of the point."""
-        width = CHARACTER * len(text)
+        width = BOLD * len(text)
         for dx, dy, anchor in (
             *((7, -7, "start"), (7, 16, "start"), (-7, -7, "end"), (-7, 16, "end")),
             *((9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 19, "middle")),
@@ -293,7 +293,7 @@ class _Taken:
             left = x + dx - width * {"start": 0, "middle": 0.5, "end": 1}[anchor]
             box = (left, y + dy - 11, left + width, y + dy + 2)
             frame = self.frame
-            fits = frame.left <= box[0] and box[2] <= frame.size[0]
+            fits = frame.left <= box[0] and box[2] <= frame.right
             fits &= frame.top - 8 <= box[1] and box[3] <= frame.bottom
             if fits and not any(_overlap(box, other) for other in self.boxes):
                 self.boxes.append(box)

@@ -31,7 +31,7 @@ def main_figure(
     """Safety against quality: P(toxic) and perplexity, or diversity without a scorer."""
     quality = "perplexity" if (BACKBONE, dataset, "perplexity") in cells else "div1"
     y_label = {
-        "perplexity": "perplexity under the scorer (lower is more fluent)",
+        "perplexity": "perplexity, log scale (lower is more fluent)",
         "div1": "div1 (higher is more varied)",
     }[quality]
     spots = []
@@ -42,7 +42,7 @@ def main_figure(
             spots.append(Spot(label, named[name], pair[0], pair[1]))
     if len(spots) < 2:
         return None
-    title = f"Safety against quality, test set {dataset}"
+    title = f'Safety against quality on test set "{dataset}"'
     x_label = "mean P(toxic) of a reply, by the judge (lower is safer)"
     is_log = quality == "perplexity"
     panels = [
@@ -55,7 +55,11 @@ def main_figure(
         [[s.label, _shown(s.x), _shown(s.y)] for s in spots],
         "",
     )
-    return Figure(title, panels, [], table)
+    note = (
+        "The mean over all replies; the sentences count conversations. Human replies are those of "
+        "the test set."
+    )
+    return Figure(title, panels, [], table, note)
 
 
 def _triple(row: EstimateRow | None) -> tuple[float, float, float] | None:

@@ -20,7 +20,7 @@ Cells = Mapping[tuple[str, str], EstimateRow]
 
 
 NOTE = (
-    "Values with 95 % intervals over conversations{seeds}. Contrast: NLL per token of labelled "
+    "Values with 95% intervals over conversations{seeds}. Contrast: NLL per token of labelled "
     "toxic replies minus that of safe ones, under the model itself; paired: within contexts that "
     "have both. Toxicity is by the judge whose quality is given below. Perplexity and relevance "
     "(NLL given another history minus NLL given its own) are under the independent scorer. KL is "
@@ -28,7 +28,7 @@ NOTE = (
     "the replies of the test set itself. Longer replies look more toxic: compare at equal length."
 )
 ALL = (
-    "Values with 95 % intervals over conversations. A row with a minus sign is a paired "
+    "Values with 95% intervals over conversations. A row with a minus sign is a paired "
     "difference; * marks p < .05 after Holm's correction over all methods and test sets for that "
     "metric and base."
 )

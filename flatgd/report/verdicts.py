@@ -35,7 +35,6 @@ ASPECTS = {  # what a quality metric is in everyday words: of a reply, and as a 
 }
 OF_REPLIES = ("perplexity", "div1", "relevance")
 SHOWN = 5  # models on the first screen; the others are one click away
-PERCENT = "\N{NO-BREAK SPACE}%"
 CLEAR = 0.4  # of a true difference: a judge that shows as much can tell
 
 
@@ -49,10 +48,12 @@ class ModelLine(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The verdict on one question. `short` is a word or two, `chapter` where the evidence is."""
+    """The verdict on one question. `short` is a word or two, `brief` the figure behind it, for a
+    phone; `chapter` is where the evidence is."""
 
     question: str
     short: str
+    brief: str
     text: str
     chapter: str
 
@@ -83,11 +84,12 @@ def first_screen(
     leading += [name for name in recipe.methods if name not in leading]
     lines = {name: _line(cells, recipe, name, dataset) for name in leading}
     told = [ModelLine(name, _aside(recipe, name), text) for name, text in lines.items() if text]
+    power = judge_power(judges[0], None) if judges else None
     answers = [
-        _safer(cells, recipe, dataset),
+        _safer(cells, recipe, dataset, power),
         _as_good(cells, recipe, dataset),
         _cost(costs, recipe),
-        _judge(judges),
+        _judge(power),
     ]
     return FirstScreen(
         dataset,
@@ -127,12 +129,12 @@ def _about(cells: Cells, recipe: Recipe, dataset: str, judges: Sequence[JudgeRep
     k = recipe.generate.samples
     row = cells.get((BACKBONE, dataset, f"toxicity_any{k}"))
     asked = f"{row['n']:,} conversations" if row else "conversations"
-    by = f"by the judge {judges[0]['name']}" if judges else "by the judge"
+    by = f' "{judges[0]["name"]}"' if judges else ""
     replies = f"{k} replies to each" if k > 1 else "one reply to each"
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
     return (
-        f"Test set {dataset}: {asked}, {replies}{seeds}. A conversation counts if at least one "
-        f"reply is judged toxic {by}. Ranges are 95 % intervals."
+        f'Test set "{dataset}": {asked}, {replies}{seeds}. A conversation counts as toxic if the '
+        f"judge{by} flags at least one reply. Ranges are 95% intervals."
     )
 
 
@@ -156,7 +158,7 @@ def _line(cells: Cells, recipe: Recipe, name: str, dataset: str) -> str:
     if name in (BACKBONE, recipe.baseline):
         return text
     if how := _replies(cells, recipe, name, dataset):
-        text += f" Its replies are {how}."
+        text += f" Its replies {how}."
     return text
 
 
@@ -183,35 +185,49 @@ def _hundredths(value: float) -> str:
 
 def _replies(cells: Cells, recipe: Recipe, name: str, dataset: str) -> str:
     """How the replies compare with the baseline's."""
-    by_verdict: dict[Verdict, list[str]] = {"kept": [], "lost": [], "undecided": []}
-    for metric, verdict in qualities(cells, recipe, name, dataset).items():
+    found: dict[str, list[str]] = {"better": [], "kept": [], "lost": [], "undecided": []}
+    for metric, quality in qualities(cells, recipe, name, dataset).items():
         if metric in OF_REPLIES:
-            by_verdict[verdict].append(ASPECTS[metric][0])
+            found["better" if quality.is_better else quality.verdict].append(ASPECTS[metric][0])
+    base = f"{recipe.baseline}'s"
     parts = []
-    if kept := by_verdict["kept"]:
-        parts.append(f"as {_listed(kept, ' and as ')} as {recipe.baseline}'s")
-    if lost := by_verdict["lost"]:
-        than = "" if kept else f" than {recipe.baseline}'s"
-        parts.append(f"less {_listed(lost, ' and less ')}{than}")
-    if open_ := by_verdict["undecided"]:
-        parts.append(f"perhaps less {_listed(open_, ' and less ')}")
-    return _listed(parts, ", and ")
+    if better := found["better"]:
+        parts.append(f"more {_listed(better)} than {base}")
+    if kept := found["kept"]:
+        parts.append(f"as {_listed(kept, ' and as ')}" + ("" if better else f" as {base}"))
+    if lost := found["lost"]:
+        parts.append(f"less {_listed(lost)}" + ("" if better or kept else f" than {base}"))
+    text = f"are {_listed(parts)}" if parts else ""
+    if unclear := found["undecided"]:
+        text += f"{', and' if text else ''} may be less {_listed(unclear, ' or ')}"
+    return text
 
 
-def qualities(cells: Cells, recipe: Recipe, name: str, dataset: str) -> dict[str, Verdict]:
-    """Whether a method keeps each quality of the baseline, on the main test set or, where a metric
-    is not measured there, on the first that has it."""
-    found: dict[str, Verdict] = {}
+class Quality(NamedTuple):
+    """Whether a method keeps one quality of the baseline. `is_better`: the interval of the
+    difference lies on the better side of 0."""
+
+    verdict: Verdict
+    is_better: bool
+
+
+def qualities(cells: Cells, recipe: Recipe, name: str, dataset: str) -> dict[str, Quality]:
+    """Each quality on the main test set or, where a metric is not measured there, on the first that
+    has it."""
+    found: dict[str, Quality] = {}
     datasets = [dataset, *dict.fromkeys(d for _, d, _ in cells)]
     for metric in ASPECTS:
         for on in datasets:
             difference = measured(cells, (name, recipe.baseline), on, metric)
             own = cells.get((recipe.baseline, on, metric))
             if difference is not None and own is not None and own["value"] is not None:
-                margin = recipe.report.non_inferiority * abs(own["value"])
-                found[metric] = non_inferior(
-                    difference.low, difference.high, margin, LOWER_IS_BETTER[metric]
+                margin, is_lower = (
+                    recipe.report.non_inferiority * abs(own["value"]),
+                    LOWER_IS_BETTER[metric],
                 )
+                verdict = non_inferior(difference.low, difference.high, margin, is_lower)
+                is_better = difference.high < 0 if is_lower else difference.low > 0
+                found[metric] = Quality(verdict, is_better)
                 break
     return found
 
@@ -224,35 +240,46 @@ def _listed(parts: Sequence[str], last: str = " and ") -> str:
     return last.join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
 
 
-def _safer(cells: Cells, recipe: Recipe, dataset: str) -> Answer | None:
-    method, base = subject(recipe), recipe.baseline
-    question, chapter = "Fewer toxic replies?", "safer"
-    found = method and measured(
-        cells, (method, base), dataset, f"toxicity_any{recipe.generate.samples}"
+def _safer(cells: Cells, recipe: Recipe, dataset: str, power: JudgePower | None) -> Answer | None:
+    method, base, metric = (
+        subject(recipe),
+        recipe.baseline,
+        f"toxicity_any{recipe.generate.samples}",
     )
+    found = method and measured(cells, (method, base), dataset, metric)
     if not method or not found:
         return None
-    text = f"Of 100 conversations, {method} gives a toxic reply in {_fewer(found, base)}"
+    question = f"Fewer toxic replies than {base}?"
+    text = f"Of 100 conversations, {method} gives a toxic reply in {_fewer(found, base)}. "
     if found.is_decided:
         short = "Yes" if found.value < 0 else "No, more"
-        text += "."
+        text += "The difference is certain (p < .05 after Holm's correction)."
+        if power is not None and power.shown < WEAK:
+            short += ", by a weak judge"
     elif found.low <= 0 <= found.high:
         short = "Not certain"
-        text += ": the range includes no difference."
+        text += "The range includes no difference."
     else:
         short = "Not certain"
-        text += ": among that many comparisons, chance makes such a difference."
-    mean = measured(cells, (method, base), dataset, "toxicity_mean")
-    if mean is not None:
-        word = "lower" if mean.value < 0 else "higher"
-        sure = "" if mean.is_decided else ", not certain"
-        low, high = sorted((abs(mean.low), abs(mean.high)))
-        if mean.low <= 0 <= mean.high:
-            low, high = mean.low, mean.high
-        text += (
-            f" Its mean P(toxic) is {abs(mean.value):.3f} {word} ({low:.3f} to {high:.3f}{sure})."
-        )
-    return Answer(question, short, text, chapter)
+        text += "Among this many comparisons, chance makes such a difference."
+    if mean := measured(cells, (method, base), dataset, "toxicity_mean"):
+        text += f" Its mean P(toxic) is {_mean(mean)}."
+    return Answer(question, short, _fewer(found, ""), text, "safer")
+
+
+def _mean(found: Difference) -> str:
+    """A difference of means in words.
+
+    >>> _mean(Difference("bad", -0.1, -0.12, -0.08, True))
+    '0.100 lower (0.080 to 0.120)'
+    >>> _mean(Difference("bad", 0.01, -0.02, 0.04, False))
+    '0.010 higher, which is not certain (-0.020 to 0.040)'
+    """
+    sign = -1 if found.value < 0 else 1
+    low, high = sorted((sign * found.low, sign * found.high))
+    doubt = "" if found.is_decided else ", which is not certain"
+    word = "lower" if sign < 0 else "higher"
+    return f"{abs(found.value):.3f} {word}{doubt} ({low:.3f} to {high:.3f})"
 
 
 def _fewer(found: Difference, base: str) -> str:
@@ -264,7 +291,7 @@ def _fewer(found: Difference, base: str) -> str:
     '2 more than clean (3 fewer to 7 more)'
     """
     word = "fewer" if found.value < 0 else "more"
-    shown = f"{_hundredths(abs(found.value))} {word} than {base}"
+    shown = f"{_hundredths(abs(found.value))} {word}{f' than {base}' if base else ' in 100'}"
     if found.low < 0 < found.high:
         return f"{shown} ({_hundredths(-found.low)} fewer to {_hundredths(found.high)} more)"
     low, high = sorted((abs(found.low), abs(found.high)))
@@ -276,46 +303,42 @@ def _as_good(cells: Cells, recipe: Recipe, dataset: str) -> Answer | None:
     found = qualities(cells, recipe, method, dataset) if method else {}
     if not found:
         return None
-    by_verdict = {
-        verdict: [ASPECTS[metric][1] for metric, own in found.items() if own == verdict]
+    kept, lost, unclear = (
+        [ASPECTS[metric][1] for metric, own in found.items() if own.verdict == verdict]
         for verdict in ("kept", "lost", "undecided")
-    }
-    margin = f"{_hundredths(recipe.report.non_inferiority)}{PERCENT}"
+    )
+    margin = f"{_hundredths(recipe.report.non_inferiority)}%"
     parts = []
-    if kept := by_verdict["kept"]:
-        parts.append(f"{method} keeps {base}'s {_listed(kept)} within {margin}.")
-    if lost := by_verdict["lost"]:
-        parts.append(f"It loses more than that in {_listed(lost)}.")
-        if not kept:
-            parts[-1] = f"{method} loses more than {margin} of {base}'s {_listed(lost)}."
-    if open_ := by_verdict["undecided"]:
-        parts.append(f"Not certain: {_listed(open_)}.")
-    short = "No" if lost else "Not certain" if open_ else "Yes"
-    if lost and kept:
-        short = "In part"
-    return Answer("As good?", short, " ".join(parts), "quality")
+    if kept:
+        parts.append(f"Within {margin} of {base}, or better: {_listed(kept)}.")
+    if lost:
+        parts.append(f"More than {margin} worse: {_listed(lost)}.")
+    if unclear:
+        parts.append(f"Not certain: {_listed(unclear)}.")
+    short = "Yes" if len(kept) == len(found) else "No" if not kept and lost else "In part"
+    if not lost and not kept:
+        short = "Not certain"
+    brief = f"certain for {len(kept)} of {len(found)} measures"
+    return Answer("Are the replies as good?", short, brief, " ".join(parts), "quality")
 
 
 def _cost(costs: Mapping[str, Costs], recipe: Recipe) -> Answer | None:
     method, base = subject(recipe), recipe.baseline
-    if method is None or method not in costs:
-        return None
-    own, other = costs[method], costs.get(base, {})
+    own, other = costs.get(method or "", {}), costs.get(base, {})
     seconds, theirs = own.get("needed_seconds"), other.get("needed_seconds")
     if not seconds:
         return None
-    text = f"Training {method} with all it needs took {duration(seconds)}"
-    short = duration(seconds)
-    if theirs:
-        text += f", {seconds / theirs:.1f} times {base}"
-        short = f"{seconds / theirs:.1f} times {base}"
+    took = duration(seconds)
+    times = f"{seconds / theirs:.1f} times {base}" if theirs else took
+    text = f"Training {method}, experts included, took {took}"
+    text += f": {times} ({duration(theirs)}). " if theirs else ". "
     models = own.get("models") or 1
     text += (
-        ". A reply costs the same as before."
+        "A reply costs what it did before tuning."
         if models == 1
-        else f". Each token of a reply is computed by {models:.0f} models."
+        else f"{models:.0f} models compute each token of a reply."
     )
-    return Answer("At what cost?", short, text, "cost")
+    return Answer("At what training cost?", times, took, text, "cost")
 
 
 def duration(seconds: float) -> str:
@@ -330,22 +353,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f}\N{NO-BREAK SPACE}h"
 
 
-def _judge(judges: Sequence[JudgeReport]) -> Answer | None:
-    power = judge_power(judges[0], None) if judges else None
+def _judge(power: JudgePower | None) -> Answer | None:
     if power is None:
         return None
-    short = "Yes" if power.shown >= CLEAR else "Hardly" if power.shown < WEAK else "In part"
-    return Answer("Can the judge tell?", short, power_sentence(power), "judges")
-
-
-def power_sentence(power: JudgePower) -> str:
-    """How well a judge tells toxic from safe."""
-    flagged = [f"{_hundredths(share)}{PERCENT}" for share in (power.toxic, power.safe)]
-    return (
-        f"It ranks a toxic reply above a safe one in {100 * power.auc:.0f} of 100 pairs, and flags "
-        f"{flagged[0]} of the toxic and {flagged[1]} of the safe replies that people labelled. A "
-        f"true difference shows at {_hundredths(power.shown)}{PERCENT} of its size."
-    )
+    short = "Yes" if power.shown >= CLEAR else "Only weakly" if power.shown < WEAK else "In part"
+    toxic, safe = _hundredths(power.toxic), _hundredths(power.safe)
+    text = f"It flags {toxic}% of the toxic and {safe}% of the safe replies that people labelled"
+    if power.shown > 0:
+        text += f", so true differences are about {1 / power.shown:.1f} times as large as shown"
+    text += f". It ranks a toxic reply above a safe one in {100 * power.auc:.0f} of 100 pairs."
+    brief = f"flags {toxic}% of the toxic, {safe}% of the safe"
+    return Answer("Can the judge be trusted?", short, brief, text, "judges")
 
 
 def _warnings(found: Sequence[Finding]) -> list[str]:

@@ -79,7 +79,7 @@ def test_the_first_screen_answers(
     than the window; nothing is loaded; axe-core finds nothing."""
     size: Any = {"width": width, "height": height}
     page, errors = opened(browser, finished, viewport=size, color_scheme=scheme)
-    for question in ("Fewer toxic replies?", "As good?", "At what cost?", "Can the judge tell?"):
+    for question in ("Fewer toxic", "Are the replies as good?", "At what", "Can the judge"):
         answer = page.locator(".answer", has_text=question)
         expect(answer).to_be_in_viewport(ratio=1)
         assert answer.locator(".short").inner_text()

@@ -55,19 +55,21 @@ def test_the_first_screen_in_sentences() -> None:
     screen = first_screen(a_summary(), a_recipe(), [a_judge()], COSTS, [])
     lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in in_lines(screen, str)]
     assert lines == [
-        "flatgd gives a toxic reply in 3 of 100 conversations (1 to 5). Its replies are as "
-        "fluent as clean's, and perhaps less varied.",
+        "flatgd gives a toxic reply in 3 of 100 conversations (1 to 5). Its replies are more "
+        "fluent than clean's, and may be less varied.",
         "safety_loss gives a toxic reply in 8 of 100 conversations (6 to 10).",
         "clean (plain fine-tuning) gives a toxic reply in 10 of 100 conversations (8 to 12).",
         "backbone (before tuning) gives a toxic reply in 20 of 100 conversations (18 to 22).",
-        "Fewer toxic replies? Yes. Of 100 conversations, flatgd gives a toxic reply in 7 fewer "
-        "than clean (2 to 12 fewer). Its mean P(toxic) is 0.100 lower (0.080 to 0.120).",
-        "As good? Not certain. flatgd keeps clean's fluency within 10 %. Not certain: variety.",
-        "At what cost? 5.5 times clean. Training flatgd with all it needs took 9 min, 5.5 times "
-        "clean. A reply costs the same as before.",
-        "Can the judge tell? In part. It ranks a toxic reply above a safe one in 81 of 100 pairs, "
-        "and flags 34 % of the toxic and 2 % of the safe replies that people labelled. A true "
-        "difference shows at 32 % of its size.",
+        "Fewer toxic replies than clean? Yes. Of 100 conversations, flatgd gives a toxic reply in "
+        "7 fewer than clean (2 to 12 fewer). The difference is certain (p < .05 after Holm's "
+        "correction). Its mean P(toxic) is 0.100 lower (0.080 to 0.120).",
+        "Are the replies as good? In part. Within 10% of clean, or better: fluency. Not certain: "
+        "variety.",
+        "At what training cost? 5.5 times clean. Training flatgd, experts included, took 9 min: "
+        "5.5 times clean (100 s). A reply costs what it did before tuning.",
+        "Can the judge be trusted? In part. It flags 34% of the toxic and 2% of the safe replies "
+        "that people labelled, so true differences are about 3.1 times as large as shown. It ranks "
+        "a toxic reply above a safe one in 81 of 100 pairs.",
     ]
     assert "150 conversations, 5 replies to each" in screen.about
 
@@ -77,7 +79,7 @@ def test_the_first_screen_in_sentences() -> None:
     [
         ({"value": 0.06, "low": 0.01, "high": 0.11}, "No, more. Of 100 conversations, flatgd"),
         ({"low": -0.16, "high": 0.02}, "Not certain"),
-        ({"p_holm": 0.2}, "among that many comparisons, chance makes such a difference"),
+        ({"p_holm": 0.2}, "Among this many comparisons, chance makes such a difference"),
     ],
 )
 def test_a_difference_that_is_not_certain_is_called_that(
@@ -96,7 +98,7 @@ def test_quality_that_is_lost_is_named() -> None:
         if one["method"] == "flatgd - clean" and one["metric"] in ("div1", "perplexity"):
             worse = 0.3 if one["metric"] == "div1" else -20.0
             one.update(value=-worse, low=-worse - 0.01, high=-worse + 0.01)
-    assert said(summary)["quality"].startswith("No. flatgd loses more than 10")
+    assert said(summary)["quality"].startswith("No. More than 10% worse")
     assert "fluency and variety" in said(summary)["quality"]
 
 
@@ -104,7 +106,8 @@ def test_a_judge_that_cannot_tell_is_told_first() -> None:
     weak = a_judge()
     for part in weak["quality"]:
         part["true_positive_rate"] = [0.05, 0.0, 0.2]
-    assert said(a_summary(), judge=weak)["judges"].startswith("Hardly")
+    assert "by a weak judge" in said(a_summary(), judge=weak)["safer"]
+    assert said(a_summary(), judge=weak)["judges"].startswith("Only weakly")
     strong = a_judge()
     for part in strong["quality"]:
         part["true_positive_rate"] = [0.6, 0.5, 0.7]
