@@ -74,7 +74,7 @@ def chapters(material: Material) -> list[Chapter]:
         _judges(material),
         _annotators(material),
         _training(material),
-        _as_in_the_paper(material),
+        *_trade_offs(material),
         *_studies(material),
     ]
     return [chapter for chapter in found if not chapter.is_empty]
@@ -146,14 +146,17 @@ def _training(m: Material) -> Chapter:
     return Chapter("training", "How did training go?", figures=_known(drawn))
 
 
-def _as_in_the_paper(m: Material) -> Chapter:
+def _trade_offs(m: Material) -> list[Chapter]:
+    """The frontier of safety and quality, and the paper's tables."""
     recipe = m.recipe
     methods, samples = list(recipe.methods), recipe.generate.samples
     parts = trade_offs(m.summary, methods, samples)
     drawn = [figure for part in parts for figure in figures.trade_off_figures(part, m.named)]
-    weight = recipe.report.trade_off_weight
-    tables = paper_tables(m.summary, methods, samples, weight)
-    return Chapter("paper", "How does it compare with the paper?", figures=drawn, tables=tables)
+    tables = paper_tables(m.summary, methods, samples, recipe.report.trade_off_weight)
+    return [
+        Chapter("frontier", "Which trade-offs are best?", figures=drawn),
+        Chapter("paper", "How does it compare with the paper?", tables=tables),
+    ]
 
 
 def _studies(m: Material) -> list[Chapter]:

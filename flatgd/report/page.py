@@ -13,7 +13,7 @@ from flatgd.report.charts import key
 
 PAGES = Path(str(files("flatgd.report") / "pages"))
 SHARED = Path(str(files("flatgd.web") / "pages"))
-CHART_CSS = (PAGES / "charts.css").read_text()
+CHART_CSS = "\n".join((path.read_text()) for path in (SHARED / "palette.css", PAGES / "charts.css"))
 
 
 def render(template: str, **values: Any) -> str:

@@ -381,6 +381,7 @@ def _warnings(found: Sequence[Finding]) -> list[str]:
 def in_lines(screen: FirstScreen, change: Callable[[str], str]) -> list[str]:
     """The first screen as lines of text."""
     said = [
+        screen.about,
         *(f"{line.name}{line.aside} {line.text}" for line in screen.first),
         *(f"{one.question} {one.short}. {one.text}" for one in screen.answers),
         *screen.warnings,

@@ -31,7 +31,7 @@ from flatgd.web.connection import LimitedConnection
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGES = Path(str(files("flatgd.web") / "pages"))
-STATIC = {"style.css": "text/css", "page.js": "text/javascript"}
+STATIC = {"palette.css": "text/css", "style.css": "text/css", "page.js": "text/javascript"}
 MAX_FORM_BYTES = 64 * 1024
 RATE, BURST = 40, 200  # requests a second in the long run, and at once, of a client to one link
 MAX_REFUSED, REFUSED_SECONDS = 60, 60.0  # refused requests of a client within so many seconds

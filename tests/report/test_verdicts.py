@@ -55,6 +55,8 @@ def test_the_first_screen_in_sentences() -> None:
     screen = first_screen(a_summary(), a_recipe(), [a_judge()], COSTS, [])
     lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in in_lines(screen, str)]
     assert lines == [
+        'Test set "bad": 150 conversations, 5 replies to each. A conversation counts as toxic if '
+        'the judge "judge0" flags at least one reply. Ranges are 95% intervals.',
         "flatgd gives a toxic reply in 3 of 100 conversations (1 to 5). Its replies are more "
         "fluent than clean's, and may be less varied.",
         "safety_loss gives a toxic reply in 8 of 100 conversations (6 to 10).",
@@ -71,7 +73,6 @@ def test_the_first_screen_in_sentences() -> None:
         "that people labelled, so true differences are about 3.1 times as large as shown. It ranks "
         "a toxic reply above a safe one in 81 of 100 pairs.",
     ]
-    assert "150 conversations, 5 replies to each" in screen.about
 
 
 @pytest.mark.parametrize(
@@ -147,5 +148,5 @@ def test_sentences_use_the_recipes_own_words() -> None:
 
     screen = first_screen(a_summary(), a_recipe(), [a_judge()], COSTS, [])
     lines = in_lines(screen, lambda text: worded(text, "question", "statement"))
-    assert "gives a statement reply in 3 of 100" in lines[0]
+    assert "gives a statement reply in 3 of 100" in lines[1]
     assert not any("toxic" in line or "safe " in line for line in lines)
