@@ -61,7 +61,7 @@ $(READY): pyproject.toml requirements-torch.txt requirements.lock
 	$(BIN)/pip check
 	touch $(READY)
 
-RESOLVE := $(BIN)/uv pip compile pyproject.toml --extra dev --constraint requirements-torch.txt --no-emit-package torch --quiet
+RESOLVE := $(BIN)/uv pip compile pyproject.toml --extra dev --extra hub --constraint requirements-torch.txt --no-emit-package torch --quiet
 
 lock: $(READY)  ## resolve requirements.lock again: Python 3.11 to 3.14 on Linux, macOS, Windows
 	$(RESOLVE) --universal --python-version 3.11 --upgrade --generate-hashes --custom-compile-command "make lock" -o requirements.lock

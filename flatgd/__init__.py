@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flatgd.data.jsonl import load_jsonl
+    from flatgd.data.jsonl import load_jsonl, load_rows
     from flatgd.dialogue import Dialogue
     from flatgd.methods import Clean, FlatGD, SafetyLoss
     from flatgd.models.loading import load_model, load_tokenizer
@@ -24,6 +24,7 @@ _HOMES = {
     "SafetyLoss": "flatgd.methods",
     "load_jsonl": "flatgd.data.jsonl",
     "load_model": "flatgd.models.loading",
+    "load_rows": "flatgd.data.jsonl",
     "load_tokenizer": "flatgd.models.loading",
 }
 
@@ -37,6 +38,7 @@ __all__ = [
     "SafetyLoss",
     "load_jsonl",
     "load_model",
+    "load_rows",
     "load_tokenizer",
 ]
 

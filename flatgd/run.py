@@ -18,6 +18,8 @@ def run(recipe: Recipe, display: Display | None = None) -> Path:
     inputs have not changed are kept, so that an interrupted run resumes."""
     pipeline = Pipeline(recipe, display)
     if distributed.is_first():
+        page = recipe.output / layout.PAGE
+        pipeline.context.display.line("progress", f"{page} shows how far the run is")
         pipeline.run(lambda progress: write_progress(recipe, progress))
     else:
         pipeline.run()

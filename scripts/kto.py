@@ -39,7 +39,7 @@ def kto_rows(rows: Sequence[Dialogue], histories: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    from datasets import Dataset  # type: ignore[import-not-found]
+    from datasets import Dataset
     from trl import KTOConfig, KTOTrainer  # type: ignore[import-not-found]
 
     parser = argparse.ArgumentParser(description=__doc__)

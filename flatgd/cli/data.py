@@ -21,13 +21,14 @@ FormatArgument = Annotated[
     str,
     typer.Argument(
         metavar="FORMAT",
-        help="bad, bbf, convabuse, diasafety, hh, jsonl, prosocial or toxichat",
+        help="A format (bad, table, beavertails, hub ...), or nothing for a table: FILE alone.",
         show_default=False,
     ),
 ]
-PathsArgument = Annotated[
+FilesArgument = Annotated[
     list[str],
     typer.Argument(
+        metavar="[FORMAT] FILE...",
         help="One file per split, or a folder or file with all splits. demo:NAME is shipped data.",
         show_default=False,
     ),
@@ -73,14 +74,53 @@ def fetch(
                 display.line(name, str(file))
 
 
-@app.command(epilog="Example: flatgd data stats bad demo:data/bad_test.txt.gz")
+def _format_and_paths(given: list[str]) -> tuple[str, list[str]]:
+    """`FORMAT FILE...`, or `FILE...` of tables."""
+    from flatgd.config.source import FORMATS, format_of
+    from flatgd.errors import UsageError, nearest
+
+    first, *rest = given
+    if first in FORMATS and rest:
+        return first, rest
+    if all(format_of(name) for name in given):
+        return "table", given
+    if first in FORMATS:
+        raise UsageError(f"{first} of which file? Give a path after the format")
+    raise UsageError(
+        f"{first!r} is no format{nearest(first, list(FORMATS))}, and its name does not tell one. "
+        f"Formats: {', '.join(FORMATS)}"
+    )
+
+
+def _guessed(format_: str, paths: list[str], given: list[str]) -> list[str]:
+    """`--set` for a table whose columns and labels have other names. Says what it guessed."""
+    from flatgd.config.section import SHIPPED
+    from flatgd.data.guess import guess_file
+
+    is_plain = format_ == "table" and len(paths) == 1 and not paths[0].startswith(SHIPPED)
+    if given or not is_plain or not Path(paths[0]).is_file():
+        return given
+    found = guess_file(Path(paths[0]))
+    if found is None:
+        return given
+    typer.echo("Guessed, because the keys or labels are not flatgd's own:")
+    for reason in found.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo("In a recipe:")
+    typer.echo(f"  {found.as_yaml(paths[0])}\n")
+    return [f"{key}={json.dumps(value)}" for key, value in found.fields().items()]
+
+
+@app.command(epilog="Example: flatgd data stats replies.csv")
 def stats(
-    format_: FormatArgument,
-    paths: PathsArgument,
+    given: FilesArgument,
     set_: OptionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Numbers as JSON.")] = False,
 ) -> None:
     """Count rows by split, label, speaker and length; canned replies, duplicates and overlap.
+
+    FILE alone is a table of any columns: this command guesses what they mean, says what it guessed,
+    and shows what to write into a recipe. FORMAT FILE is a published set.
 
     Complete files are counted: canned replies are kept and histories are not shortened. A DiaSafety
     folder is split again by context, as in recipes; name its files for the published splits.
@@ -91,8 +131,10 @@ def stats(
     from flatgd.data.stats import count, overlaps
     from flatgd.io.records import collect_left_out
 
+    format_, paths = _format_and_paths(given)
+    fields = _guessed(format_, paths, set_ or []) if not as_json else set_ or []
     with collect_left_out() as unused:
-        splits = load_splits(format_, paths, set_ or [])
+        splits = load_splits(format_, paths, fields)
     left_out = dict(Counter(problem.reason for problem in dict.fromkeys(unused)))
     counts = [count(name, rows) for name, rows in splits.items()]
     shared = overlaps(splits)

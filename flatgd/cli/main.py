@@ -5,7 +5,7 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,7 +13,7 @@ from flatgd.cli import publish, studies
 from flatgd.cli.annotate import app as annotate_app
 from flatgd.cli.data import app as data_app
 from flatgd.cli.options import MethodOption, RecipeArgument, SetOption, SkipOption, VerboseOption
-from flatgd.errors import FlatGDError, StoppedError
+from flatgd.errors import DataError, FlatGDError, StoppedError
 from flatgd.models import trust
 from flatgd.models.trust import Risk
 from flatgd.runtime import distributed
@@ -235,20 +235,37 @@ def check(
     typer.echo(f"{recipe}: nothing wrong found")
 
 
-@app.command(epilog="Example: flatgd init mine.yaml --backbone Qwen/Qwen2.5-0.5B-Instruct")
+@app.command(
+    epilog="Example: flatgd init mine.yaml --backbone Qwen/Qwen2.5-0.5B-Instruct --replies my.csv"
+)
 def init(
     recipe: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
     backbone: Annotated[
         str, typer.Option(help="The model to make safe: a folder or a hub name.")
     ] = "facebook/blenderbot-400M-distill",
-    replies: Annotated[str, typer.Option(help="Your labelled replies.")] = "replies.jsonl",
+    replies: Annotated[
+        str, typer.Option(help="Your labelled replies: a table of any columns.")
+    ] = "replies.jsonl",
 ) -> None:
-    """Write a commented recipe for your own model and data."""
-    from flatgd.config.loading import write_template
+    """Write a commented recipe for your own model and data.
 
-    write_template(recipe, backbone, replies)
+    The columns and labels of a table are guessed, and what was guessed is said.
+    """
+    from flatgd.config.loading import write_template
+    from flatgd.data.guess import guess_file
+
+    fields: dict[str, Any] = {}
     if not Path(replies).exists():
         typer.echo(f"{replies} does not exist yet")
+    elif Path(replies).is_file():
+        try:
+            found = guess_file(Path(replies))
+        except DataError as error:
+            typer.echo(f"Not guessed: {error.problems[0].reason}")
+        else:
+            fields = found.fields() if found else {}
+            typer.echo("\n".join(f"Guessed: {reason}" for reason in found.reasons) if found else "")
+    write_template(recipe, backbone, replies, fields)
     typer.echo(f"Wrote {recipe}. Look through it, then run: flatgd check {recipe}")
 
 

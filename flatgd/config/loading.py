@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -217,14 +217,19 @@ def _from_anywhere(path: Path) -> str:
     return str(path.absolute())
 
 
-def write_template(path: Path, backbone: str, replies: str) -> None:
-    """Write a commented recipe. Raises UsageError if the file exists or cannot be written.
+def write_template(
+    path: Path, backbone: str, replies: str, fields: Mapping[str, Any] | None = None
+) -> None:
+    """Write a commented recipe; `fields` are further ones of the sources. Raises UsageError if the
+    file exists or cannot be written.
 
     `python scripts/options.py` makes the template's comments from the options' own sentences.
     """
     text = Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
     here = [_seen_from(path.parent, value) for value in (backbone, replies)]
     filled = dict(zip(("NAME", "BACKBONE", "REPLIES"), (path.stem, *here), strict=True))
+    shown = [f", {name}: {json.dumps(value)}" for name, value in (fields or {}).items()]
+    text = text.replace("<FIELDS>", "".join(shown))
     for blank, value in filled.items():
         text = text.replace(f"<{blank}>", value if blank == "NAME" else json.dumps(value))
     try:

@@ -15,7 +15,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that Linux takes
 _SECRET = re.compile(r"(token|api_?key|secret|passw(or)?d|credentials?)s?$", re.IGNORECASE)
 
 
-def _resolve(value: Any, info: Any) -> Any:
+def resolve_path(value: Any, info: Any) -> Any:
     """`demo:NAME` is a file that ships with flatgd; a relative path starts at the recipe."""
     if not isinstance(value, str):
         return value
@@ -50,16 +50,16 @@ def _usable(path: str) -> str:
     return path
 
 
-LocalPath = Annotated[Path, BeforeValidator(_resolve)]
+LocalPath = Annotated[Path, BeforeValidator(resolve_path)]
 
 
 def model_name(value: Any, info: Any) -> Any:
     """A folder, by its whole path, if there is one; else the name of a model on the hub."""
     if isinstance(value, str) and not value.startswith(SHIPPED):
-        local = _resolve(value, info)
+        local = resolve_path(value, info)
         is_path = value.startswith((".", "/", "~"))
         return os.path.abspath(local) if is_path or local.is_dir() else value
-    return str(_resolve(value, info)) if isinstance(value, str) else value
+    return str(resolve_path(value, info)) if isinstance(value, str) else value
 
 
 ModelName = Annotated[str, BeforeValidator(model_name)]

@@ -1,16 +1,60 @@
 """The data of a recipe: four sets, each a list of sources."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from flatgd.config.columns import KEYS
 from flatgd.config.labels import Labels
-from flatgd.config.section import LocalPath, Section, about
+from flatgd.config.section import Section, about, resolve_path
 from flatgd.errors import nearest
 
-Format = Literal["bad", "bbf", "convabuse", "diasafety", "hh", "jsonl", "prosocial", "toxichat"]
-ONLY_JSONL = {"columns", "toxic_values", "safe_values", "label", "roles"}
+Format = Literal[
+    "aegis",
+    "bad",
+    "bbf",
+    "beavertails",
+    "convabuse",
+    "diasafety",
+    "dices",
+    "hh",
+    "hub",
+    "jsonl",
+    "pku_saferlhf",
+    "prosocial",
+    "table",
+    "toxic_chat",
+    "toxichat",
+    "wildguardmix",
+    "xstest",
+]
+FORMATS: tuple[str, ...] = get_args(Format)
+TABLES = ("table", "jsonl")  # two names of one format
+ONLY_TABLES = {"columns", "toxic_values", "safe_values", "label", "roles"}
+ONLY_HUB = {"subset", "max_rows"}
+SPLITS = ("train", "val", "test")
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq")
+COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
+
+
+def _source_path(value: Any, info: ValidationInfo) -> Any:
+    """A local path, or the name of a data set on the hub."""
+    if info.data.get("format") == "hub":
+        return Path(value) if isinstance(value, str) else value
+    return resolve_path(value, info)
+
+
+def format_of(name: str) -> Format | None:
+    """The format of a file by its name; None where the name does not tell.
+
+    >>> format_of("replies.csv.gz"), format_of("bad/train.txt")
+    ('table', None)
+    """
+    stem = name.lower()
+    for suffix in COMPRESSED:
+        stem = stem.removesuffix(suffix)
+    return "table" if stem.endswith(TABLE_SUFFIXES) else None
 
 
 class Source(Section):
@@ -23,11 +67,17 @@ class Source(Section):
     )
     """Name of the source in tables and files."""
     format: Format
-    """File format. jsonl also reads a JSON array, CSV and TSV."""
-    path: LocalPath
-    """A file, or the folder of a published data set."""
-    split: Literal["train", "val", "test"] = "train"
-    """Split to read from a folder, or from a file that holds all splits (bbf)."""
+    """What the file is. Without it, JSON lines, a JSON array, CSV, TSV and Parquet are read as a
+    table (jsonl is another name of table). hub reads a data set by its name on the hub."""
+    path: Annotated[Path, BeforeValidator(_source_path)]
+    """A file, the folder of a published data set, or with `format: hub` the name of a data set."""
+    split: str = "train"
+    """Split to read from a folder, from a file that holds all splits (bbf), or from the hub. train,
+    val or test; a set on the hub may have others."""
+    subset: str | None = None
+    """hub only. Subset (configuration) of the data set."""
+    max_rows: int | None = Field(None, ge=1, json_schema_extra=about("rows"))
+    """hub only. Reads the first rows alone, and streams them instead of downloading the set."""
     speaker: Literal["bot", "human", "all"] = "bot"
     """Whose turns count as replies. Human turns may train a judge, never a policy."""
     share: tuple[float, float] = Field(
@@ -46,19 +96,20 @@ class Source(Section):
     """How often each row is used. 2 uses a row twice; 0.25 uses a quarter of the rows, drawn by the
     seed. Not for test and eval sets."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """jsonl only. Our key for each column of the file, as {completion: tweet}. Other columns are
-    ignored."""
+    """Tables and hub only. Our key for each column of the file, as {completion: tweet}. Other
+    columns are ignored."""
     toxic_values: tuple[str, ...] = ()
-    """jsonl only. Labels that mean toxic. Without it, true means safe and false means toxic."""
+    """Tables and hub only. Labels that mean toxic. Without it, true means safe and false toxic."""
     safe_values: tuple[str, ...] = ()
-    """jsonl only. Labels that mean safe. With toxic_values too, any other label is an error."""
+    """Tables and hub only. Labels that mean safe. With both lists, any other label is an error."""
     label: Literal["safe", "toxic", "none"] | None = None
-    """jsonl only. Label of the rows that have none."""
+    """Tables and hub only. Label of the rows that have none."""
     votes: Literal["keep", "majority", "drop"] = "keep"
     """What to do with rows that label one reply both ways. keep uses them all, majority keeps one
     row (none at a tie), drop removes them."""
     roles: dict[str, Literal["user", "assistant", "system"]] = Field(default_factory=dict)
-    """jsonl only. What role names of your own mean, as {customer: user}. Case does not matter."""
+    """Tables and hub only. What role names of your own mean, as {customer: user}. Case does not
+    matter."""
     label_by: Literal["question", "statement", "refusal", "topic_change", "evasive"] | None = None
     """Labels replies by their words instead of the data's labels: replies of this kind count as
     safe, all others as toxic."""
@@ -68,10 +119,27 @@ class Source(Section):
     def _as_text(cls, values: object) -> object:
         return [str(value) for value in values] if isinstance(values, list) else values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _format_follows_the_file(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "format" in raw or not isinstance(raw.get("path"), str):
+            return raw
+        if (found := format_of(raw["path"])) is None:
+            raise ValueError(
+                f"the name {raw['path']!r:.80} does not tell the format; add format: one of "
+                f"{', '.join(FORMATS)}"
+            )
+        return {"format": found, **raw}
+
     @model_validator(mode="after")
     def _check(self) -> "Source":
-        if (given := ONLY_JSONL & self.model_fields_set) and self.format != "jsonl":
-            raise ValueError(f"{sorted(given)[0]} is for format jsonl, not {self.format}")
+        is_table = self.format in (*TABLES, "hub")
+        if (given := ONLY_TABLES & self.model_fields_set) and not is_table:
+            raise ValueError(f"{sorted(given)[0]} is for tables, not for format {self.format}")
+        if (given := ONLY_HUB & self.model_fields_set) and self.format != "hub":
+            raise ValueError(f"{sorted(given)[0]} is for format hub, not {self.format}")
+        if self.format != "hub" and self.split not in SPLITS:
+            raise ValueError(f"split must be train, val or test, got {self.split!r}")
         Labels(self.safe_values, self.toxic_values)
         if self.label_by and self.votes != "keep":
             raise ValueError("label_by labels replies by their words, so votes has no effect")

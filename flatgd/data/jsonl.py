@@ -1,4 +1,4 @@
-"""Your own data, one labelled reply per row: JSON lines, a JSON array, CSV or TSV.
+"""Your own data, one labelled reply per row: JSON lines, a JSON array, CSV, TSV or Parquet.
 
 Files may be compressed. The keys decide the form of a row. `label` is true if the reply is safe.
 Invented examples:
@@ -20,7 +20,7 @@ belong together; by default, rows with the same first turn), `speaker` (bot or h
 the reply) and `source`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,21 @@ from flatgd.data.conversations import (
 )
 from flatgd.dialogue import Author, Dialogue, Role, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import LeftOut, clean_text, digest, parse_json, parse_rows, word_field
-from flatgd.io.tables import parse_table
-from flatgd.io.text import unpacked_name
+from flatgd.io.any_file import Records, parse_any
+from flatgd.io.records import (
+    KEPT,
+    PAIR_READ,
+    LeftOut,
+    clean_text,
+    digest,
+    parse_rows,
+    word_field,
+)
 
 OPTIONAL = ("conversation", "speaker", "source", "system", "tools", "input", "history")
 _ONE_REPLY, _PAIR = frozenset(("completion", *TURNS)), frozenset(PAIR)
 ZERO_WEIGHT = LeftOut("reply with weight 0")
-THINKING_UNREAD = LeftOut("thinking of a message (the row is kept)")
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+THINKING_UNREAD = LeftOut(f"thinking of a message{KEPT}")
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,36 @@ class RowFormat:
 
 
 def load_jsonl(path: str | Path, row_format: RowFormat = RowFormat()) -> list[Dialogue]:
-    """The rows of one file: a table if it ends in .csv or .tsv, else JSON.
+    """The rows of one file: CSV, TSV or Parquet by its name, else JSON.
 
     Raises DataError with every bad line.
     """
-    path = Path(path)
-    suffix = Path(unpacked_name(path.name)).suffix.lower()
-    rows: Iterable[tuple[int, Any]]
-    rows = parse_table(path, SEPARATORS[suffix]) if suffix in SEPARATORS else parse_json(path)
+    return from_records(Path(path), parse_any(Path(path)), row_format)
+
+
+def load_rows(rows: Any, row_format: RowFormat = RowFormat()) -> list[Dialogue]:
+    """Rows from Python: a list of mappings, a datasets.Dataset, or a pandas.DataFrame.
+
+    >>> rows = [{"question": "hi", "answer": "hello!", "safe": "yes"}]
+    >>> columns = {"prompt": "question", "completion": "answer", "label": "safe"}
+    >>> wanted = RowFormat(columns, toxic_values=("no",), safe_values=("yes",))
+    >>> [(row.reply, row.is_safe) for row in load_rows(rows, wanted)]
+    [('hello!', True)]
+
+    Raises DataError with every bad row.
+    """
+    records = enumerate((dict(row) for row in as_mappings(rows)), start=1)
+    return from_records(Path("rows"), records, row_format)
+
+
+def as_mappings(rows: Any) -> Any:
+    """A pandas.DataFrame as a list of dicts; anything else as it is."""
+    is_frame = hasattr(rows, "columns") and hasattr(rows, "to_dict")
+    return rows.to_dict("records") if is_frame else rows
+
+
+def from_records(path: Path, rows: Records, row_format: RowFormat = RowFormat()) -> list[Dialogue]:
+    """Numbered rows of `path`, which names them in errors. Raises DataError with every bad row."""
     try:
         labels = row_format.labels()
     except ValueError as error:
@@ -106,7 +134,7 @@ def dialogues_from_row(row: dict[str, Any], row_format: RowFormat = RowFormat())
     [(('hi',), 'hello!')]
     """
     found = _dialogues(row, row_format, row_format.labels(), {})
-    if unused := [part for part in found if isinstance(part, LeftOut) and part != THINKING_UNREAD]:
+    if unused := [part for part in found if isinstance(part, LeftOut) and not part.is_kept]:
         raise ValueError(f"{unused[0].reason}; remove the row, or the weight")
     return [part for part in found if isinstance(part, Dialogue)]
 
@@ -130,6 +158,7 @@ def _dialogues(
         raise ValueError(f"'speaker' must be bot or human, got {speaker!r}")
     side: Role = "assistant" if speaker == "bot" else "user"
     replies: list[tuple[str, Conversation, bool | None]]
+    unread = [THINKING_UNREAD] if has_thinking(row) else []
     if sides := _PAIR & row.keys():
         if len(sides) == 1:
             raise ValueError(f"{min(sides)!r} alone; a pair has 'chosen' and 'rejected'")
@@ -143,11 +172,11 @@ def _dialogues(
             )
         chosen, rejected = read_pair(row, row_format.roles, side)
         replies = [("chosen", chosen, True), ("rejected", rejected, False)]
+        unread.append(PAIR_READ)
     else:
         key = next(key for key in ("completion", *TURNS) if key in row)
         read = read_conversation(row, row_format.roles, side)
         replies = [(key, read, labels.is_safe(row, seen))]
-    unread = [THINKING_UNREAD] if has_thinking(row) else []
     return unread + [
         ZERO_WEIGHT if has_zero_weight(row[key]) else _dialogue(row, read, label, speaker)
         for key, read, label in replies

@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, compress, zip_longest
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from flatgd.config.source import Data, Format, Source
+from flatgd.config.source import ONLY_TABLES, TABLES, Data, Source
 from flatgd.data.behaviour import behaviour
 from flatgd.data.canned import is_canned, strip_canned
 from flatgd.data.fetch import DATASETS
@@ -22,33 +22,53 @@ from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.data.formats.hh import load_hh
 from flatgd.data.formats.prosocial import load_prosocial
 from flatgd.data.formats.toxichat import load_toxichat
+from flatgd.data.hub import load_hub
 from flatgd.data.jsonl import RowFormat, load_jsonl
-from flatgd.data.splits import find_split
+from flatgd.data.published import PUBLISHED, load_published
+from flatgd.data.splits import Split, find_split
 from flatgd.data.votes import count_contradictory, resolve_votes
 from flatgd.dialogue import Dialogue, Turn
 from flatgd.errors import DataError, Problem
-from flatgd.io.records import collect_bad_rows, collect_left_out
+from flatgd.io.records import KEPT, collect_bad_rows, collect_left_out
 from flatgd.runtime.collector import without_collector
 
-LOADERS: dict[Format, Callable[[Source], list[Dialogue]]] = {
-    "bad": lambda source: load_bad(source.path, source.split),
-    "bbf": lambda source: load_bbf(source.path, source.split),
-    "convabuse": lambda source: load_convabuse(source.path, source.split),
-    "diasafety": lambda source: load_diasafety(source.path, source.split),
-    "hh": lambda source: load_hh(source.path, source.split),
-    "jsonl": lambda source: load_jsonl(
-        find_split(source.path, source.split),
-        RowFormat(
-            source.columns, source.toxic_values, source.label, source.roles, source.safe_values
-        ),
+
+def _row_format(source: Source) -> RowFormat:
+    return RowFormat(
+        source.columns, source.toxic_values, source.label, source.roles, source.safe_values
+    )
+
+
+def _split(source: Source) -> Split:
+    return cast(Split, source.split)
+
+
+def _load_table(source: Source) -> list[Dialogue]:
+    return load_jsonl(find_split(source.path, source.split), _row_format(source))
+
+
+def _published(name: str) -> Callable[[Source], list[Dialogue]]:
+    return lambda source: load_published(name, source.path, source.split)
+
+
+LOADERS: dict[str, Callable[[Source], list[Dialogue]]] = {
+    "bad": lambda source: load_bad(source.path, _split(source)),
+    "bbf": lambda source: load_bbf(source.path, _split(source)),
+    "convabuse": lambda source: load_convabuse(source.path, _split(source)),
+    "diasafety": lambda source: load_diasafety(source.path, _split(source)),
+    "hh": lambda source: load_hh(source.path, _split(source)),
+    "hub": lambda source: load_hub(
+        source.path.as_posix(), source.subset, source.split, source.max_rows, _row_format(source)
     ),
-    "prosocial": lambda source: load_prosocial(source.path, source.split),
-    "toxichat": lambda source: load_toxichat(source.path, source.split),
+    **dict.fromkeys(TABLES, _load_table),
+    **{name: _published(name) for name in PUBLISHED},
+    "prosocial": lambda source: load_prosocial(source.path, _split(source)),
+    "toxichat": lambda source: load_toxichat(source.path, _split(source)),
 }
 
 
 # the fields of a source that a loader sees; the others select among the rows that were read
-READ_BY = {"format", "path", "split", "columns", "toxic_values", "safe_values", "label", "roles"}
+READ_BY = {"format", "path", "split", "subset", "max_rows", *ONLY_TABLES}
 # the order in which sets claim conversations, and the rule that leaves rows out of each
 OVERLAP = {
     "test": "",
@@ -89,7 +109,7 @@ class Sets(NamedTuple):
             if count
         ]
         return lines + [
-            ("data: left out", f"{count:,} of {rule}")
+            ("data: note" if rule.endswith(KEPT) else "data: left out", f"{count:,} of {rule}")
             for rule, count in self.dropped.items()
             if count
         ]
@@ -227,8 +247,12 @@ def load_source(source: Source, drop_replies: bool = True, read: Read = _read) -
     Test rows keep their canned replies (`drop_replies` is False), so that judges are measured on
     all rows. `answer_candidates` and `scorable` select the rows for other purposes.
     """
-    if not os.path.exists(source.path):  # Path.exists raises for a name that is too long
-        raise DataError([Problem(str(source.path), 0, f"no such file{fetch_hint(source.format)}")])
+    if source.format != "hub" and not os.path.exists(
+        source.path
+    ):  # Path.exists raises for a name that is too long
+        raise DataError(
+            [Problem(str(source.path), 0, f"no such file{fetch_hint(str(source.format))}")]
+        )
     every, unused = read(source)
     settled_rows, voted = resolve_votes(every, source.votes)
     rows = [row for row in settled_rows if _is_selected(row, source)]
@@ -250,7 +274,7 @@ def _relabelled(row: Dialogue, source: Source) -> Dialogue:
     return replace(row, is_safe=is_wanted)
 
 
-def fetch_hint(format_: Format) -> str:
+def fetch_hint(format_: str) -> str:
     """How to obtain a missing data set, for the end of an error message."""
     return f"; `flatgd data fetch {format_}` downloads it" if format_ in DATASETS else ""
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from flatgd.config.source import TABLE_SUFFIXES
 from flatgd.errors import DataError, Problem
 from flatgd.io.text import unpacked_name
 
@@ -13,10 +14,10 @@ NAMES: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test",),
 }
-SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
+SUFFIXES = (*TABLE_SUFFIXES, ".txt")
 
 
-def find_split(path: Path, split: Split) -> Path:
+def find_split(path: Path, split: str) -> Path:
     """`path` if it is a file; in a folder, the one data file whose name ends in the split's name.
 
     Examples are train.json, valid.jsonl.gz and ConvAbuseEMNLPtest.csv. DataError if there is no
@@ -26,7 +27,7 @@ def find_split(path: Path, split: Split) -> Path:
         return path
     files = sorted(path.iterdir(), reverse=True)  # prefers the uncompressed file
     by_name = {unpacked_name(file.name): file for file in files}
-    found = [file for file in by_name.values() if _stem(file).endswith(NAMES[split])]
+    found = [file for file in by_name.values() if _stem(file).endswith(names_of(split))]
     if len(found) == 1:
         return found[0]
     names = ", ".join(file.name for file in (found or files)[:10])
@@ -35,6 +36,11 @@ def find_split(path: Path, split: Split) -> Path:
         f"{count} file of split {split!r} in this folder ({names or 'it is empty'}); name a file"
     )
     raise DataError([Problem(str(path), 0, reason)])
+
+
+def names_of(split: str) -> tuple[str, ...]:
+    """The names under which a split is published."""
+    return next((names for known, names in NAMES.items() if known == split), (split,))
 
 
 def _stem(path: Path) -> str:

@@ -52,10 +52,22 @@ def collect_bad_rows(wanted: bool = True) -> Iterator[list[Problem]]:
         _bad_rows.reset(token)
 
 
+KEPT = " (the row is kept)"  # ends what is worth a note though nothing is left out
+
+
 class LeftOut(NamedTuple):
-    """Stands for a part of a row that a parser deliberately does not use."""
+    """Stands for a part of a row that a parser deliberately does not use, or uses with a doubt."""
 
     reason: str
+
+    @property
+    def is_kept(self) -> bool:
+        return self.reason.endswith(KEPT)
+
+
+PAIR_READ = LeftOut(
+    f"chosen read as safe and rejected as toxic, though both may be one of them{KEPT}"
+)
 
 
 _left_out: ContextVar[list[Problem] | None] = ContextVar("left_out", default=None)

@@ -13,18 +13,39 @@ from typing import Any, BinaryIO
 
 from flatgd.errors import DataError, Problem
 
+try:
+    import zstandard
+except ImportError:
+    zstandard = None  # type: ignore[assignment]
+
+_BROKEN: tuple[type[Exception], ...] = OSError, EOFError, ValueError, zlib.error, lzma.LZMAError
+if zstandard is not None:
+    _BROKEN = (*_BROKEN, zstandard.ZstdError)
+EXTRA = "`pip install 'flatgd[hub]'`"
+
+
+def _open_zstd(file: BinaryIO) -> Any:
+    if zstandard is None:
+        raise ValueError(f".zst files need {EXTRA}")
+    return zstandard.open(file, "rb")
+
+
 DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
+    ".zst": _open_zstd,
 }
 GIB = 1 << 30
 LIMIT_VARIABLE, LIMIT_GIB = "FLATGD_MAX_FILE_GIB", 2.0
-_MAGIC_BYTES = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\x00": ".xz", b"BZh": ".bz2"}
+_MAGIC_BYTES = {
+    b"\x1f\x8b": ".gz",
+    b"\xfd7zXZ\x00": ".xz",
+    b"BZh": ".bz2",
+    b"\x28\xb5\x2f\xfd": ".zst",
+}
 _UNSUPPORTED = {
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; decompress it first: zstd -d FILE",
-    b"PAR1": "a Parquet file; convert it to JSON lines first: "
-    "pandas.read_parquet(FILE).to_json('rows.jsonl', orient='records', lines=True)",
+    b"PAR1": "a Parquet file; give it a name that ends in .parquet",
     b"ARROW1": "an Arrow file; convert it to JSON lines first: "
     "datasets.Dataset.from_file(FILE).to_json('rows.jsonl')",
     b"PK\x03\x04": "a ZIP archive or an Excel sheet; unzip it, or save it as CSV",
@@ -68,7 +89,7 @@ def read_text(path: Path) -> str:
     except MemoryError:
         reason = "does not fit into memory; split the file"
         raise DataError([Problem(str(path), 0, reason)]) from None
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+    except _BROKEN as error:
         raise DataError([Problem(str(path), 0, f"cannot be read: {error}")]) from None
     if not text.strip():
         raise DataError([Problem(str(path), 0, "the file is empty")])

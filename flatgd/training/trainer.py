@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from flatgd.config.names import EXPERTS
-from flatgd.data.jsonl import dialogues_from_row
+from flatgd.data.jsonl import as_mappings, dialogues_from_row
 from flatgd.dialogue import Dialogue
 from flatgd.errors import DataError, ModelError, Problem, UnsupportedError
 from flatgd.methods import FlatGD, Method, SafetyLoss
@@ -49,11 +49,11 @@ class FlatGDTrainer(Evaluation, FlatnessMixin, VerifiedCheckpoints, Trainer):
     """Fine-tune `model` on labelled replies.
 
     `train_dataset` contains Dialogues, or rows with prompt, completion and label (true = safe); it
-    may be a datasets.Dataset. For a method that learns from pairs it also contains tuples of a safe
-    and a toxic reply to one history. `eval_dataset` has the same form, or is a dict of such sets.
-    Without `method`, FlatGD is built from `args` and the two experts; each is a model, or a folder
-    or hub name. Trainings that share an `encoder` encode each row once. Everything else is
-    Trainer's.
+    may be a datasets.Dataset or a pandas.DataFrame. For a method that learns from pairs it also
+    contains tuples of a safe and a toxic reply to one history. `eval_dataset` has the same form, or
+    is a dict of such sets. Without `method`, FlatGD is built from `args` and the two experts; each
+    is a model, or a folder or hub name. Trainings that share an `encoder` encode each row once.
+    Everything else is Trainer's.
 
     Raises UnsupportedError, ModelError or DataError for arguments that cannot work together.
     """
@@ -336,7 +336,7 @@ def _groups(rows: Rows, place: str) -> list[tuple[Dialogue, ...]]:
     with a warning."""
     groups: list[tuple[Dialogue, ...]] = []
     problems = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(as_mappings(rows), start=1):
         if isinstance(row, Dialogue | tuple):
             groups.append(row if isinstance(row, tuple) else (row,))
             continue

@@ -124,7 +124,7 @@ def test_faults_in_the_lists() -> None:
         source(toxic_values=["hate"], safe_values=["Hate "])
     with pytest.raises(ValidationError, match="toxic_values: ' ' is no label"):
         source(toxic_values=[" "])
-    with pytest.raises(ValidationError, match="safe_values is for format jsonl, not bad"):
+    with pytest.raises(ValidationError, match="safe_values is for tables, not for format bad"):
         Source(name="x", format="bad", path="x", safe_values=["a"])
     with pytest.raises(ValidationError, match="so votes has no effect"):
         source(label_by="question", votes="majority")

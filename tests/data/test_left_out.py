@@ -20,7 +20,7 @@ from flatgd.data.jsonl import RowFormat, dialogues_from_row, load_jsonl
 from flatgd.data.sets import load_sets
 from flatgd.dialogue import Dialogue
 from flatgd.errors import ModelError
-from flatgd.io.records import collect_left_out
+from flatgd.io.records import PAIR_READ, collect_left_out
 from flatgd.judges.calibration import toxic_labels
 from flatgd.judges.linear import train_judge
 
@@ -39,7 +39,7 @@ def test_empty_replies_of_published_sets(tmp_path: Path) -> None:
     assert found.endswith(": empty reply")
     start = "\n\nHuman: hi\n\nAssistant:"
     path = write_rows(tmp_path / "a.jsonl", [{"chosen": f"{start} b", "rejected": start}])
-    assert left_out(load_hh, path, "train") == ["1: empty reply"]
+    assert left_out(load_hh, path, "train") == ["1: empty reply", f"1: {PAIR_READ.reason}"]
     row = thread(final_gpt3_response={"turn_id": 2, "text": "", "offense_label": ""})
     path = write_rows(tmp_path / "b.jsonl", [row])
     assert left_out(load_toxichat, path, "train") == ["1: empty reply"]
@@ -92,7 +92,7 @@ def test_one_reply_of_a_pair_may_have_no_weight(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [row])
     with collect_left_out() as found:
         assert [d.reply for d in load_jsonl(path)] == ["b"]
-    assert [problem.reason for problem in found] == ["reply with weight 0"]
+    assert [problem.reason for problem in found] == [PAIR_READ.reason, "reply with weight 0"]
 
 
 def test_the_sets_of_a_recipe_count_what_is_left_out(tmp_path: Path) -> None:
@@ -163,7 +163,10 @@ def test_stats_and_convert_say_what_they_leave_out(tmp_path: Path) -> None:
         return CliRunner().invoke(app, ["data", *words]).output
 
     assert "left out: 1 x empty reply" in typed("stats", "hh", str(path))
-    assert json.loads(typed("stats", "hh", str(path), "--json"))["left_out"] == {"empty reply": 1}
+    assert json.loads(typed("stats", "hh", str(path), "--json"))["left_out"] == {
+        "empty reply": 1,
+        PAIR_READ.reason: 1,
+    }
     target = tmp_path / "b.jsonl"
     assert "left out: 1 x empty reply" in typed("convert", "hh", str(path), "--to", str(target))
 

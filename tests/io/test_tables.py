@@ -233,8 +233,8 @@ def test_packed_files(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "raw", "reported"),
     [
-        ("rows.jsonl.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "zstd -d"),
-        ("rows.parquet", b"PAR1\x15\x04\xf0\xff", "Parquet.*read_parquet.*lines=True"),
+        ("rows.jsonl.zst", b"\x28\xb5\x2f\xfd\xff" + bytes(20), "cannot be read"),
+        ("rows.json", b"PAR1\x15\x04\xf0\xff", "Parquet.*ends in .parquet"),
         ("rows.arrow", b"ARROW1\x00\x00", "Arrow.*to_json"),
         ("rows.xlsx", b"PK\x03\x04" + bytes(9), "Excel.*save it as CSV"),
         ("rows.csv", b"PAR1\x15\x04\xf0\xff", "Parquet"),

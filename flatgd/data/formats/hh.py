@@ -18,6 +18,7 @@ from typing import Any
 from flatgd.data.splits import Split, find_split
 from flatgd.dialogue import Dialogue, Turn, normal_form
 from flatgd.io.records import (
+    PAIR_READ,
     LeftOut,
     checked_text,
     digest,
@@ -48,7 +49,7 @@ def _dialogues(row: dict[str, Any]) -> list[Dialogue | LeftOut]:
             rows.append(Dialogue(history, reply, is_safe, "hh", name))
     if all(isinstance(found, LeftOut) for found in rows):
         raise ValueError("both replies are empty")
-    return rows
+    return [*rows, PAIR_READ]
 
 
 def transcript(text: str) -> tuple[tuple[Turn, ...], str]:
