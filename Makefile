@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all test-slow test-latest test-oldest browser check format lint types coverage mutation lock clean
+.PHONY: help install demo test test-all test-slow test-install test-latest test-oldest browser check format lint types coverage mutation lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,13 @@ test-all: $(READY) browser  ## all tests, also of model families, several proces
 
 test-slow: $(READY) browser  ## the slow tests alone; with `make test` they are all
 	$(BIN)/pytest -n auto --dist loadscope -m slow
+
+test-install: $(READY)  ## the demo from the built wheel, in an empty environment with pip's own choice of versions
+	rm -rf build/install && mkdir -p build/install/empty
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w build/install .
+	$(PYTHON) -m venv build/install/venv
+	build/install/venv/bin/pip install --quiet -r requirements-torch.txt build/install/*.whl
+	cd build/install/empty && ../venv/bin/flatgd --version && ../venv/bin/flatgd demo
 
 browser: $(READY)  ## Chromium for the tests of the pages, where it can be installed
 	$(BIN)/python tests/support/chromium.py

@@ -117,7 +117,8 @@ def changes(before: Inputs, now: Inputs) -> Iterator[Change]:
     can be moved together with its data."""
     for field in dict.fromkeys([*before, *now]):
         old, new = before.get(field, NOT_SET), now.get(field, NOT_SET)
-        if field != OUTPUT and old != new and not _was_moved(old, new, before, now):
+        is_new = old == NOT_SET and new is None  # an option that came with a later version
+        if field != OUTPUT and old != new and not is_new and not _was_moved(old, new, before, now):
             yield Change(field, old, new)
 
 

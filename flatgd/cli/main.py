@@ -23,7 +23,6 @@ app = typer.Typer(
     help="Make a dialogue model safe without making it dull, and measure both.",
     epilog="Begin with: flatgd run recipes/demo.yaml",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -53,10 +52,26 @@ def run(
 
     If it is interrupted, the same command resumes. Finished and unchanged artifacts are kept.
     """
+    _run(recipe, [*(set_ or []), *(["data.skip_bad=true"] if skip_bad else [])], verbose)
+
+
+@app.command(epilog="Example: flatgd demo --to runs/demo")
+def demo(
+    to: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    verbose: VerboseOption = False,
+    set_: SetOption = None,
+) -> None:
+    """The main job on dialogue and small models that ship with flatgd, in about five minutes."""
+    from flatgd.config.section import shipped_recipe
+
+    _run(shipped_recipe("demo"), [f"output={to.absolute()}", *(set_ or [])], verbose)
+
+
+def _run(recipe: Path, overrides: list[str], verbose: bool) -> None:
     from flatgd.config.loading import load_recipe
     from flatgd.runtime.display import Display
 
-    loaded = load_recipe(recipe, [*(set_ or []), *(["data.skip_bad=true"] if skip_bad else [])])
+    loaded = load_recipe(recipe, overrides)
     from flatgd.run import run as run_all
 
     display = Display(quiet=not distributed.is_first())
@@ -243,6 +258,10 @@ def init(
     backbone: Annotated[
         str, typer.Option(help="The model to make safe: a folder or a hub name.")
     ] = "facebook/blenderbot-400M-distill",
+    like: Annotated[
+        str | None,
+        typer.Option(help="Copy a recipe that ships with flatgd instead: demo, smollm2, paper ..."),
+    ] = None,
     replies: Annotated[
         str, typer.Option(help="Your labelled replies: a table of any columns.")
     ] = "replies.jsonl",
@@ -254,6 +273,9 @@ def init(
     from flatgd.config.loading import write_template
     from flatgd.data.guess import guess_file
 
+    if like is not None:
+        _copy_recipe(like, recipe)
+        return
     fields: dict[str, Any] = {}
     if not Path(replies).exists():
         typer.echo(f"{replies} does not exist yet")
@@ -267,6 +289,22 @@ def init(
             typer.echo("\n".join(f"Guessed: {reason}" for reason in found.reasons) if found else "")
     write_template(recipe, backbone, replies, fields)
     typer.echo(f"Wrote {recipe}. Look through it, then run: flatgd check {recipe}")
+
+
+def _copy_recipe(name: str, to: Path) -> None:
+    """Write a shipped recipe whose run is below its own folder."""
+    from flatgd.config.section import shipped_recipe
+    from flatgd.errors import UsageError
+
+    try:
+        text = shipped_recipe(name).read_text(encoding="utf-8").replace(" ../", " ")
+        with to.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except FileExistsError:
+        raise UsageError(f"{to} already exists. Choose another file, or delete it first.") from None
+    typer.echo(f"Wrote {to}. Look through it, then run: flatgd check {to}")
 
 
 app.registered_commands += studies.commands.registered_commands

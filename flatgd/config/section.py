@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from flatgd.errors import nearest
+
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = "demo:"
 MOST_TOKENS = 1_000_000
@@ -28,6 +30,18 @@ def resolve_path(value: Any, info: Any) -> Any:
         user = Path(value).parts[0]
         raise ValueError(f"there is no home folder {user}; write the whole path") from None
     return Path(_usable(os.path.normpath(folder / own)))
+
+
+def shipped_recipe(name: str) -> Path:
+    """The path of a recipe that ships with flatgd: in the wheel, or in the repository.
+
+    Raises ValueError for one that does not.
+    """
+    folder = next(f for f in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if f.is_dir())
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"no recipe {name!r}{nearest(name, names)}; there are {', '.join(names)}")
+    return folder / f"{name}.yaml"
 
 
 def shipped(name: str) -> Path:

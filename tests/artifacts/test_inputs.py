@@ -56,3 +56,12 @@ def test_a_kept_artifact_records_the_recipe_that_kept_it(tmp_path: Path) -> None
         assert store.inputs("a") == inputs
     assert outcome == "kept"
     assert store.integrity_error("a") is None
+
+
+def test_an_option_of_a_later_version_is_no_change_until_it_is_used(recipe_file: Path) -> None:
+    now = inputs_of(load_recipe(recipe_file))[layout.scores("flatgd")]
+    before = {field: value for field, value in now.items() if not field.endswith(".subset")}
+    assert len(before) < len(now)
+    assert not list(changes(before, now))
+    used = {field: "v2" if field.endswith(".subset") else value for field, value in now.items()}
+    assert list(changes(before, used))
