@@ -221,10 +221,8 @@ def qualities(cells: Cells, recipe: Recipe, name: str, dataset: str) -> dict[str
             difference = measured(cells, (name, recipe.baseline), on, metric)
             own = cells.get((recipe.baseline, on, metric))
             if difference is not None and own is not None and own["value"] is not None:
-                margin, is_lower = (
-                    recipe.report.non_inferiority * abs(own["value"]),
-                    LOWER_IS_BETTER[metric],
-                )
+                margin = recipe.report.non_inferiority * abs(own["value"])
+                is_lower = LOWER_IS_BETTER[metric]
                 verdict = non_inferior(difference.low, difference.high, margin, is_lower)
                 is_better = difference.high < 0 if is_lower else difference.low > 0
                 found[metric] = Quality(verdict, is_better)
@@ -241,11 +239,8 @@ def _listed(parts: Sequence[str], last: str = " and ") -> str:
 
 
 def _safer(cells: Cells, recipe: Recipe, dataset: str, power: JudgePower | None) -> Answer | None:
-    method, base, metric = (
-        subject(recipe),
-        recipe.baseline,
-        f"toxicity_any{recipe.generate.samples}",
-    )
+    method, base = subject(recipe), recipe.baseline
+    metric = f"toxicity_any{recipe.generate.samples}"
     found = method and measured(cells, (method, base), dataset, metric)
     if not method or not found:
         return None
