@@ -87,7 +87,7 @@ def _format_and_paths(given: list[str]) -> tuple[str, list[str]]:
     if first in FORMATS:
         raise UsageError(f"{first} of which file? Give a path after the format")
     raise UsageError(
-        f"{first!r} is no format{nearest(first, list(FORMATS))}, and its name does not tell one. "
+        f"{first!r} is neither a format nor a table by its name{nearest(first, list(FORMATS))} "
         f"Formats: {', '.join(FORMATS)}"
     )
 
@@ -108,7 +108,9 @@ def _guessed(format_: str, paths: list[str], given: list[str]) -> list[str]:
         typer.echo(f"  {reason}")
     typer.echo("In a recipe:")
     typer.echo(f"  {found.as_yaml(paths[0])}\n")
-    return [f"{key}={json.dumps(value)}" for key, value in found.fields().items()]
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in found.fields().items()
+    ]
 
 
 @app.command(epilog="Example: flatgd data stats replies.csv")
@@ -222,14 +224,15 @@ def convert(
 
 
 def _table(console: "Console", rows: list[tuple[Any, ...]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     head, *body = rows
     table = Table(box=None, pad_edge=False)
     for index, name in enumerate(head):
-        table.add_column(str(name), justify="right" if index else "left", no_wrap=True)
+        table.add_column(escape(str(name)), justify="right" if index else "left", no_wrap=True)
     for row in body:
-        table.add_row(*(cell if isinstance(cell, str) else _number(cell) for cell in row))
+        table.add_row(*(escape(c) if isinstance(c, str) else _number(c) for c in row))
     console.print(table)
 
 

@@ -13,11 +13,12 @@ from flatgd.cli import publish, studies
 from flatgd.cli.annotate import app as annotate_app
 from flatgd.cli.data import app as data_app
 from flatgd.cli.options import MethodOption, RecipeArgument, SetOption, SkipOption, VerboseOption
-from flatgd.errors import DataError, FlatGDError, StoppedError
+from flatgd.errors import DataError, FlatGDError, StoppedError, UsageError
 from flatgd.models import trust
 from flatgd.models.trust import Risk
 from flatgd.runtime import distributed
 
+BACKBONE, REPLIES = "facebook/blenderbot-400M-distill", "replies.jsonl"  # of a new recipe
 app = typer.Typer(
     name="flatgd",
     help="Make a dialogue model safe without making it dull, and measure both.",
@@ -250,51 +251,71 @@ def check(
     typer.echo(f"{recipe}: nothing wrong found")
 
 
-@app.command(
-    epilog="Example: flatgd init mine.yaml --backbone Qwen/Qwen2.5-0.5B-Instruct --replies my.csv"
-)
+@app.command(epilog="Example: flatgd init mine.yaml --backbone Qwen/Qwen3-0.6B --replies mine.csv")
 def init(
     recipe: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
     backbone: Annotated[
-        str, typer.Option(help="The model to make safe: a folder or a hub name.")
-    ] = "facebook/blenderbot-400M-distill",
+        str | None,
+        typer.Option(help=f"The model to make safe: a folder or a hub name. Default: {BACKBONE}."),
+    ] = None,
+    replies: Annotated[
+        str | None,
+        typer.Option(
+            help="Your labelled replies: a table of any columns, or a data set's name on the hub. "
+            f"Default: {REPLIES}."
+        ),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(help="Copy a recipe that ships with flatgd instead: demo, smollm2, paper ..."),
     ] = None,
-    replies: Annotated[
-        str, typer.Option(help="Your labelled replies: a table of any columns.")
-    ] = "replies.jsonl",
 ) -> None:
     """Write a commented recipe for your own model and data.
 
     The columns and labels of a table are guessed, and what was guessed is said.
     """
     from flatgd.config.loading import write_template
-    from flatgd.data.guess import guess_file
 
     if like is not None:
+        if backbone or replies:
+            raise UsageError("--like copies a recipe as it is; leave out --backbone and --replies")
         _copy_recipe(like, recipe)
         return
-    fields: dict[str, Any] = {}
-    if not Path(replies).exists():
-        typer.echo(f"{replies} does not exist yet")
-    elif Path(replies).is_file():
-        try:
-            found = guess_file(Path(replies))
-        except DataError as error:
-            typer.echo(f"Not guessed: {error.problems[0].reason}")
-        else:
-            fields = found.fields() if found else {}
-            typer.echo("\n".join(f"Guessed: {reason}" for reason in found.reasons) if found else "")
-    write_template(recipe, backbone, replies, fields)
+    fields = _fields_of(replies or REPLIES)
+    write_template(recipe, backbone or BACKBONE, replies or REPLIES, fields)
     typer.echo(f"Wrote {recipe}. Look through it, then run: flatgd check {recipe}")
+
+
+def _fields_of(replies: str) -> dict[str, Any]:
+    """Further fields of the sources, with what was guessed said."""
+    from flatgd.config.source import format_of
+    from flatgd.data.guess import guess_file
+    from flatgd.models.loading import is_hub_name
+
+    path = Path(replies)
+    if path.is_dir():
+        raise UsageError(f"{replies} is a folder; name a file in it")
+    if not path.exists():
+        if not format_of(replies) and is_hub_name(replies):
+            typer.echo(f"{replies} is read from the hub")
+            return {"format": "hub"}
+        typer.echo(f"{replies} does not exist yet")
+        return {}
+    if not format_of(replies):
+        raise UsageError(f"the name {replies!r} does not tell its format; rename it, as mine.csv")
+    try:
+        found = guess_file(path)
+    except DataError as error:
+        typer.echo(f"Not guessed: {error.problems[0].reason}")
+        return {}
+    for reason in found.reasons if found else []:
+        typer.echo(f"Guessed: {reason}")
+    return found.fields() if found else {}
 
 
 def _copy_recipe(name: str, to: Path) -> None:
     """Write a shipped recipe whose run is below its own folder."""
     from flatgd.config.section import shipped_recipe
-    from flatgd.errors import UsageError
 
     try:
         text = shipped_recipe(name).read_text(encoding="utf-8").replace(" ../", " ")

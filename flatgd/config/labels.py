@@ -110,10 +110,11 @@ class Labels:
             return None
         return (
             f"{given} alone needs a file with two labels, one of them in it; the labels are "
-            f"{_counted(seen.items())}. Name the others too, as {other}: [...]"
+            f"{counted(seen.items())}. Name the others too, as {other}: [...]"
         )
 
 
-def _counted(values: Iterable[tuple[str, int]]) -> str:
+def counted(values: Iterable[tuple[str, int]]) -> str:
+    """The labels of a file with their numbers, ten at most."""
     told = [f"{value!r:.40} ({count:,} rows)" for value, count in values]
     return ", ".join(told[:10]) + (f" and {len(told) - 10} more" if len(told) > 10 else "")

@@ -227,11 +227,17 @@ def write_template(
     """
     text = Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
     here = [_seen_from(path.parent, value) for value in (backbone, replies)]
-    filled = dict(zip(("NAME", "BACKBONE", "REPLIES"), (path.stem, *here), strict=True))
-    shown = [f", {name}: {json.dumps(value)}" for name, value in (fields or {}).items()]
+    filled = dict(
+        zip(
+            ("NAME", "BACKBONE", "REPLIES"),
+            (re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem), *here),
+            strict=True,
+        )
+    )
+    shown = [f", {name}: {_in_yaml(value)}" for name, value in (fields or {}).items()]
     text = text.replace("<FIELDS>", "".join(shown))
     for blank, value in filled.items():
-        text = text.replace(f"<{blank}>", value if blank == "NAME" else json.dumps(value))
+        text = text.replace(f"<{blank}>", value if blank == "NAME" else _in_yaml(value))
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -241,6 +247,10 @@ def write_template(
         ) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _in_yaml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _seen_from(folder: Path, value: str) -> str:

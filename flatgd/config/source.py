@@ -39,10 +39,8 @@ COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 
 
 def _source_path(value: Any, info: ValidationInfo) -> Any:
-    """A local path, or the name of a data set on the hub."""
-    if info.data.get("format") == "hub":
-        return Path(value) if isinstance(value, str) else value
-    return resolve_path(value, info)
+    """A local path, or the name of a data set on the hub as it was written."""
+    return value if info.data.get("format") == "hub" else resolve_path(value, info)
 
 
 def format_of(name: str) -> Format | None:
@@ -69,7 +67,7 @@ class Source(Section):
     format: Format
     """What the file is. Without it, JSON lines, a JSON array, CSV, TSV and Parquet are read as a
     table (jsonl is another name of table). hub reads a data set by its name on the hub."""
-    path: Annotated[Path, BeforeValidator(_source_path)]
+    path: Annotated[Path | str, BeforeValidator(_source_path)]
     """A file, the folder of a published data set, or with `format: hub` the name of a data set."""
     split: str = "train"
     """Split to read from a folder, from a file that holds all splits (bbf), or from the hub. train,
@@ -113,6 +111,11 @@ class Source(Section):
     label_by: Literal["question", "statement", "refusal", "topic_change", "evasive"] | None = None
     """Labels replies by their words instead of the data's labels: replies of this kind count as
     safe, all others as toxic."""
+
+    @property
+    def file(self) -> Path:
+        """The path of a source that is not on the hub."""
+        return Path(self.path)
 
     @field_validator("toxic_values", "safe_values", mode="before")
     @classmethod

@@ -31,8 +31,8 @@ def load_splits(
         parts = (load_split(format_, path, None, overrides) for path in paths)
         return dict(zip(names, parts, strict=True))
     source = _source(format_, paths[0], None, overrides)
-    if not source.path.is_dir() and format_ not in ALL_SPLITS_IN_ONE_FILE:
-        return {source.path.name: read_source(source)}
+    if not source.file.is_dir() and format_ not in ALL_SPLITS_IN_ONE_FILE:
+        return {source.file.name: read_source(source)}
     found, problems = {}, []
     for split in SPLITS:
         try:

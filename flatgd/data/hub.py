@@ -21,10 +21,14 @@ def load_hub(
 
     Raises DataError where the set cannot be had, and for every bad row.
     """
+    if Path(name).is_dir() and not Path(name).is_absolute():
+        raise _failed(name, "a folder of this name is here; write its whole path, or move it")
+    known = None if row_format.columns else published_on_hub(name)
+    if known is not None and row_format != RowFormat():
+        raise _failed(name, "this set has its own labels; give columns to read it as a table")
     records = _records(name, subset, split, max_rows)
     where = Path(name, *filter(None, [subset]), split)
-    known = published_on_hub(name)
-    if known is not None and not row_format.columns:
+    if known is not None:
         return known.read(where, records)
     return from_records(where, records, row_format)
 
@@ -46,7 +50,12 @@ def _records(
         yield from enumerate(islice(rows, max_rows), start=1)
     except DatasetNotFoundError as error:
         raise _failed(name, f"{error} A gated set needs `hf auth login`, and its terms") from None
-    except (OSError, ValueError, RuntimeError) as error:  # no network, an unknown subset
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         raise _failed(name, f"cannot be read from the hub: {error}") from None
 
 

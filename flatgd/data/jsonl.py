@@ -38,7 +38,7 @@ from flatgd.data.conversations import (
 )
 from flatgd.dialogue import Author, Dialogue, Role, before, normal_form
 from flatgd.errors import DataError, Problem
-from flatgd.io.any_file import Records, parse_any
+from flatgd.io.any_file import Records, parse_any, repeated
 from flatgd.io.records import (
     KEPT,
     PAIR_READ,
@@ -103,14 +103,30 @@ def load_rows(rows: Any, row_format: RowFormat = RowFormat()) -> list[Dialogue]:
 
     Raises DataError with every bad row.
     """
-    records = enumerate((dict(row) for row in as_mappings(rows)), start=1)
-    return from_records(Path("rows"), records, row_format)
+    if isinstance(rows, Mapping | str) or not hasattr(rows, "__iter__"):
+        wanted = "a list of mappings, a datasets.Dataset or a pandas.DataFrame"
+        told = f"expected {wanted}, got {type(rows).__name__}"
+        raise DataError([Problem("rows", 0, f"{told}; of a DatasetDict, give one split")])
+    found = as_mappings(rows)
+    return from_records(Path("rows"), enumerate(map(_plain_row, found), start=1), row_format)
 
 
 def as_mappings(rows: Any) -> Any:
-    """A pandas.DataFrame as a list of dicts; anything else as it is."""
-    is_frame = hasattr(rows, "columns") and hasattr(rows, "to_dict")
-    return rows.to_dict("records") if is_frame else rows
+    """A pandas.DataFrame as a list of dicts; anything else as it is. Raises DataError where two
+    columns have one name."""
+    if not (hasattr(rows, "columns") and hasattr(rows, "to_dict")):
+        return rows
+    if twice := repeated(list(rows.columns)):
+        reason = f"two columns are called {twice!r}; rename or remove one"
+        raise DataError([Problem("rows", 0, reason)])
+    return rows.to_dict("records")
+
+
+def _plain_row(row: Any) -> Any:
+    """The row with numpy's values as Python's; what is no mapping is left to the parser."""
+    if not isinstance(row, Mapping):
+        return row
+    return {k: v.item() if hasattr(v, "dtype") and not v.shape else v for k, v in row.items()}
 
 
 def from_records(path: Path, rows: Records, row_format: RowFormat = RowFormat()) -> list[Dialogue]:

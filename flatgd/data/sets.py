@@ -44,26 +44,26 @@ def _split(source: Source) -> Split:
 
 
 def _load_table(source: Source) -> list[Dialogue]:
-    return load_jsonl(find_split(source.path, source.split), _row_format(source))
+    return load_jsonl(find_split(source.file, source.split), _row_format(source))
 
 
 def _published(name: str) -> Callable[[Source], list[Dialogue]]:
-    return lambda source: load_published(name, source.path, source.split)
+    return lambda source: load_published(name, source.file, source.split)
 
 
 LOADERS: dict[str, Callable[[Source], list[Dialogue]]] = {
-    "bad": lambda source: load_bad(source.path, _split(source)),
-    "bbf": lambda source: load_bbf(source.path, _split(source)),
-    "convabuse": lambda source: load_convabuse(source.path, _split(source)),
-    "diasafety": lambda source: load_diasafety(source.path, _split(source)),
-    "hh": lambda source: load_hh(source.path, _split(source)),
+    "bad": lambda source: load_bad(source.file, _split(source)),
+    "bbf": lambda source: load_bbf(source.file, _split(source)),
+    "convabuse": lambda source: load_convabuse(source.file, _split(source)),
+    "diasafety": lambda source: load_diasafety(source.file, _split(source)),
+    "hh": lambda source: load_hh(source.file, _split(source)),
     "hub": lambda source: load_hub(
-        source.path.as_posix(), source.subset, source.split, source.max_rows, _row_format(source)
+        str(source.path), source.subset, source.split, source.max_rows, _row_format(source)
     ),
     **dict.fromkeys(TABLES, _load_table),
     **{name: _published(name) for name in PUBLISHED},
-    "prosocial": lambda source: load_prosocial(source.path, _split(source)),
-    "toxichat": lambda source: load_toxichat(source.path, _split(source)),
+    "prosocial": lambda source: load_prosocial(source.file, _split(source)),
+    "toxichat": lambda source: load_toxichat(source.file, _split(source)),
 }
 
 

@@ -24,17 +24,39 @@ if zstandard is not None:
 EXTRA = "`pip install 'flatgd[hub]'`"
 
 
-def _open_zstd(file: BinaryIO) -> Any:
-    if zstandard is None:
-        raise ValueError(f".zst files need {EXTRA}")
-    return zstandard.open(file, "rb")
+class _ZstdFile:
+    """Reads the frames of a zstd file. zstandard's own reader takes a file that ends inside a frame
+    for a whole one."""
+
+    def __init__(self, file: BinaryIO):
+        if zstandard is None:
+            raise ValueError(f".zst files need {EXTRA}")
+        self._file, self._rest, self._frame = file, b"", None
+
+    def __enter__(self) -> "_ZstdFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self, _: int) -> bytes:
+        """The next bytes; EOFError where the file ends too early."""
+        while packed := self._rest or self._file.read(4096):  # a few bytes may hold megabytes
+            frame: Any = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            found: bytes = frame.decompress(packed)
+            self._rest, self._frame = frame.unused_data, None if frame.eof else frame
+            if found:
+                return found
+        if self._frame is not None:
+            raise EOFError("the file ends inside a zstd frame")
+        return b""
 
 
 DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
-    ".zst": _open_zstd,
+    ".zst": _ZstdFile,
 }
 GIB = 1 << 30
 LIMIT_VARIABLE, LIMIT_GIB = "FLATGD_MAX_FILE_GIB", 2.0
@@ -68,7 +90,7 @@ def read_text(path: Path) -> str:
     Raises DataError if it cannot be read, or if it is larger than the limit after decompression:
     2 GiB, or FLATGD_MAX_FILE_GIB. A small compressed file can hold more than the memory does.
     """
-    limit = _limit_gib()
+    limit = limit_gib()
     try:
         with path.open("rb") as file:
             raw = _read_up_to(file, limit, path, "is larger than")
@@ -96,7 +118,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _limit_gib() -> float:
+def limit_gib() -> float:
     """The largest file that is read, in GiB. DataError if the environment gives no number > 0."""
     given = os.environ.get(LIMIT_VARIABLE, str(LIMIT_GIB))
     try:
@@ -115,9 +137,13 @@ def _read_up_to(file: BinaryIO, limit: float, path: Path, verb: str) -> bytearra
         raw += chunk
         if len(raw) <= limit * GIB:
             continue
-        reason = (
-            f"{verb} {limit:g} GiB; split the file, or raise the limit with "
-            f"{LIMIT_VARIABLE}={2 * limit:g}"
-        )
-        raise DataError([Problem(str(path), 0, reason)])
+        raise DataError([Problem(str(path), 0, too_large(limit, verb))])
     return raw
+
+
+def too_large(limit: float, verb: str) -> str:
+    """Why a file above the limit is not read, and what to do."""
+    return (
+        f"{verb} {limit:g} GiB; split the file, or raise the limit with "
+        f"{LIMIT_VARIABLE}={2 * limit:g}"
+    )

@@ -38,7 +38,7 @@ def check_offline(recipe: Recipe) -> list[str]:
     models = named_models(recipe)
     data = recipe.data
     sources = [*data.policy, *data.judge, *data.test, *data.eval]
-    absent = [source for source in sources if source.format != "hub" and not source.path.exists()]
+    absent = [source for source in sources if source.format != "hub" and not source.file.exists()]
     if not absent and all(is_at_hand(name) for name in models.values()):
         load_validated(recipe)
         return []

@@ -88,9 +88,15 @@ def test_convert_and_read_again(tmp_path: Path) -> None:
     ("words", "reason"),
     [
         (["fetch", "bda"], "no data set 'bda' to fetch; did you mean 'bad'"),
-        (["stats", "jsno", "a"], "format: Input should be 'bad'"),
+        (
+            ["stats", "jsno", "a"],
+            "is neither a format nor a table by its name; did you mean 'jsonl'",
+        ),
         (["stats", "bad", "a.txt"], "a.txt: no such file"),
-        (["stats", "bad", "a.txt", "--set", "toxic_values=[1]"], "is for format jsonl, not bad"),
+        (
+            ["stats", "bad", "a.txt", "--set", "toxic_values=[1]"],
+            "is for tables, not for format bad",
+        ),
         (["stats", "jsonl", "a", "--set", "toxic_valeus=[1]"], "did you mean 'toxic_values'"),
         (["stats", "jsonl", "a", "--set", "columns={tweet: completion}"], "unknown 'tweet'"),
     ],

@@ -157,6 +157,10 @@ def test_dices_takes_the_majority_of_its_raters(tmp_path: Path) -> None:
     assert [row.is_safe for row in rows] == [True, False, None]
     assert [turn.role for turn in rows[0].history] == ["user", "assistant", "user"]
     assert rows[0].texts == ("hi", "hello!", "how are you?")
+    assert rows[1].where.endswith("350.csv:14")  # each history has three lines
+    other = write_csv(tmp_path / "other.csv", [made[0], {**made[1], "response": "Bad."}])
+    with pytest.raises(DataError, match=r"other\.csv:5: another reply .*other\.csv:2"):
+        read("dices", other)
     bad = write_csv(tmp_path / "bad.csv", [{**made[0], "context": "who speaks?"}])
     with pytest.raises(DataError, match=r"bad\.csv:2: 'context' must be turns that begin"):
         read("dices", bad)
@@ -185,6 +189,12 @@ def test_xstest_has_histories_alone(tmp_path: Path) -> None:
         ("aegis", {"prompt": "a", "response": "b", "response_label": 3}, "must be safe or unsafe"),
         ("dices", {"item_id": 1, "Q_overall": "perhaps"}, "'Q_overall' must be Yes, No or Unsure"),
         ("xstest", {"prompt": "a", "label": "so-so"}, "'label' must be safe or unsafe"),
+        ("xstest", {"prompt": "a", "label": ""}, "'label' is empty"),
+        (
+            "beavertails",
+            {"prompt": "a", "response": ["b"], "is_safe": True},
+            "must be text, got list",
+        ),
     ],
 )
 def test_what_is_not_of_the_published_form_is_refused_with_its_line(
@@ -241,6 +251,18 @@ def test_a_known_set_is_read_by_its_own_loader(hub: str, monkeypatch: pytest.Mon
         rows = load_hub(hub, "wildguardtrain", "train", None, RowFormat())
     assert shown(rows) == [(("a",), "b", True), (("c",), "d", False)]
     assert len(unused) == 2
+    for given in (RowFormat(toxic_values=("a",), safe_values=("b",)), RowFormat(label="toxic")):
+        with pytest.raises(DataError, match="this set has its own labels"):
+            load_hub(hub, "wildguardtrain", "train", None, given)
+
+
+def test_a_folder_does_not_stand_in_for_a_set_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "PKU-Alignment/BeaverTails").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="a folder of this name is here"):
+        load_hub("PKU-Alignment/BeaverTails", None, "train", None, RowFormat())
 
 
 @pytest.mark.parametrize(
@@ -274,10 +296,10 @@ def test_a_source_by_name(hub: str) -> None:
         Path("/elsewhere"),
         "",
     )
-    assert source.path.as_posix() == hub
+    assert source.path == hub
     assert len(load_source(source).rows) == 6
     named = {"name": "pku", "format": "hub", "path": "PKU-Alignment/PKU-SafeRLHF"}
-    assert validated(Source, named, Path("/x"), "").path == Path("PKU-Alignment/PKU-SafeRLHF")
+    assert validated(Source, named, Path("/x"), "").path == named["path"]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +334,41 @@ def test_a_parquet_table_is_read_like_any_other(tmp_path: Path) -> None:
         load_splits("table", [str(empty)])
 
 
+def test_a_file_that_is_cut_is_refused(tmp_path: Path) -> None:
+    """Inside a frame, and between the blocks of one; several frames are one file."""
+    text = "".join(
+        json.dumps({"prompt": "hi", "completion": f"reply {n}", "label": True}) + "\n"
+        for n in range(3000)
+    )
+    packed = zstandard.compress(text.encode())
+    path = tmp_path / "rows.jsonl.zst"
+    path.write_bytes(packed[: len(packed) * 6 // 10])
+    with pytest.raises(DataError, match="ends inside a zstd frame"):
+        load_splits("table", [str(path)])
+    path.write_bytes(packed + zstandard.compress(text.encode()))
+    (rows,) = load_splits("table", [str(path)]).values()
+    assert len(rows) == 6000
+
+
+def test_two_columns_of_one_name_and_too_much_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas
+
+    columns = [pa.array(["q"]), pa.array(["a"]), pa.array([True]), pa.array([False])]
+    names = ["prompt", "completion", "label", "label"]
+    path = tmp_path / "twice.parquet"
+    write_table(pa.table(columns, names=names), path)
+    with pytest.raises(DataError, match="two columns are called 'label'"):
+        load_splits("table", [str(path)])
+    with pytest.raises(DataError, match="two columns are called 'label'"):
+        load_rows(pandas.DataFrame([["q", "a", True, False]], columns=names))
+    monkeypatch.setenv("FLATGD_MAX_FILE_GIB", "0.0000000001")
+    write_parquet(path, PKU)
+    with pytest.raises(DataError, match="holds more than 1e-10 GiB; split the file"):
+        load_published("pku_saferlhf", path, "train")
+
+
 def test_rows_from_python_frames_and_datasets() -> None:
     import pandas
     from datasets import Dataset
@@ -319,6 +376,15 @@ def test_rows_from_python_frames_and_datasets() -> None:
     made = [{"question": "hi", "answer": "hello!", "fine": 1}]
     for rows in (made, pandas.DataFrame(made), Dataset.from_list(made)):
         assert shown(load_rows(rows, COLUMNS)) == [(("hi",), "hello!", True)]
+    import numpy as np
+
+    own = [{"completion": "a", "label": np.bool_(False)}]
+    assert [row.is_safe for row in load_rows(own)] == [False]
+    for wrong in ({"train": own}, "rows.csv", None):
+        with pytest.raises(DataError, match="expected a list of mappings"):
+            load_rows(wrong)
+    with pytest.raises(DataError, match="rows:1: expected a JSON object, got int"):
+        load_rows([1])
     with pytest.raises(DataError, match="rows:1: no 'fine'"):
         load_rows([{"question": "hi", "answer": "x"}], COLUMNS)
 

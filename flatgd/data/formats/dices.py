@@ -12,50 +12,50 @@ columns that are not read:
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flatgd.config.labels import plain_value
 from flatgd.dialogue import Dialogue, Role, Turn
+from flatgd.errors import DataError, Problem
 from flatgd.io.any_file import Records
 from flatgd.io.records import parse_rows, text_field
 
 _TURN = re.compile(r"^(USER|LAMDA):[ \t]*", re.MULTILINE)
-VOTES = {"yes": -1, "no": 1, "unsure": 0}
-
-
-class _Rating(NamedTuple):
-    """One rater's vote: 1 safe, -1 unsafe, 0 unsure."""
-
-    item: str
-    history: tuple[Turn, ...]
-    reply: str
-    vote: int
+VOTES = {"yes": False, "no": True, "unsure": None}  # whether the rater finds it safe
+VALUE = {True: 1, False: -1, None: 0}
 
 
 def read_dices(path: Path, records: Records) -> list[Dialogue]:
     """One reply for each conversation, labelled by its raters' majority."""
-    by_item: dict[str, list[_Rating]] = defaultdict(list)
-    for rating in parse_rows(path, records, lambda row: [_rating(row)]):
-        by_item[rating.item].append(rating)
-    found = []
-    for item, ratings in by_item.items():
-        votes = sum(rating.vote for rating in ratings)
-        is_safe = None if votes == 0 else votes > 0
-        first = ratings[0]
-        found.append(Dialogue(first.history, first.reply, is_safe, "dices", f"dices:{item}"))
-    return found
+    rated: dict[str, list[Dialogue]] = defaultdict(list)
+    for row in parse_rows(path, records, lambda row: [_rated(row)]):
+        rated[row.conversation].append(row)
+    return [_majority(rows) for rows in rated.values()]
 
 
-def _rating(row: dict[str, Any]) -> _Rating:
+def _majority(rows: Sequence[Dialogue]) -> Dialogue:
+    first = rows[0]
+    for row in rows:
+        if (row.history, row.reply) != (first.history, first.reply):
+            reason = f"another reply than that of its item_id in {first.where}"
+            raise DataError([Problem(row.where, 0, reason)])
+    votes = sum(VALUE[row.is_safe] for row in rows)
+    return replace(first, is_safe=None if votes == 0 else votes > 0)
+
+
+def _rated(row: dict[str, Any]) -> Dialogue:
+    """The reply with one rater's vote as its label."""
     item = plain_value(row.get("item_id"))
     if item is None:
         raise ValueError(f"no 'item_id'; the keys are {', '.join(map(repr, row))}")
     vote = plain_value(row.get("Q_overall"))
     if vote not in VOTES:
         raise ValueError(f"'Q_overall' must be Yes, No or Unsure, got {row.get('Q_overall')!r:.40}")
-    history = _turns(text_field(row, "context"))
-    return _Rating(item, history, text_field(row, "response"), VOTES[vote])
+    history, reply = _turns(text_field(row, "context")), text_field(row, "response")
+    return Dialogue(history, reply, VOTES[vote], "dices", f"dices:{item}")
 
 
 def _turns(context: str) -> tuple[Turn, ...]:

@@ -15,10 +15,15 @@ def response_row(
 ) -> Dialogue | LeftOut:
     """A prompt and the response in column `response`. Rows of one prompt are one conversation."""
     prompt = text_field(row, "prompt")
-    if plain_value(row.get(response)) is None:
+    if response in row and is_missing(row[response]):
         return NO_RESPONSE
     name = f"{source}:{digest(normal_form(prompt))}"
     return Dialogue(as_turns([prompt]), text_field(row, response), is_safe, source, name)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: null, NaN or blank."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def one_of(row: Mapping[str, Any], key: str, labels: Mapping[str, bool]) -> bool | None:

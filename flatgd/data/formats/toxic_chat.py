@@ -11,8 +11,7 @@ the columns that are not read:
 from pathlib import Path
 from typing import Any
 
-from flatgd.config.labels import plain_value
-from flatgd.data.formats.prompts import NO_RESPONSE, one_of
+from flatgd.data.formats.prompts import NO_RESPONSE, is_missing, one_of
 from flatgd.dialogue import Dialogue, as_turns
 from flatgd.io.any_file import Records
 from flatgd.io.records import LeftOut, parse_rows, text_field, word_field
@@ -29,7 +28,7 @@ def _dialogues(row: dict[str, Any]) -> list[Dialogue | LeftOut]:
     text, name = text_field(row, "user_input"), f"toxic_chat:{word_field(row, 'conv_id')}"
     is_safe = one_of(row, "toxicity", LABELS)
     asked = Dialogue((), text, is_safe, "toxic_chat", name, "human")
-    if plain_value(row.get("model_output")) is None:
+    if is_missing(row.get("model_output")):
         return [asked, NO_RESPONSE]
     reply = text_field(row, "model_output")
     return [asked, Dialogue(as_turns([text]), reply, None, "toxic_chat", name)]

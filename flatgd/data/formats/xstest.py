@@ -25,7 +25,10 @@ def read_xstest(path: Path, records: Records) -> list[Dialogue]:
 
 
 def _dialogues(row: dict[str, Any]) -> list[Dialogue | LeftOut]:
-    if not one_of(row, "label", LABELS):
+    is_safe = one_of(row, "label", LABELS)
+    if is_safe is None:
+        raise ValueError("'label' is empty; it must be safe or unsafe")
+    if not is_safe:
         return [LeftOut("unsafe prompt")]
     prompt = text_field(row, "prompt")
     name = f"xstest:{digest(normal_form(prompt))}"
