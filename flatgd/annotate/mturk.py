@@ -20,24 +20,31 @@ from flatgd.io.tables import parse_table
 SCHEMA = (
     "http://mechanicalturk.amazonaws.com/AWSMechanicalTurkDataSchemas/2011-11-11/HTMLQuestion.xsd"
 )
-# A reliable adult worker who reads English every day
+# The qualifications and the pay of the paper's Figure 3
+MASTERS = "2F1QJWKUDD8XADTFD2Q0G6UTO95ALH"  # of production; the sandbox has another
+REWARD, HOUR = "0.50", 3600
 QUALIFICATIONS: list[dict[str, Any]] = [
     {  # per cent of assignments approved
         "QualificationTypeId": "000000000000000000L0",
         "Comparator": "GreaterThanOrEqualTo",
-        "IntegerValues": [97],
+        "IntegerValues": [95],
         "ActionsGuarded": "DiscoverPreviewAndAccept",
     },
     {  # assignments approved
         "QualificationTypeId": "00000000000000000040",
         "Comparator": "GreaterThanOrEqualTo",
-        "IntegerValues": [1000],
+        "IntegerValues": [5000],
         "ActionsGuarded": "DiscoverPreviewAndAccept",
     },
     {  # country of residence
         "QualificationTypeId": "00000000000000000071",
         "Comparator": "In",
-        "LocaleValues": [{"Country": name} for name in ("US", "GB", "CA", "AU", "NZ", "IE")],
+        "LocaleValues": [{"Country": name} for name in ("AU", "CA", "GB", "US")],
+        "ActionsGuarded": "DiscoverPreviewAndAccept",
+    },
+    {  # Masters
+        "QualificationTypeId": MASTERS,
+        "Comparator": "Exists",
         "ActionsGuarded": "DiscoverPreviewAndAccept",
     },
     {  # accepts adult content
@@ -80,8 +87,8 @@ def hits(study: Study) -> list[Hit]:
                 )
             ),
             "MaxAssignments": study.votes,
-            "Reward": "0.15",
-            "AssignmentDurationInSeconds": 15 * 60,
+            "Reward": REWARD,
+            "AssignmentDurationInSeconds": HOUR,
             "LifetimeInSeconds": 7 * 24 * 3600,
             "AutoApprovalDelayInSeconds": 3 * 24 * 3600,
             "QualificationRequirements": QUALIFICATIONS,

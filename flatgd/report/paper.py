@@ -20,8 +20,23 @@ TOXICITY = {
     "safety_loss": (0.142, 0.073),
     "flatgd": (0.051, 0.038),
 }
-# Tables 2 and 3: the sum of each column of trade-off factors over the five methods
-COLUMN_SUMS = {"ProsocialDialog": (0.7450, 0.9309, 0.9351), "BAD": (0.5371, 0.6137, 0.6168)}
+# Tables 2 and 3: trade-off factors of toxicity with fluency, Div1 and Div2
+FACTORS = {
+    "ProsocialDialog": {
+        "clean": (0.1614, 0.2227, 0.2269),
+        "cringe": (0.2567, 0.2499, 0.2470),
+        "unlikelihood": (0.2916, 0.2863, 0.2833),
+        "safety_loss": (0.0205, 0.0880, 0.0909),
+        "flatgd": (0.0148, 0.0840, 0.0870),
+    },
+    "BAD": {
+        "clean": (0.1274, 0.1653, 0.1676),
+        "cringe": (0.1900, 0.1203, 0.1194),
+        "unlikelihood": (0.1063, 0.1257, 0.1244),
+        "safety_loss": (0.0646, 0.1093, 0.1107),
+        "flatgd": (0.0488, 0.0931, 0.0947),
+    },
+}
 QUALITIES = ("perplexity", "div1", "div2")
 
 
@@ -105,23 +120,32 @@ def paper_tables(
 def _factors(part: TradeOff, weight: float) -> Table:
     factors = part.factors(weight)
     fronts = {m: pareto_front(part.toxicity, lack) for m, lack in part.lack.items()}
-    rows = [
-        [
-            name,
-            *(
+    published = "ProsocialDialog" if "prosocial" in part.dataset.lower() else "BAD"
+    theirs = {
+        name: dict(zip(QUALITIES, values, strict=True))
+        for name, values in FACTORS[published].items()
+    }
+    names = [*part.models, *(name for name in theirs if name not in part.models)]
+    rows = []
+    for name in names:
+        own, index = [""] * len(factors), names.index(name)
+        if index < len(part.models):
+            own = [
                 f"{factors[metric][index]:.4f}" + (" ●" if index in fronts[metric] else "")
                 for metric in factors
-            ),
-        ]
-        for index, name in enumerate(part.models)
-    ]
-    rows.append(["sum", *(f"{sum(values):.4f}" for values in factors.values())])
-    for dataset, sums in COLUMN_SUMS.items():
-        if len(sums) == len(factors):
-            rows.append([f"sum in the paper: {dataset}", *(f"{value:.4f}" for value in sums)])
+            ]
+        paper = theirs.get(name)
+        rows.append([name, *own, *(f"{paper[m]:.4f}" if paper else "" for m in factors)])
+    sums = [f"{sum(values):.4f}" for values in factors.values()]
+    of_paper = [f"{sum(values[m] for values in theirs.values()):.4f}" for m in factors]
+    rows.append(["sum", *sums, *of_paper])
     return Table(
         f"Tables 2 and 3: trade-off factors, {part.dataset}",
-        ["method", *(f"toxicity with {metric} ↓" for metric in factors)],
+        [
+            "method",
+            *(f"toxicity with {metric} ↓" for metric in factors),
+            *(f"paper, {published}: with {metric}" for metric in factors),
+        ],
         rows,
         f"Eq. 5-6 with w = {weight:g}, a softmax over the methods, so each column adds up to 1; "
         "the paper's columns do not, for any w (docs/deviations.md). ●: no other method is better "

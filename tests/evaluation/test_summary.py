@@ -13,8 +13,12 @@ from flatgd.data.behaviour import KINDS
 from flatgd.evaluation.metrics import any_of, columns, ks
 from flatgd.evaluation.summary import Settings, diversity_rows, gaps, summarise
 from flatgd.evaluation.trade_off import over_metrics, pareto_front, softmax, standardised, trade_off
-from flatgd.report.paper import COLUMN_SUMS, TOXICITY
+from flatgd.report.paper import FACTORS, TOXICITY
 
+COLUMN_SUMS = {
+    name: [sum(column) for column in zip(*rows.values(), strict=True)]
+    for name, rows in FACTORS.items()
+}
 SETTINGS = Settings(2, {"one": 0.6, "other": 0.85}, 100, 0, "clean")
 
 

@@ -54,7 +54,10 @@ def test_table_1_has_the_papers_values_beside_ours() -> None:
     assert cells["cringe"] == ["", "0.182", "0.376"]
     assert set(TOXICITY) <= cells.keys()
     total = next(line for line in factors.rows if line[0] == "sum")
-    assert total[1:] == ["1.0000", "1.0000"]
+    assert total[1:] == ["1.0000", "1.0000", "0.5371", "0.6137"]
+    own = {line[0]: line[3:] for line in factors.rows}
+    assert own["flatgd"] == ["0.0488", "0.0931"]
+    assert own["cringe"] == ["0.1900", "0.1203"]  # the paper's, though we did not run it
     assert "●" in next(line for line in factors.rows if line[0] == "flatgd")[1]
     assert "●" not in next(line for line in factors.rows if line[0] == "safety_loss")[2]
 
