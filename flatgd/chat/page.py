@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from flatgd.chat.session import Session, SessionFile, parse_number
+from flatgd.chat.session import EXAMPLE, Session, SessionFile, parse_number
 from flatgd.errors import UsageError
 from flatgd.web.site import Site, is_secret
 
@@ -90,6 +90,7 @@ class ChatPage:
             "chat.html",
             link=self.token,
             csrf=self.site.csrf_token(self.token),
+            example=EXAMPLE,
             names=list(session.models),
             turns=session.turns,
             samples=session.samples,

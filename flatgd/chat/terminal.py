@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from flatgd.chat.session import Session, SessionFile, parse_number
+from flatgd.chat.session import EXAMPLE, Session, SessionFile, parse_number
 from flatgd.errors import UsageError
 from flatgd.io.records import printable
 
@@ -44,7 +44,7 @@ class Terminal:
         with suppress(ImportError):
             import readline  # noqa: F401  enables arrow keys and history in `input`
         names = ", ".join(self.session.models)
-        self._print(f"{names}. /help lists the commands.")
+        self._print(f"{names}. /help lists the commands. An opening to try: {EXAMPLE}")
         while True:
             try:
                 line = read("you: ").strip()
