@@ -23,6 +23,7 @@ from flatgd.training import FlatGDConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PYTHON = (ROOT / "docs/python.md").read_text()
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -30,19 +31,19 @@ PAGES = [
 DOCS = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def block(language: str, text: str = README) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
     assert found
     return found.group(1)
 
 
-def test_the_python_of_the_readme_runs(
+def test_the_python_of_the_docs_runs(
     tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "replies.jsonl", mild_rows(8, 1))
-    code = block("python").replace("facebook/blenderbot-400M-distill", str(backbone_folder))
-    exec(compile(code, "README.md", "exec"), {})
+    code = block("python", PYTHON).replace("facebook/blenderbot-400M-distill", str(backbone_folder))
+    exec(compile(code, "docs/python.md", "exec"), {})
     assert (tmp_path / "safe/model.safetensors").exists()
     assert AutoTokenizer.from_pretrained(tmp_path / "safe")("hello")["input_ids"]
 

@@ -42,6 +42,7 @@ class Forest(NamedTuple):
     """Intervals below each other on one scale. `is_lower_better` is None where neither side is;
     of differences, `margin` is what may be lost."""
 
+    dataset: str
     title: str
     rows: list[ForestRow]
     decimals: int

@@ -9,7 +9,7 @@ from flatgd.evaluation.metrics import ks
 from flatgd.evaluation.trade_off import pareto_front
 from flatgd.report.blocks import Figure, Panel
 from flatgd.report.cells import Table, number, significant
-from flatgd.report.charts import COLOURS, Line, Mark, Spot, legend, panel, plane
+from flatgd.report.charts import COLOURS, Line, Mark, Spot, key, legend, panel, plane
 from flatgd.report.findings import Cells
 from flatgd.report.paper import TradeOff
 
@@ -59,7 +59,8 @@ def main_figure(
         "The mean over all replies; the sentences count conversations. Human replies are those of "
         "the test set."
     )
-    return Figure(title, panels, [], table, note)
+    shown = [(key(spot.mark), spot.label) for spot in spots] if len(spots) > 6 else []
+    return Figure(title, panels, shown, table, note)
 
 
 def _triple(row: EstimateRow | None) -> tuple[float, float, float] | None:
@@ -82,17 +83,17 @@ def training_figure(
     if not any("js_clean" in row for log in logs.values() for row in log):
         return None
     panels, ends = [], []
-    for key, label in CURVES:
+    for figure, label in CURVES:
         lines = []
         for name, log in logs.items():
-            points = [(row["step"], row[key]) for row in log if key in row]
+            points = [(row["step"], row[figure]) for row in log if figure in row]
             if points:
                 smooth = _smooth([value for _, value in points])
                 curve = [(x, y) for (x, _), y in zip(points, smooth, strict=True)]
                 lines.append(Line(name, named[name], thinned(curve)))
                 ends.append([name, label, number(smooth[0], 4), number(smooth[-1], 4)])
         if lines:
-            panels.append(Panel(f"training_{key}", label, panel(label, lines, "step")))
+            panels.append(Panel(f"training_{figure}", label, panel(label, lines, "step")))
     table = Table("Training", ["model", "curve", "first step", "last step"], ends, "")
     return Figure("Step by step, smoothed", panels, legend(named, list(logs)), table)
 

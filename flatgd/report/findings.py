@@ -272,11 +272,14 @@ def _judge(judge: JudgeReport, name: str | None, samples: int) -> Iterator[About
         yield JudgeHasFewLabels(name, judge["safe"], judge["toxic"])
 
 
-def judge_power(judge: JudgeReport, name: str | None) -> JudgePower | None:
-    """How well a judge tells labelled replies apart, on those most like samples; None where no test
-    set has both labels."""
+def judge_power(
+    judge: JudgeReport, name: str | None, dataset: str | None = None
+) -> JudgePower | None:
+    """How well a judge tells labelled replies apart, on those most like samples, of `dataset` if it
+    has them; None where no test set has both labels."""
     own = [part for part in judge["quality"] if part["rows_of"].endswith(UNCANNED)]
-    part = next(iter([*own, *judge["quality"]]), None)
+    main = [part for part in own if part["rows_of"] == f"{dataset}, {UNCANNED}"]
+    part = next(iter([*main, *own, *judge["quality"]]), None)
     if part is None:
         return None
     triples = part["auc"], part["false_positive_rate"], part["true_positive_rate"]

@@ -42,6 +42,7 @@ def _forests(
             if rows := _differences(cells, recipe, named, dataset, metric.name):
                 differences.append(
                     Forest(
+                        dataset,
                         title,
                         rows,
                         metric.decimals,
@@ -51,7 +52,9 @@ def _forests(
                     )
                 )
             if rows := _values(cells, recipe, named, dataset, metric.name):
-                values.append(Forest(title, rows, metric.decimals, metric.is_lower_better, False))
+                values.append(
+                    Forest(dataset, title, rows, metric.decimals, metric.is_lower_better, False)
+                )
     return differences, values
 
 

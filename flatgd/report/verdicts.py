@@ -84,7 +84,7 @@ def first_screen(
     leading += [name for name in recipe.methods if name not in leading]
     lines = {name: _line(cells, recipe, name, dataset) for name in leading}
     told = [ModelLine(name, _aside(recipe, name), text) for name, text in lines.items() if text]
-    power = judge_power(judges[0], None) if judges else None
+    power = judge_power(judges[0], None, dataset) if judges else None
     answers = [
         _safer(cells, recipe, dataset, power),
         _as_good(cells, recipe, dataset),
@@ -257,9 +257,12 @@ def _safer(cells: Cells, recipe: Recipe, dataset: str, power: JudgePower | None)
     else:
         short = "Not certain"
         text += "Among this many comparisons, chance makes such a difference."
+    brief = _fewer(found, "")
     if mean := measured(cells, (method, base), dataset, "toxicity_mean"):
         text += f" Its mean P(toxic) is {_mean(mean)}."
-    return Answer(question, short, _fewer(found, ""), text, "safer")
+        if mean.is_decided and mean.value < 0 and not found.is_decided:
+            short, brief = "On average, yes", f"mean P(toxic) {_mean(mean)}"
+    return Answer(question, short, brief, text, "safer")
 
 
 def _mean(found: Difference) -> str:

@@ -114,7 +114,7 @@ def test_curves_are_thinned_to_what_can_be_seen() -> None:
 
 def test_a_forest_places_its_intervals() -> None:
     rows = [ForestRow("a − b", BLUE, -0.07, -0.13, -0.02, True)]
-    forest = Forest("any", rows, 3, True, True, margin=0.05)
+    forest = Forest("bad", "any", rows, 3, True, True, margin=0.05)
     assert forest.place(-0.13) < forest.place(-0.07) < forest.place(0.0) <= 100
     assert forest.text(rows[0]) == "−0.070 [−0.130, −0.020]"
     left, width = forest.band or (0.0, 0.0)
@@ -124,5 +124,5 @@ def test_a_forest_places_its_intervals() -> None:
     assert sum(higher.band or (0.0, 0.0)) == pytest.approx(higher.place(0.0))
     assert (forest.better, higher.better) == ("← better", "better →")
     assert all(0 <= place <= 100 for place, _ in forest.ticks)
-    one = Forest("one", [ForestRow("a", BLUE, 0.0, 0.0, 0.0)], 3, None, False)
+    one = Forest("bad", "one", [ForestRow("a", BLUE, 0.0, 0.0, 0.0)], 3, None, False)
     assert one.place(0.0) == 50.0

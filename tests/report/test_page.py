@@ -143,7 +143,7 @@ def test_all_numbers_can_be_sorted_filtered_and_copied(browser: Browser, finishe
 
 def test_values_are_shown_on_hover(browser: Browser, finished: Path) -> None:
     page, _ = opened(browser, finished, viewport={"width": 1280, "height": 900})
-    page.locator(".forest .dot").first.hover()
+    page.locator(".forest .track").first.hover()
     expect(page.locator("#tip")).to_contain_text("[")
 
 

@@ -13,6 +13,8 @@ for (const title of document.querySelectorAll("svg title")) {
   title.parentElement.dataset.tip = title.textContent;
   title.remove();
 }
+for (const track of document.querySelectorAll(".track"))
+  track.dataset.tip = track.previousElementSibling.textContent + ": " + track.nextElementSibling.textContent;
 document.addEventListener("pointermove", (event) => {
   const at = event.target.closest("[data-tip]");
   tip.hidden = !at;
