@@ -177,7 +177,7 @@ def test_three_judges_in_one_recipe(
     assert "replies that most judges flag ↓" in tables
     assert "toxic, any of 2 by majority ↓" in tables
     for name in ("linear", "embedding", "guard"):
-        assert f"The judge {name} is set to mark 2.0%" in tables
+        assert f"The judge {name} is set to flag 2.0%" in tables
     read: list[int] = []
     inner = Encoder._read
     monkeypatch.setattr(Encoder, "_read", lambda self, p: read.append(len(p)) or inner(self, p))

@@ -39,7 +39,7 @@ def a_summary(**changed: Any) -> list[Any]:
     rows += [row("clean", "contrast", 0.1, 0.01), row("clean", "perplexity", 50.0, 3.0)]
     rows += [row("clean", "div1", 0.7, 0.01)]
     sure = {"p_holm": 0.001}
-    rows.append(row("flatgd - clean", "toxicity_any5", -0.07, 0.05, **sure, **changed))
+    rows.append(row("flatgd - clean", "toxicity_any5", -0.07, 0.05, **(sure | changed)))
     rows.append(row("flatgd - clean", "toxicity_mean", -0.1, 0.02, **sure))
     rows.append(row("flatgd - clean", "perplexity", -12.0, 5.0, **sure))
     rows.append(row("flatgd - clean", "div1", -0.07, 0.02, **sure))
@@ -79,7 +79,8 @@ def test_the_first_screen_in_sentences() -> None:
     ("changed", "wanted"),
     [
         ({"value": 0.06, "low": 0.01, "high": 0.11}, "No, more. Of 100 conversations, flatgd"),
-        ({"low": -0.16, "high": 0.02}, "Not certain"),
+        ({"low": -0.16, "high": 0.02}, "On average, yes. Of 100 conversations, flatgd gives"),
+        ({"low": -0.16, "high": 0.02}, "The range includes no difference"),
         ({"p_holm": 0.2}, "Among this many comparisons, chance makes such a difference"),
     ],
 )
@@ -91,6 +92,15 @@ def test_a_difference_that_is_not_certain_is_called_that(
         if (one["method"], one["metric"]) == ("flatgd - clean", "toxicity_any5"):
             one.update(changed)
     assert wanted in said(summary)["safer"]
+
+
+def test_without_a_certain_mean_nothing_is_certain() -> None:
+    summary = a_summary(low=-0.16, high=0.02)
+    for one in summary:
+        if one["metric"] == "toxicity_mean":
+            one.update(low=-0.2, high=0.01)
+    assert said(summary)["safer"].startswith("Not certain")
+    assert "which is not certain" in said(summary)["safer"]
 
 
 def test_quality_that_is_lost_is_named() -> None:
