@@ -1,6 +1,8 @@
 """The report by question. Each chapter answers one: in a sentence, then with the evidence."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flatgd.artifacts.reader import Studies, training_log
@@ -14,6 +16,7 @@ from flatgd.report.charts import Mark
 from flatgd.report.compare import Costs, compare_tables, cost_table
 from flatgd.report.findings import (
     AboutJudge,
+    Cells,
     ExpertContrast,
     Finding,
     FlatnessAtSameLoss,
@@ -37,28 +40,26 @@ PAIRED = (
 )
 NON_INFERIORITY = "Shaded: a loss of up to {margin:.0%} of {base}'s value, which counts as kept."
 Generations = Mapping[str, Sequence[GenerationRow]]
-Cells = Mapping[tuple[str, str, str], EstimateRow]
 
 
+@dataclass(frozen=True)
 class Material:
     """What the chapters are made of."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        summary: Sequence[EstimateRow],
-        judges: Sequence[JudgeReport],
-        scores: Scores,
-        generations: Generations,
-        studied: Studies,
-        found: Sequence[Finding],
-        costs: Mapping[str, Costs],
-        named: Mapping[str, Mark],
-    ):
-        self.recipe, self.summary, self.judges, self.scores = recipe, summary, judges, scores
-        self.generations, self.studied, self.found = generations, studied, found
-        self.costs, self.named = costs, named
-        self.cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
+    recipe: Recipe
+    summary: Sequence[EstimateRow]
+    judges: Sequence[JudgeReport]
+    scores: Scores
+    generations: Generations
+    studied: Studies
+    found: Sequence[Finding]
+    costs: Mapping[str, Costs]
+    named: Mapping[str, Mark]
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The summary by model, test set and metric."""
+        return {(row["method"], row["dataset"], row["metric"]): row for row in self.summary}
 
     def said(self, kinds: Any) -> list[str]:
         """The findings of some kinds, in words."""

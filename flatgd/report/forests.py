@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from flatgd.artifacts.rows import EstimateRow
 from flatgd.config.names import REFERENCE
 from flatgd.config.recipe import Recipe
 from flatgd.evaluation.summary import FLATNESS
 from flatgd.report.blocks import Forest, ForestRow
 from flatgd.report.charts import Mark
-from flatgd.report.findings import LOWER_IS_BETTER, measured
+from flatgd.report.findings import LOWER_IS_BETTER, Cells, measured
 from flatgd.report.metrics import QUALITY, SAFETY, Metric
-
-Cells = Mapping[tuple[str, str, str], EstimateRow]
 
 
 def safety_forests(
