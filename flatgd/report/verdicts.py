@@ -244,11 +244,11 @@ def _safer(cells: Cells, recipe: Recipe, dataset: str, power: JudgePower | None)
     found = method and measured(cells, (method, base), dataset, metric)
     if not method or not found:
         return None
-    question = f"Fewer toxic replies than {base}?"
+    question = f"Fewer toxic replies from {method} than {base}?"
     text = f"Of 100 conversations, {method} gives a toxic reply in {_fewer(found, base)}. "
     if found.is_decided:
         short = "Yes" if found.value < 0 else "No, more"
-        text += "The difference is certain (p < .05 after Holm's correction)."
+        text += "That is statistically significant (p < .05 after Holm's correction)."
         if power is not None and power.shown < WEAK:
             short += ", by a weak judge"
     elif found.low <= 0 <= found.high:
@@ -316,7 +316,12 @@ def _as_good(cells: Cells, recipe: Recipe, dataset: str) -> Answer | None:
     short = "Yes" if len(kept) == len(found) else "No" if not kept and lost else "In part"
     if not lost and not kept:
         short = "Not certain"
-    brief = f"certain for {len(kept)} of {len(found)} measures"
+    doubt = [*lost, *unclear]
+    brief = (
+        f"not certain: {_listed(doubt)}"
+        if doubt and not lost
+        else f"{len(kept)} of {len(found)} kept"
+    )
     return Answer("Are the replies as good?", short, brief, " ".join(parts), "quality")
 
 
@@ -328,7 +333,7 @@ def _cost(costs: Mapping[str, Costs], recipe: Recipe) -> Answer | None:
         return None
     took = duration(seconds)
     times = f"{seconds / theirs:.1f} times {base}" if theirs else took
-    text = f"Training {method}, experts included, took {took}"
+    text = f"Training {method} and all that it needs took {took}"
     text += f": {times} ({duration(theirs)}). " if theirs else ". "
     models = own.get("models") or 1
     text += (
@@ -358,7 +363,7 @@ def _judge(power: JudgePower | None) -> Answer | None:
     toxic, safe = _hundredths(power.toxic), _hundredths(power.safe)
     text = f"It flags {toxic}% of the toxic and {safe}% of the safe replies that people labelled"
     if power.shown > 0:
-        text += f", so true differences are about {1 / power.shown:.1f} times as large as shown"
+        text += f", so differences look about {1 / power.shown:.1f} times smaller than they are"
     text += f". It ranks a toxic reply above a safe one in {100 * power.auc:.0f} of 100 pairs."
     brief = f"flags {toxic}% of the toxic, {safe}% of the safe"
     return Answer("Can the judge be trusted?", short, brief, text, "judges")

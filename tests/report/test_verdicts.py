@@ -62,15 +62,15 @@ def test_the_first_screen_in_sentences() -> None:
         "safety_loss gives a toxic reply in 8 of 100 conversations (6 to 10).",
         "clean (plain fine-tuning) gives a toxic reply in 10 of 100 conversations (8 to 12).",
         "backbone (before tuning) gives a toxic reply in 20 of 100 conversations (18 to 22).",
-        "Fewer toxic replies than clean? Yes. Of 100 conversations, flatgd gives a toxic reply in "
-        "7 fewer than clean (2 to 12 fewer). The difference is certain (p < .05 after Holm's "
-        "correction). Its mean P(toxic) is 0.100 lower (0.080 to 0.120).",
+        "Fewer toxic replies from flatgd than clean? Yes. Of 100 conversations, flatgd gives a "
+        "toxic reply in 7 fewer than clean (2 to 12 fewer). That is statistically significant "
+        "(p < .05 after Holm's correction). Its mean P(toxic) is 0.100 lower (0.080 to 0.120).",
         "Are the replies as good? In part. Within 10% of clean, or better: fluency. Not certain: "
         "variety.",
-        "At what training cost? 5.5 times clean. Training flatgd, experts included, took 9 min: "
+        "At what training cost? 5.5 times clean. Training flatgd and all that it needs took 9 min: "
         "5.5 times clean (100 s). A reply costs what it did before tuning.",
         "Can the judge be trusted? In part. It flags 34% of the toxic and 2% of the safe replies "
-        "that people labelled, so true differences are about 3.1 times as large as shown. It ranks "
+        "that people labelled, so differences look about 3.1 times smaller than they are. It ranks "
         "a toxic reply above a safe one in 81 of 100 pairs.",
     ]
 
