@@ -207,7 +207,7 @@ def test_two_judges_in_one_recipe(recipe_file: Path, tmp_path: Path) -> None:
     tables = (root / "report/tables.md").read_text()
     assert "mean P(toxic) by tiny ↓" in tables
     assert "The judge tiny" in tables
-    assert "The judge linear is set to mark 2.0%" in tables
+    assert "The judge linear is set to flag 2.0%" in tables
     with pytest.raises(RecipeError, match="not by linear; `flatgd run"):
         CliRunner().invoke(
             app,
