@@ -26,14 +26,14 @@ test-all: $(READY) browser  ## all tests, also of model families, several proces
 test-slow: $(READY) browser  ## the slow tests alone; with `make test` they are all
 	$(BIN)/pytest -n auto --dist loadscope -m slow
 
-test-install: $(READY)  ## the demo from the wheel and the trackers, in an empty environment with pip's own versions
+test-install: $(READY)  ## the demo from the wheel, trackers and TRL's trainers, in an empty environment with pip's versions
 	rm -rf build/install && mkdir -p build/install/empty
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w build/install .
 	$(PYTHON) -m venv build/install/venv
 	build/install/venv/bin/pip install --quiet -r requirements-torch.txt build/install/*.whl
 	cd build/install/empty && ../venv/bin/flatgd --version && ../venv/bin/flatgd demo
-	build/install/venv/bin/pip install --quiet pytest tensorboard wandb
-	build/install/venv/bin/pytest -m slow tests/runtime/test_trackers.py
+	build/install/venv/bin/pip install --quiet pytest tensorboard wandb trl
+	build/install/venv/bin/pytest -m slow tests/runtime/test_trackers.py tests/training/test_trl.py
 
 browser: $(READY)  ## Chromium for the tests of the pages, where it can be installed
 	$(BIN)/python tests/support/chromium.py

@@ -18,6 +18,7 @@ from flatgd.errors import UnsupportedError
 from flatgd.methods.base import Totals
 from flatgd.models.dialogue_format import Batch
 from flatgd.models.heads import FORWARD_KEYS, reshard
+from flatgd.training.micro_batches import without_repeats
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ class Evaluation:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(share of the set's loss, logits, targets) of a batch."""
         prepared = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
-        batch: Batch = self._without_repeats(prepared, self._evaluation.items)  # type: ignore[attr-defined]
+        accelerator: Any = self.accelerator  # type: ignore[attr-defined]
+        batch = without_repeats(prepared, self._evaluation.items, accelerator)
         with torch.no_grad():
             figures = self._within_memory(  # type: ignore[attr-defined]
                 lambda: self._figures_of(model, batch), len(batch["is_safe"])

@@ -38,10 +38,10 @@ from flatgd.models.heads import unwrapped
 from flatgd.training.config import CHECKPOINTING
 from flatgd.training.gradient_reduction import largest, reduction_for
 from flatgd.training.masks import mixed_seed, same_masks
-from flatgd.training.micro_batches import emptied, split_batch, take_rows
+from flatgd.training.micro_batches import emptied, split_batch, take_rows, without_repeats
 from flatgd.training.non_finite import refuse_non_finite_step
 from flatgd.training.optimizers import switch
-from flatgd.training.own_loss import OwnLoss, with_targets
+from flatgd.training.own_loss import OwnLoss, stays_whole, with_targets
 from flatgd.training.penalty_choice import (
     NO_SECOND_DERIVATIVE,
     STATE_KEY,
@@ -95,7 +95,8 @@ class FlatnessMixin:
         switch(self.optimizer, "train")  # type: ignore[attr-defined]
         batch = with_targets(unwrapped(model), self._prepare_inputs(inputs))  # type: ignore[attr-defined]
         if not self.args.dataloader_drop_last:
-            batch = self._without_repeats(batch, len(self.train_dataset))  # type: ignore[attr-defined]
+            items = len(self.train_dataset)  # type: ignore[attr-defined]
+            batch = without_repeats(batch, items, self.accelerator)
         totals = self._totals(batch)
         parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         flat, step = self._within_memory(
@@ -163,23 +164,6 @@ class FlatnessMixin:
         logger.warning(NO_SECOND_DERIVATIVE, str(error).splitlines()[0])
         return True
 
-    def _without_repeats(self, batch: Batch, of: int) -> Batch:
-        """This process's share of an epoch's last batch, where the data set has `of` items.
-
-        With several processes, accelerate fills that batch up with rows from the start of the
-        epoch, so that each process gets the same number of rows. Those repeats are emptied here.
-        """
-        processes, loader = self.accelerator.num_processes, self.accelerator.gradient_state
-        if processes == 1 or not loader.end_of_dataloader:
-            return batch
-        pair = batch.get("pair", torch.full_like(batch["is_safe"], -1, dtype=torch.long))
-        is_first = torch.ones_like(batch["is_safe"])  # of its item: a row alone, or a pair
-        is_first[1:] = (pair[1:] < 0) | (pair[1:] != pair[:-1])
-        item = is_first.cumsum(0) - 1
-        items = int(item[-1]) + 1
-        rest = of % (processes * items)
-        return emptied(batch, item >= rest - self.args.process_index * items) if rest else batch
-
     @property
     def flatness_method(self) -> str:
         """The configured way to the penalty's gradient, with `auto` resolved."""
@@ -229,8 +213,12 @@ class FlatnessMixin:
         size, rows = self.args.micro_batch_size, len(batch["is_safe"])
         apart = settings is not None and self.flatness_method != "fast"
         count = rows if settings is None else math.ceil(self.args.penalty_fraction * rows)
-        if count == rows:
-            parts, others, rescale = self._in_step(split_batch(batch, size, apart)), [], 1.0
+        others: list[Batch] = []
+        rescale = 1.0
+        if stays_whole(batch, size, count):
+            parts = [batch]
+        elif count == rows:
+            parts = self._in_step(split_batch(batch, size, apart))
         else:
             numbers = torch.arange(rows, device=batch["is_safe"].device)
             parts = self._in_step(split_batch(take_rows(batch, numbers[:count]), size, apart))

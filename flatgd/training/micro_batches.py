@@ -4,6 +4,7 @@ B rows, T reply positions, as in flatgd/models/encoding.py.
 """
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from flatgd.models.encoding import IGNORE, Batch
@@ -61,3 +62,21 @@ def take_rows(batch: Batch, rows: Tensor) -> Batch:
         if key in part:
             part[key] = part[key][:, :reply_width]
     return part
+
+
+def without_repeats(batch: Batch, of: int, accelerator: Accelerator) -> Batch:
+    """This process's share of an epoch's last batch, where the data set has `of` items.
+
+    With several processes, accelerate fills that batch up with rows from the start of the epoch, so
+    that each process gets the same number of rows. Those repeats are emptied here.
+    """
+    processes = accelerator.num_processes
+    if processes == 1 or not accelerator.gradient_state.end_of_dataloader:
+        return batch
+    pair = batch.get("pair", torch.full_like(batch["is_safe"], -1, dtype=torch.long))
+    is_first = torch.ones_like(batch["is_safe"])  # of its item: a row alone, or a pair
+    is_first[1:] = (pair[1:] < 0) | (pair[1:] != pair[:-1])
+    item = is_first.cumsum(0) - 1
+    items = int(item[-1]) + 1
+    rest = of % (processes * items)
+    return emptied(batch, item >= rest - accelerator.process_index * items) if rest else batch

@@ -3,7 +3,9 @@
     class FlatSFT(FlatnessMixin, trl.SFTTrainer): ...
 
 E is that loss and R is 0: J = loss + lambda * ||grad loss||^2. Batches need `attention_mask` and
-`labels`, with IGNORE at positions without a target. The loss must be a mean over labelled tokens.
+`labels`, with IGNORE at positions without a target; the loss must be a mean over labelled tokens.
+TRL's DPO and KTO have a `completion_mask` instead, and a loss over pairs or over the whole batch:
+such a batch is evaluated whole.
 """
 
 from collections.abc import Callable
@@ -45,6 +47,9 @@ def with_targets(model: nn.Module, batch: Batch) -> Batch:
     """
     if "targets" in batch:
         return batch
+    if _is_of_pairs(batch):
+        one = torch.zeros_like(batch["completion_mask"][:, :1])
+        return {**batch, "targets": one, "is_safe": torch.ones_like(one[:, 0]).bool()}
     if missing := [key for key in ("labels", "attention_mask") if key not in batch]:
         raise UnsupportedError(
             f"a batch needs {' and '.join(missing)}, but has only {', '.join(batch)}; let the data "
@@ -55,6 +60,28 @@ def with_targets(model: nn.Module, batch: Batch) -> Batch:
     if _predicts_next(model):
         targets = torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORE)], dim=1)
     return {**batch, "targets": targets, "is_safe": torch.ones_like(targets[:, 0]).bool()}
+
+
+def stays_whole(batch: Batch, size: int | None, penalised: int) -> bool:
+    """Whether a batch's loss is no sum over its rows, so that it is neither cut nor sorted.
+
+    Raises UnsupportedError where such a batch would be cut into micro-batches of `size`, or where
+    fewer than all of its rows would be penalised.
+    """
+    if not _is_of_pairs(batch):
+        return False
+    rows = len(batch["is_safe"])
+    if min(size or rows, penalised) < rows:
+        raise UnsupportedError(
+            f"the loss of this Trainer is of the whole batch of {rows} rows; leave out "
+            "micro_batch_size and penalty_fraction, or lower per_device_train_batch_size"
+        )
+    return True
+
+
+def _is_of_pairs(batch: Batch) -> bool:
+    """Whether it is a batch of TRL's preference trainers."""
+    return "completion_mask" in batch and "labels" not in batch
 
 
 def _predicts_next(model: nn.Module) -> bool:

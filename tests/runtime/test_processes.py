@@ -21,7 +21,6 @@ from flatgd.errors import RecipeError
 from flatgd.models.encoding import IGNORE
 from flatgd.pipeline.training_config import training_config
 from flatgd.runtime import distributed
-from flatgd.training.flatness_mixin import FlatnessMixin
 from flatgd.training.loop import gathered_weights
 
 pytestmark = pytest.mark.slow
@@ -194,15 +193,16 @@ def test_a_run_over_two_processes_is_the_run_of_one(recipe_file: Path) -> None:
 )
 def test_what_fills_up_an_epochs_last_batch_is_emptied(items: int, rank: int, kept: int) -> None:
     """Batches of two times three items: here a pair, a row alone, a pair. `kept` rows are real."""
-    trainer: Any = FlatnessMixin.__new__(FlatnessMixin)
-    trainer.accelerator = SimpleNamespace(
-        num_processes=2, gradient_state=SimpleNamespace(end_of_dataloader=True)
+    accelerator: Any = SimpleNamespace(
+        num_processes=2,
+        process_index=rank,
+        gradient_state=SimpleNamespace(end_of_dataloader=True),
     )
-    trainer.args = SimpleNamespace(process_index=rank)
     is_safe = torch.tensor([False, True, False, False, True])
     pair = torch.tensor([0, 0, -1, 2, 2])
     targets = torch.full((5, 2), 4)
-    left = trainer._without_repeats({"targets": targets, "is_safe": is_safe, "pair": pair}, items)
+    batch = {"targets": targets, "is_safe": is_safe, "pair": pair}
+    left = without_repeats(batch, items, accelerator)
     assert (left["targets"] != IGNORE).all(1).tolist() == [row < kept for row in range(5)]
     assert left["pair"].tolist() == pair[:kept].tolist() + [-1] * (5 - kept)
     assert left["is_safe"].tolist() == is_safe[:kept].tolist() + [True] * (5 - kept)
