@@ -97,8 +97,7 @@ class Evaluation:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(share of the set's loss, logits, targets) of a batch."""
         prepared = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
-        accelerator: Any = self.accelerator  # type: ignore[attr-defined]
-        batch = without_repeats(prepared, self._evaluation.items, accelerator)
+        batch = without_repeats(prepared, self._evaluation.items, self.accelerator)
         with torch.no_grad():
             figures = self._within_memory(  # type: ignore[attr-defined]
                 lambda: self._figures_of(model, batch), len(batch["is_safe"])

@@ -22,6 +22,7 @@ from flatgd.models.encoding import IGNORE
 from flatgd.pipeline.training_config import training_config
 from flatgd.runtime import distributed
 from flatgd.training.loop import gathered_weights
+from flatgd.training.micro_batches import without_repeats
 
 pytestmark = pytest.mark.slow
 
