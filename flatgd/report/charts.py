@@ -28,14 +28,12 @@ class Mark(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Points of one model in data units, in order; `dash` is an SVG dash pattern. Without
-    `is_joined` only the points are drawn."""
+    """Points of one model in data units, in order; `dash` is an SVG dash pattern."""
 
     label: str
     mark: Mark
     points: Sequence[tuple[float, float]]
     dash: str = ""
-    is_joined: bool = True
 
 
 class Spot(NamedTuple):
@@ -66,13 +64,7 @@ def marks(names: Sequence[str]) -> dict[str, Mark]:
 class Scale:
     """From data units to pixels."""
 
-    def __init__(
-        self,
-        values: Sequence[float],
-        start: float,
-        end: float,
-        is_log: bool,
-    ):
+    def __init__(self, values: Sequence[float], start: float, end: float, is_log: bool):
         self.is_log = is_log and min(values) > 0
         low, high = self._unit(min(values)), self._unit(max(values))
         room = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
@@ -124,21 +116,20 @@ def panel(
     log_y: bool = False,
     diagonal: bool = False,
     x_ticks: Sequence[float] | None = None,
-    size: tuple[int, int] = PANEL,
 ) -> Markup:
     """Curves or points in one frame. `diagonal`: draw the line y = x."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     if diagonal:
         xs = ys = [*xs, *ys]
-    frame = _Frame(size, xs, ys, log_x, log_y, x_label, x_ticks=x_ticks)
+    frame = _Frame(PANEL, xs, ys, log_x, log_y, x_label, x_ticks=x_ticks)
     drawn = list(frame.axes())
     if diagonal:
         (x1, y1), (x2, y2) = (frame.at(v, v) for v in (min(xs), max(xs)))
         drawn.append(_line(x1, y1, x2, y2, "zero"))
     for line in lines:
         drawn += _drawn(line, frame)
-    return _svg(title, size, drawn)
+    return _svg(title, PANEL, drawn)
 
 
 def plane(
@@ -156,9 +147,9 @@ def plane(
     drawn, taken = list(frame.axes()), _Taken(frame)
     for spot in spots:
         x, y = frame.at(spot.x[0], spot.y[0])
-        taken.block(x, y, x, y)
-        taken.block(frame.x(spot.x[1]), y, frame.x(spot.x[2]), y)
-        taken.block(x, frame.y(spot.y[2]), x, frame.y(spot.y[1]))
+        taken.points.append(_box(x, y, x, y, 5))
+        taken.bars.append(_box(frame.x(spot.x[1]), y, frame.x(spot.x[2]), y, 2))
+        taken.bars.append(_box(x, frame.y(spot.y[2]), x, frame.y(spot.y[1]), 2))
         cross = _line(frame.x(spot.x[1]), y, frame.x(spot.x[2]), y, "bar")
         cross += _line(x, frame.y(spot.y[1]), x, frame.y(spot.y[2]), "bar")
         drawn.append(_group(spot.mark, cross))
@@ -166,11 +157,12 @@ def plane(
         x, y = frame.at(spot.x[0], spot.y[0])
         told = f"{spot.label}: {_told(spot.x)}, {_told(spot.y)}"
         drawn.append(_group(spot.mark, point(spot.mark.shape, x, y) + _title(told)))
-    for spot in spots:
-        x, y = frame.at(spot.x[0], spot.y[0])
-        if place := taken.place(spot.label, x, y):
-            text = _text(*place[:2], spot.label, f"name {spot.mark.colour}", place[2])
-            drawn.append(text)
+    for covers_bars in (False, True):  # over bars only where there is no room beside them
+        for spot in [spot for spot in spots if spot.label not in taken.labels]:
+            x, y = frame.at(spot.x[0], spot.y[0])
+            if place := taken.place(spot.label, x, y, covers_bars):
+                text = _text(*place[:2], spot.label, f"name {spot.mark.colour}", place[2])
+                drawn.append(text)
     return _svg(title, size, drawn)
 
 
@@ -272,38 +264,43 @@ class _Frame:
         return drawn
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
 class _Taken:
-    """Where labels and points already are: a label goes where it covers none of them."""
+    """Where labels, points and bars already are: a label goes where it covers none of them."""
 
     def __init__(self, frame: _Frame):
         self.frame = frame
-        self.boxes: list[tuple[float, float, float, float]] = []
+        self.points: list[Box] = []
+        self.bars: list[Box] = []
+        self.labels: dict[str, Box] = {}
 
-    def block(self, left: float, top: float, right: float, bottom: float) -> None:
-        """Keep the labels off a point or a bar, which has no width of its own."""
-        self.boxes.append((left - 2, top - 2, right + 2, bottom + 2))
-
-    def place(self, text: str, x: float, y: float) -> tuple[float, float, str] | None:
+    def place(
+        self, text: str, x: float, y: float, covers_bars: bool
+    ) -> tuple[float, float, str] | None:
         """Position and anchor; None where the label fits on no side of the point."""
-        width = BOLD * len(text)
+        frame, width = self.frame, BOLD * len(text)
+        taken = [*self.points, *self.labels.values(), *([] if covers_bars else self.bars)]
         for dx, dy, anchor in (
             *((7, -7, "start"), (7, 16, "start"), (-7, -7, "end"), (-7, 16, "end")),
             *((9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 19, "middle")),
         ):
             left = x + dx - width * {"start": 0, "middle": 0.5, "end": 1}[anchor]
             box = (left, y + dy - 11, left + width, y + dy + 2)
-            frame = self.frame
             fits = frame.left <= box[0] and box[2] <= frame.right
             fits &= frame.top - 8 <= box[1] and box[3] <= frame.bottom
-            if fits and not any(_overlap(box, other) for other in self.boxes):
-                self.boxes.append(box)
+            if fits and not any(_overlap(box, other) for other in taken):
+                self.labels[text] = box
                 return x + dx, y + dy, anchor
         return None
 
 
-def _overlap(
-    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
-) -> bool:
+def _box(left: float, top: float, right: float, bottom: float, room: float) -> Box:
+    return left - room, top - room, right + room, bottom + room
+
+
+def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
@@ -327,7 +324,7 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
 def _drawn(line: Line, frame: _Frame) -> list[str]:
     places = [frame.at(x, y) for x, y in line.points]
     inside = ""
-    if line.is_joined and len(places) > 1:
+    if len(places) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
         inside = f'<polyline class="curve" points="{path}"{dash}/>'

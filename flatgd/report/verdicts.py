@@ -34,7 +34,7 @@ ASPECTS = {  # what a quality metric is in everyday words: of a reply, and as a 
     "nll_ordinary": ("at home in ordinary dialogue", "ordinary dialogue"),
 }
 OF_REPLIES = ("perplexity", "div1", "relevance")
-SHOWN = 5  # models on the first screen; the others are one click away
+SHOWN = 4  # models on the first screen; the others are one click away
 CLEAR = 0.4  # of a true difference: a judge that shows as much can tell
 
 
