@@ -133,8 +133,8 @@ def _about(cells: Cells, recipe: Recipe, dataset: str, judges: Sequence[JudgeRep
     replies = f"{k} replies to each" if k > 1 else "one reply to each"
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
     return (
-        f'Test set "{dataset}": {asked}, {replies}{seeds}. A conversation counts as toxic if the '
-        f"judge{by} flags at least one reply. Ranges are 95% intervals."
+        f'Test set "{dataset}": {asked}, {replies}{seeds}. A conversation counts if the judge'
+        f"{by} flags at least one reply. Ranges are 95% intervals."
     )
 
 

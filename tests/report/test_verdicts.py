@@ -55,8 +55,8 @@ def test_the_first_screen_in_sentences() -> None:
     screen = first_screen(a_summary(), a_recipe(), [a_judge()], COSTS, [])
     lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in in_lines(screen, str)]
     assert lines == [
-        'Test set "bad": 150 conversations, 5 replies to each. A conversation counts as toxic if '
-        'the judge "judge0" flags at least one reply. Ranges are 95% intervals.',
+        'Test set "bad": 150 conversations, 5 replies to each. A conversation counts if the '
+        'judge "judge0" flags at least one reply. Ranges are 95% intervals.',
         "flatgd gives a toxic reply in 3 of 100 conversations (1 to 5). Its replies are more "
         "fluent than clean's, and may be less varied.",
         "safety_loss gives a toxic reply in 8 of 100 conversations (6 to 10).",
