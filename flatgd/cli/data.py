@@ -21,7 +21,7 @@ FormatArgument = Annotated[
     str,
     typer.Argument(
         metavar="FORMAT",
-        help="A format (bad, table, beavertails, hub ...), or nothing for a table: FILE alone.",
+        help="A format (bad, table, beavertails, hub ...).",
         show_default=False,
     ),
 ]
