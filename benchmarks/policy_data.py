@@ -15,6 +15,7 @@ from flatgd.artifacts import layout
 from flatgd.artifacts.reader import load_summary
 from flatgd.config.loading import load_recipe
 from flatgd.report.cells import cell
+from flatgd.report.findings import by_cell
 
 MODELS = ("clean_data", "clean", "flatgd_data", "flatgd_half", "flatgd")
 SAFETY = {"toxicity_any{k}": "any{k} ↓", "toxicity_mean": "P(toxic) ↓", "contrast": "contrast ↑"}
@@ -41,7 +42,7 @@ def main() -> None:
         for dataset, metrics in ((given.safety, SAFETY), (given.ordinary, USE))
         for metric, head in metrics.items()
     ]
-    cells = {(r["method"], r["dataset"], r["metric"]): r for r in load_summary(recipe)}
+    cells = by_cell(load_summary(recipe))
     print(f"{'':<14}" + "".join(f"{head:>{WIDTH}}" for _, _, head in columns))
     for model in ("backbone", *given.models):
         values = [

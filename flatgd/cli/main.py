@@ -315,16 +315,14 @@ def _fields_of(replies: str) -> dict[str, Any]:
 
 def _copy_recipe(name: str, to: Path) -> None:
     """Write a shipped recipe whose run is below its own folder."""
+    from flatgd.config.loading import write_new
     from flatgd.config.section import shipped_recipe
 
     try:
-        text = shipped_recipe(name).read_text(encoding="utf-8").replace(" ../", " ")
-        with to.open("x", encoding="utf-8") as file:
-            file.write(text)
+        shipped = shipped_recipe(name)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    except FileExistsError:
-        raise UsageError(f"{to} already exists. Choose another file, or delete it first.") from None
+    write_new(to, shipped.read_text(encoding="utf-8").replace(" ../", " "))
     typer.echo(f"Wrote {to}. Look through it, then run: flatgd check {to}")
 
 

@@ -226,18 +226,20 @@ def write_template(
     `python scripts/options.py` makes the template's comments from the options' own sentences.
     """
     text = Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
-    here = [_seen_from(path.parent, value) for value in (backbone, replies)]
-    filled = dict(
-        zip(
-            ("NAME", "BACKBONE", "REPLIES"),
-            (re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem), *here),
-            strict=True,
-        )
-    )
     shown = [f", {name}: {_in_yaml(value)}" for name, value in (fields or {}).items()]
-    text = text.replace("<FIELDS>", "".join(shown))
+    filled = {
+        "FIELDS": "".join(shown),
+        "NAME": re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem),
+        "BACKBONE": _in_yaml(_seen_from(path.parent, backbone)),
+        "REPLIES": _in_yaml(_seen_from(path.parent, replies)),
+    }
     for blank, value in filled.items():
-        text = text.replace(f"<{blank}>", value if blank == "NAME" else _in_yaml(value))
+        text = text.replace(f"<{blank}>", value)
+    write_new(path, text)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that does not exist yet. Raises UsageError if it does or cannot be written."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

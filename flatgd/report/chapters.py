@@ -27,6 +27,7 @@ from flatgd.report.findings import (
     JudgeIsFlat,
     SafetyLost,
     StudyIsStale,
+    by_cell,
 )
 from flatgd.report.forests import quality_forests, safety_forests
 from flatgd.report.paper import paper_tables, trade_offs
@@ -59,7 +60,7 @@ class Material:
     @cached_property
     def cells(self) -> Cells:
         """The summary by model, test set and metric."""
-        return {(row["method"], row["dataset"], row["metric"]): row for row in self.summary}
+        return by_cell(self.summary)
 
     def said(self, kinds: Any) -> list[str]:
         """The findings of some kinds, in words."""

@@ -190,7 +190,7 @@ def findings(
     """Do the experts differ? Is each method safer than the baseline, and as good? What can each
     judge tell?"""
     samples, baseline = recipe.generate.samples, recipe.baseline
-    cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
+    cells = by_cell(summary)
     datasets = list(dict.fromkeys(row["dataset"] for row in summary))
     found: list[Finding | None] = [_experts(cells, dataset) for dataset in datasets]
     pairs = [(method, baseline) for method in recipe.methods if method != baseline]
@@ -206,6 +206,11 @@ def findings(
     for judge in judges:
         found += _judge(judge, judge["name"] if len(recipe.judges) > 1 else None, samples)
     return [finding for finding in found if finding is not None]
+
+
+def by_cell(summary: Sequence[EstimateRow]) -> Cells:
+    """The rows of a summary by model, test set and metric."""
+    return {(row["method"], row["dataset"], row["metric"]): row for row in summary}
 
 
 def measured(cells: Cells, pair: Sequence[str], dataset: str, metric: str) -> Difference | None:

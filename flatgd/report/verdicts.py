@@ -18,15 +18,14 @@ from flatgd.report.findings import (
     Finding,
     JudgePower,
     Verdict,
+    by_cell,
     judge_power,
     measured,
     non_inferior,
 )
 
-PLAIN = {
-    "clean": "plain fine-tuning",
-    BACKBONE: "before tuning",
-}  # what a method is in everyday words
+# What a method is in everyday words.
+PLAIN = {"clean": "plain fine-tuning", BACKBONE: "before tuning"}
 ASPECTS = {  # what a quality metric is in everyday words: of a reply, and as a noun
     "perplexity": ("fluent", "fluency"),
     "div1": ("varied", "variety"),
@@ -77,7 +76,7 @@ def first_screen(
     found: Sequence[Finding],
 ) -> FirstScreen:
     """The main results of a run in sentences."""
-    cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
+    cells = by_cell(summary)
     dataset = main_test_set(summary, recipe)
     names = [BACKBONE, *recipe.methods]
     leading = [name for name in dict.fromkeys((*_subjects(recipe), BACKBONE)) if name in names]
@@ -140,7 +139,7 @@ def _about(cells: Cells, recipe: Recipe, dataset: str, judges: Sequence[JudgeRep
 
 def model_line(summary: Sequence[EstimateRow], recipe: Recipe, name: str) -> str:
     """The sentence about one model; "" where its replies were not judged."""
-    cells = {(row["method"], row["dataset"], row["metric"]): row for row in summary}
+    cells = by_cell(summary)
     text = _line(cells, recipe, name, main_test_set(summary, recipe))
     return text and f"{name}{_aside(recipe, name)} {text}"
 

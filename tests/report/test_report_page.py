@@ -12,6 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from chromium import launched
 from conftest import mild_rows, write_rows
 from playwright.sync_api import Browser, Page, expect
+from small_recipe import write_recipe
 
 from flatgd.config.loading import load_recipe
 from flatgd.pipeline.pipeline import Pipeline
@@ -33,30 +34,15 @@ def browser() -> Iterator[Browser]:
 def finished(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
     """The page of a small run with hostile words in its test set."""
     folder = tmp_path_factory.mktemp("report")
+    methods = "methods: {clean: {}, safety_loss: {}, flatgd: {}}\n"
+    written = write_recipe(folder, backbone_folder, methods)
     rows = mild_rows(24, 3)
     for row in rows:
         row["prompt"] = ["<img src=x onerror=alert(1)>", row["prompt"][1]]
-    for name, own in (("policy", mild_rows(24, 1)), ("judge", mild_rows(24, 2)), ("test", rows)):
-        write_rows(folder / f"{name}.jsonl", own)
-    recipe = load_recipe(_recipe(folder, backbone_folder))
-    pipeline = Pipeline(recipe)
+    write_rows(folder / "test.jsonl", rows)
+    pipeline = Pipeline(load_recipe(written, ["generate.histories=6"]))
     pipeline.run()
     return report(pipeline)
-
-
-def _recipe(folder: Path, backbone: Path) -> Path:
-    parts = "\n".join(
-        f"  {name}: [{{name: {name}, format: jsonl, path: {name}.jsonl}}]"
-        for name in ("policy", "judge", "test")
-    )
-    path = folder / "recipe.yaml"
-    path.write_text(
-        f"name: small\noutput: run\nbackbone: {backbone}\nscorer: {backbone}\ndata:\n{parts}\n"
-        "train: {max_steps: 2, per_device_train_batch_size: 4}\n"
-        "methods: {clean: {}, safety_loss: {}, flatgd: {}}\n"
-        "generate: {histories: 6, samples: 2, max_new_tokens: 6}\n"
-    )
-    return path
 
 
 def opened(browser: Browser, page_file: Path, **how: Any) -> tuple[Page, list[str]]:
