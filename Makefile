@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-all test-slow test-install test-latest test-oldest browser check format lint types coverage mutation lock clean
+.PHONY: help install demo test test-all test-slow test-install test-latest test-oldest browser check format lint types site coverage mutation lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,7 +47,7 @@ mutation: $(READY)  ## change losses/ and flatness/ in a thousand places: do the
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-check: format lint types test  ## format, lint, types and tests: what a change must pass
+check: format lint types site test  ## format, lint, types, site and tests: what a change must pass
 
 format: $(READY)  ## fail where ruff would change the format
 	$(BIN)/ruff format --check .
@@ -57,6 +57,9 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+site: $(READY)  ## the pages of docs/ and the API into build/site; any broken link stops it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # One set of versions for users and CI. torch is installed first and by version alone, because its
 # build differs by platform. Every other file is checked against its SHA-256 in the lock.
@@ -70,7 +73,7 @@ $(READY): pyproject.toml requirements-torch.txt requirements.lock
 	$(BIN)/pip check
 	touch $(READY)
 
-RESOLVE := $(BIN)/uv pip compile pyproject.toml --extra dev --extra hub --constraint requirements-torch.txt --no-emit-package torch --quiet
+RESOLVE := $(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra hub --constraint requirements-torch.txt --no-emit-package torch --quiet
 
 lock: $(READY)  ## resolve requirements.lock again: Python 3.11 to 3.14 on Linux, macOS, Windows
 	$(RESOLVE) --universal --python-version 3.11 --upgrade --generate-hashes --custom-compile-command "make lock" -o requirements.lock

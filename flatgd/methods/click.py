@@ -5,8 +5,8 @@
 
 NLL is the sum over a reply's tokens, in nats. L_LM is over the safe replies of the data. The pairs
 are replies sampled from the policy to its training histories, labelled by the in-loop judge, which
-reports nothing; flatgd/data/sampled.py builds them. weight 0.5 and margin 20 are the authors' for
-BAD.
+reports nothing; flatgd/pipeline/model_samples.py builds them. weight 0.5 and margin 20 are the
+authors' for BAD.
 """
 
 from dataclasses import dataclass, field

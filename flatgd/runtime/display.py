@@ -20,7 +20,8 @@ from flatgd.runtime.progress_lines import Amounts, Bytes, Items, ProgressLines, 
 
 class Display:
     """Writes to one console. On a terminal, progress is a bar that disappears when the part is
-    done; elsewhere, such as in a log file, it is a line every 30 seconds. `now` gives seconds."""
+    done; elsewhere, such as in a log file or a notebook, it is a line every 30 seconds. `now` gives
+    seconds."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class Display:
         quiet: bool = False,
         now: Callable[[], float] = time.monotonic,
     ):
-        self.console = console or Console(highlight=False, quiet=quiet)
+        self.console = console or Console(highlight=False, quiet=quiet, force_jupyter=False)
         self._now = now
         self._begun = now()
         self._watch: Callable[[str, int, int], None] = lambda unit, done, total: None

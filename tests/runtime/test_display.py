@@ -150,6 +150,14 @@ def test_an_entry_of_a_log_file_is_one_line() -> None:
         assert len(file.getvalue().splitlines()) == lines
 
 
+def test_an_entry_is_one_line_in_a_notebook_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    Display().line("report", "index.html")
+    assert capsys.readouterr().out.split() == ["0:00", "report", "index.html"]
+
+
 def test_quiet_prints_nothing() -> None:
     clock = Clock()
     display, file = logged(clock, quiet=True)
