@@ -1,98 +1,156 @@
-"""How much of the penalty's effect the cheaper variants keep: ||grad L_S|| after equal steps.
+"""How much of the penalty's effect the cheaper variants keep, after equal steps.
 
-    python -m benchmarks.effect [--steps 70]      # about 45 minutes on two CPU cores
+    python -m benchmarks.effect [--steps 70] [--seeds 3] [--ways fast lookahead]
 
-Uses real experts, real rows, the same batches and two seeds. The effect is how far ||grad L_S||
-lies below that of safety_loss, in logarithm, with finite_difference as 1. It is measured on 768
-training rows and on 768 rows of other conversations. Exits with 1 if the amortised penalty keeps
-less than 90 % of the effect on training rows, averaged over the seeds.
+Uses real experts, real rows and the same batches for all. Two effects are measured: how far
+||grad L_S|| lies below safety_loss's, in logarithm, on 768 training rows and on 768 rows of other
+conversations; and how far the contrast, the NLL per token of labelled toxic replies minus that of
+safe ones, lies above safety_loss's. An effect of 1 is finite_difference's. About an hour and a half
+on two CPU cores. Exits with 1 if a way misses its target.
+
+`lookahead_adam` takes Adam's first moment, of the whole objective, for lookahead's running mean.
 """
 
+import argparse
 import math
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from torch import Tensor
 
 from benchmarks.table import Target, conclude, machine, options
 from flatgd.config.loading import load_recipe
 from flatgd.flatness.curvature import gradient, loss_value
 from flatgd.flatness.penalty import norm
 from flatgd.pipeline.pipeline import Pipeline
+from flatgd.studies.durability import Attacks
 from flatgd.studies.landscape import Landscape
+from flatgd.training import flatness_mixin
+from flatgd.training.penalty_memory import MEAN, stored
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ROWS = 768
-SEEDS = (0, 1)
+ADAM = "lookahead_adam"
 WAYS = {
-    "safety_loss": "{}",
-    "flatgd": "{}",
-    "fast": "{method: flatgd, flatness_method: fast}",
-    "quarter": "{method: flatgd, penalty_fraction: 0.25}",
-    "eighth": "{method: flatgd, penalty_fraction: 0.125}",
-    "mean_eighth": "{method: flatgd, penalty_momentum: 0.9, penalty_fraction: 0.125}",
+    "fast": "flatness_method: fast",
+    "quarter": "penalty_fraction: 0.25",
+    "eighth": "penalty_fraction: 0.125",
+    "mean_eighth": "penalty_momentum: 0.9, penalty_fraction: 0.125",
+    "late": "penalty_warmup: 0.75",
+    "blocks": "penalty_layers: blocks",
+    "top_half": "penalty_layers: HALF",
+    "lookahead": "flatness_method: lookahead",
+    ADAM: "flatness_method: lookahead",
 }
-AMORTISED = "mean_eighth"
+TARGETS = {"mean_eighth": 0.9, "lookahead": 0.8}
 
 
-def trained(output: Path, seed: int, steps: int, share: float) -> Pipeline:
-    methods = ", ".join(f"{name}: {entry}" for name, entry in WAYS.items())
+class Found(NamedTuple):
+    """Of one method's end point: ||grad L_S|| on training rows and on other rows, L_S on training
+    rows, the contrast."""
+
+    on_train: float
+    on_other: float
+    loss: float
+    contrast: float
+
+
+def trained(given: argparse.Namespace, output: Path, seed: int) -> Pipeline:
+    entries = [f"{n}: {{method: flatgd, {WAYS[n]}}}" for n in given.ways]
+    methods = ", ".join(["safety_loss: {}", "flatgd: {}", *entries])
     fields = [
         f"output={output.resolve()}",
-        f"methods={{{methods}}}",
-        f"train.max_steps={steps}",
-        f"train.penalty_share={share}",
+        f"methods={{{methods.replace('HALF', str(given.half))}}}",
+        f"train.max_steps={given.steps}",
+        f"train.penalty_share={given.share}",
         f"seed={seed}",
+        *given.set,
     ]
-    pipeline = Pipeline(load_recipe(RECIPES / "compare.yaml", fields))
+    pipeline = Pipeline(load_recipe(given.recipe, fields))
     pipeline.models.experts()
-    for name in WAYS:
-        pipeline.models.train(name)
+    for name in pipeline.context.recipe.methods:
+        with patch.object(flatness_mixin, "stored", adams_moment if name == ADAM else stored):
+            pipeline.models.train(name)
     return pipeline
 
 
-def measured(pipeline: Pipeline) -> dict[str, tuple[float, float, float]]:
-    """For each method: (||grad L_S|| on training rows, on other rows, L_S on training rows)."""
-    land, found = Landscape(pipeline.context, ROWS), {}
-    for name in WAYS:
+def adams_moment(optimizer: Any, parameters: Sequence[Tensor], key: str) -> list[Tensor] | None:
+    """In place of `stored`: Adam's first moment for the running mean."""
+    return stored(optimizer, parameters, "exp_avg" if key == MEAN else key)
+
+
+def measured(pipeline: Pipeline, rows: int) -> dict[str, Found]:
+    land, found = Landscape(pipeline.context, rows), {}
+    attacks = Attacks(land, rows, 0)
+    for name in pipeline.context.recipe.methods:
         land.at(land.end(name))
-        norms = [norm(gradient(land.parameters, rows)) for rows in (land.losses, land.test_losses)]
-        found[name] = (norms[0], norms[1], loss_value(land.losses))
+        train, other = (
+            norm(gradient(land.parameters, part)) for part in (land.losses, land.test_losses)
+        )
+        found[name] = Found(train, other, loss_value(land.losses), attacks.contrast())
     return found
 
 
-def effects(found: dict[str, tuple[float, float, float]], place: int) -> dict[str, float]:
-    """Each variant's share of finite_difference's effect. `place` indexes its norms."""
-    none, whole = found["safety_loss"][place], found["flatgd"][place]
+def effects(found: dict[str, Found]) -> dict[str, tuple[float, float, float]]:
+    """Each way's share of finite_difference's effect: on the norm of training rows, on that of
+    other rows, on the contrast."""
+    none, whole = found["safety_loss"], found["flatgd"]
     return {
-        name: math.log(none / norms[place]) / math.log(none / whole)
-        for name, norms in found.items()
+        name: (
+            math.log(none.on_train / one.on_train) / math.log(none.on_train / whole.on_train),
+            math.log(none.on_other / one.on_other) / math.log(none.on_other / whole.on_other),
+            (one.contrast - none.contrast) / (whole.contrast - none.contrast),
+        )
+        for name, one in found.items()
     }
+
+
+def show(seed: int, found: dict[str, Found]) -> None:
+    columns = ("train rows", "other rows", "L_S", "contrast", "effect", "other", "contrast")
+    print(f"\nseed {seed:<10}" + "".join(f"{name:>11}" for name in columns))
+    kept = effects(found)
+    for name, one in found.items():
+        values = [f"{value:11.3f}" for value in one] + [f"{value:11.2f}" for value in kept[name]]
+        print(f"{name:<15}" + "".join(values), flush=True)
 
 
 def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--steps", type=int, default=70)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--share", type=float, default=1.0, help="penalty_share")
+    parser.add_argument("--half", type=int, default=2, help="half of the decoder's blocks")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows to measure on, of either kind")
+    parser.add_argument("--recipe", type=Path, default=RECIPES / "compare.yaml")
+    parser.add_argument("--set", action="append", default=[], help="a field of the recipe")
     parser.add_argument(
         "--output", type=Path, help="keep the runs in this folder; a second call resumes them"
     )
     given = parser.parse_args()
     print(machine())
-    kept = []
+    kept: dict[str, list[tuple[float, float, float]]] = {name: [] for name in given.ways}
     with tempfile.TemporaryDirectory() as place:
-        for seed in SEEDS:
+        for seed in range(given.seeds):
             output = (given.output or Path(place)) / str(seed)
-            found = measured(trained(output, seed, given.steps, given.share))
-            train, other = effects(found, 0), effects(found, 1)
-            print(f"\nseed {seed:<9}{'train rows':>12}{'other rows':>12}{'L_S':>10}", end="")
-            print(f"{'effect':>9}{'other':>8}")
-            for name, (on_train, on_other, loss) in found.items():
-                print(f"{name:<14}{on_train:12.3f}{on_other:12.3f}{loss:10.3f}", end="")
-                print(f"{train[name]:9.2f}{other[name]:8.2f}")
-            kept.append(train[AMORTISED])
-    what = "effect kept by an eighth of the rows, running mean"
-    return conclude([Target(what, statistics.mean(kept), 0.9, True)])
+            found = measured(trained(given, output, seed), given.rows)
+            show(seed, found)
+            for name in given.ways:
+                kept[name].append(effects(found)[name])
+    print(f"\n{'mean of the seeds':<48}{'effect':>11}{'other':>11}{'contrast':>11}")
+    means = {n: [statistics.mean(v) for v in zip(*of, strict=True)] for n, of in kept.items()}
+    for name, values in means.items():
+        print(f"{name:<48}" + "".join(f"{value:11.2f}" for value in values))
+    targets = [(n, TARGETS[n], means[n]) for n in given.ways if n in TARGETS]
+    return conclude(
+        [Target(f"{n}: effect on the norm", v[0], least, True) for n, least, v in targets]
+        + [Target(f"{n}: on contrast", v[2], least, True) for n, least, v in targets]
+    )
 
 
 if __name__ == "__main__":

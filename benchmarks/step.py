@@ -24,7 +24,7 @@ from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.dialogue import Dialogue
 from flatgd.methods import FlatGD, SafetyLoss
-from flatgd.training.flatness_mixin import MEASURED_EVERY
+from flatgd.training.penalty_choice import MEASURED_EVERY
 
 ROWS, SAFE, BATCHES = 32, 19, 4
 MEASURING = "fast, measuring"

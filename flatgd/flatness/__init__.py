@@ -1,17 +1,21 @@
 """The flatness penalty ||grad E||^2 and its gradient. Imports only torch."""
 
-from flatgd.flatness.penalty import (
+from flatgd.flatness.lookahead import lookahead, measured_lookahead
+from flatgd.flatness.objective import (
     FlatGradient,
     Objective,
     PenaltySettings,
     Split,
     Terms,
     TermWeights,
+)
+from flatgd.flatness.penalty import (
     exact,
     fast_difference,
     finite_difference,
     is_finite,
     plain_gradient,
+    reused_penalty,
 )
 from flatgd.flatness.step_length import NOISE, StepError, best, step_errors
 
@@ -29,6 +33,9 @@ __all__ = [
     "fast_difference",
     "finite_difference",
     "is_finite",
+    "lookahead",
+    "measured_lookahead",
     "plain_gradient",
+    "reused_penalty",
     "step_errors",
 ]

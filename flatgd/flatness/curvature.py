@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flatgd.flatness.penalty import Gradient, moved, norm
+from flatgd.flatness.objective import Gradient
+from flatgd.flatness.penalty import moved, norm
 
 Losses = Callable[[], Iterable[Tensor]]
 

@@ -15,7 +15,7 @@ Two options make the second way cheaper. `fast` differentiates everything except
 theta +- rho u, in one sum, so grad E and grad R need not be kept apart at theta. Its error is
 O(rho), and the caller alternates the sign of rho between steps. `Split` computes the penalty on
 some of the batch's micro-batches, so the first pass (fast) or the second (not fast) runs over those
-alone.
+alone. `reused_penalty` adds the penalty of an earlier step, at no cost.
 
 The caller passes an Objective, whose sums over tokens are already divided by the counts of the
 *global* batch, so gradients add up over micro-batches and processes. It must use the same random
@@ -24,101 +24,23 @@ masks each time it is called on the same micro-batch. `reduce` sums gradients ov
 With the norm instead of its square (Zhao et al. 2022) the gradient is H u, the above / (2 ||g||).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Gradient = list[Tensor]
-Reduce = Callable[[Gradient], None]
-Smooth = Callable[[Gradient], Gradient]
-
-
-class Terms(NamedTuple):
-    """One micro-batch's contribution to J without penalty: two scalars with graph, E and R."""
-
-    penalised: Tensor
-    rest: Tensor
-
-
-class TermWeights(NamedTuple):
-    """The factors with which E and R are added up before they are differentiated."""
-
-    penalised: float = 1.0
-    rest: float = 1.0
-
-
-@dataclass(frozen=True)
-class Objective:
-    """`terms` of a micro-batch, and optionally a cheaper way to compute their weighted sum:
-    `mixed`, a scalar with graph."""
-
-    terms: Callable[[Any], Terms]
-    mixed: Callable[[Any, TermWeights], Tensor] | None = None
-
-    def sum(self, batch: Any, term_weights: TermWeights) -> Tensor:
-        if self.mixed is not None:
-            return self.mixed(batch, term_weights)
-        penalised, rest = self.terms(batch)
-        total = term_weights.penalised * penalised
-        return total + term_weights.rest * rest if term_weights.rest else total
-
-
-@dataclass(frozen=True)
-class Split:
-    """A batch in which only the `penalised` micro-batches have the penalty.
-
-    `rescale` times their sum of E is the mean over them, because E is divided by the counts of the
-    whole batch.
-    """
-
-    penalised: Sequence[Any]
-    others: Sequence[Any] = ()
-    rescale: float = 1.0
-
-
-@dataclass(frozen=True)
-class PenaltySettings:
-    """The penalty's weight and form. Exactly one of `weight` and `share` is not None."""
-
-    weight: float | None
-    """lambda, fixed."""
-    share: float | None
-    """Norm of the penalty's gradient relative to that of the rest; lambda follows from it."""
-    squared: bool = True
-    """||grad E||^2 (Eq. 1) or ||grad E||."""
-    difference: Literal["forward", "central"] = "forward"
-    rho: float = 1e-3
-    """Length of the step along u in weight space, for finite differences. A negative rho steps
-    backward."""
-
-    def __post_init__(self) -> None:
-        if (self.weight is None) == (self.share is None):
-            raise ValueError(
-                f"give exactly one of weight and share, got {self.weight} and {self.share}"
-            )
-
-    def factor(self, size: float) -> float:
-        """The factor of H u besides lambda; `size` is ||grad E||."""
-        return 2 * size if self.squared else 1.0
-
-
-class FlatGradient(NamedTuple):
-    """The finished gradient, one tensor for each parameter, and the figures of the step.
-
-    `evaluations` counts gradients of the whole batch; a double backward counts as two. `grad_norm`
-    is ||grad E||, `penalty_share` the norm of the penalty's gradient relative to that of the rest,
-    and `flatness_weight` the lambda of this step. They are None if unknown.
-    """
-
-    gradient: Gradient
-    evaluations: float = 1
-    grad_norm: float | None = None
-    penalty_share: float | None = None
-    flatness_weight: float | None = None
+from flatgd.flatness.objective import (
+    FlatGradient,
+    Gradient,
+    Objective,
+    PenaltySettings,
+    Reduce,
+    Smooth,
+    Split,
+    TermWeights,
+)
 
 
 def plain_gradient(
@@ -132,6 +54,21 @@ def plain_gradient(
     _add_gradients(parameters, objective, micro_batches, TermWeights(), total)
     reduce(total)
     return FlatGradient(total)
+
+
+def reused_penalty(
+    parameters: Sequence[Tensor],
+    objective: Objective,
+    micro_batches: Sequence[Any],
+    reduce: Reduce,
+    settings: PenaltySettings,
+    penalty: Gradient,
+    covered: Sequence[int] | None = None,
+) -> FlatGradient:
+    """grad (R + E) and lambda times a `penalty` that an earlier step has computed."""
+    flat = plain_gradient(parameters, objective, micro_batches, reduce)
+    weight, share = _add_penalty(flat.gradient, penalty, settings, covered)
+    return flat._replace(penalty_share=share, flatness_weight=weight)
 
 
 def penalised_gradient(
@@ -154,28 +91,34 @@ def finite_difference(
     reduce: Reduce,
     settings: PenaltySettings,
     smooth: Smooth = lambda gradient: gradient,
+    covered: Sequence[int] | None = None,
 ) -> FlatGradient:
     """grad J, with the penalty as a difference of gradients. Parameters are restored bit for bit.
 
     `smooth` maps grad E to the gradient that defines u and ||grad E||, for example a running mean.
+    `covered` are the indices of the parameters that the penalty covers: their gradient's norm is
+    penalised, and the penalty's gradient moves them alone. None covers all.
     """
-    g, rest = _both_gradients(parameters, objective, batch, reduce)
-    along = smooth(g)
+    g, rest = both_gradients(parameters, objective, batch, reduce)
+    smoothed = smooth(g)
+    places = range(len(parameters)) if covered is None else covered
+    part, along = [parameters[i] for i in places], [smoothed[i] for i in places]
     size = norm(along)
     if size == 0.0:
         return _assemble(g, rest, _zeros(parameters), batch.rescale, settings, 1)
 
     def gradient_at(rho: float) -> Gradient:
-        with moved(parameters, along, rho / size):
-            return penalised_gradient(parameters, objective, batch.penalised, reduce)
+        with moved(part, along, rho / size), _frozen_but(parameters, places):
+            return penalised_gradient(part, objective, batch.penalised, reduce)
 
     ahead = gradient_at(settings.rho)
     central = settings.difference == "central"
-    behind = gradient_at(-settings.rho) if central else g
+    behind = gradient_at(-settings.rho) if central else [g[i] for i in places]
     hessian_u = torch._foreach_sub(ahead, behind)
     torch._foreach_mul_(hessian_u, batch.rescale / ((2 if central else 1) * settings.rho))
     evaluations = 1 + (2 if central else 1) / batch.rescale
-    return _assemble(g, rest, list(hessian_u), batch.rescale, settings, evaluations, size)
+    products = list(hessian_u)
+    return _assemble(g, rest, products, batch.rescale, settings, evaluations, size, places)
 
 
 def fast_difference(
@@ -205,7 +148,7 @@ def fast_difference(
         torch._foreach_add_(total, g, alpha=-factor)
         return FlatGradient(total, evaluations, batch.rescale * size, None, weight)
     with moved(parameters, g, settings.rho / size if size > 0 else 0.0):
-        ahead, rest = _both_gradients(parameters, objective, batch, reduce)
+        ahead, rest = both_gradients(parameters, objective, batch, reduce)
     hessian_u = list(torch._foreach_sub(ahead, g))
     torch._foreach_mul_(hessian_u, batch.rescale / settings.rho)
     return _assemble(ahead, rest, hessian_u, batch.rescale, settings, evaluations, size)
@@ -219,7 +162,7 @@ def exact(
     settings: PenaltySettings,
 ) -> FlatGradient:
     """grad J, with the penalty by double backward. The attention needs a second derivative."""
-    g, rest = _both_gradients(parameters, objective, batch, reduce)
+    g, rest = both_gradients(parameters, objective, batch, reduce)
     size = norm(g)
     if size == 0.0:
         return _assemble(g, rest, _zeros(parameters), batch.rescale, settings, 1)
@@ -269,6 +212,20 @@ def moved(parameters: Sequence[Tensor], direction: Gradient, scale: float) -> It
             raise
 
 
+@contextmanager
+def _frozen_but(parameters: Sequence[Tensor], places: Sequence[int]) -> Iterator[None]:
+    """Inside the block only the parameters at `places` have a gradient, so that a backward pass
+    ends at the lowest of them."""
+    others = [parameters[i] for i in sorted(set(range(len(parameters))) - set(places))]
+    try:
+        for parameter in others:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+
+
 def _copy(parameters: Sequence[Tensor], saved: Gradient) -> None:
     with torch.no_grad():
         for parameter, value in zip(
@@ -290,7 +247,7 @@ def _add_gradients(
         _backward(objective.sum(batch, term_weights), parameters, total)
 
 
-def _both_gradients(
+def both_gradients(
     parameters: Sequence[Tensor], objective: Objective, batch: Split, reduce: Reduce
 ) -> tuple[Gradient, Gradient]:
     """grad E of the penalised micro-batches, and separately the rest of grad (E + R). Each
@@ -316,22 +273,31 @@ def _assemble(
     settings: PenaltySettings,
     evaluations: float,
     size: float | None = None,
+    places: Sequence[int] | None = None,
 ) -> FlatGradient:
     """rest + g + lambda * (the penalty's gradient), which is 2 ||g|| H u, or H u if not squared.
 
-    `size` replaces ||g|| if u comes from another gradient than g.
+    `size` replaces ||g|| if u comes from another gradient than g. `hessian_u` has one tensor for
+    each parameter, or for those at `places`.
     """
     size = rescale * (norm(g) if size is None else size)
-    factor = settings.factor(size)
+    torch._foreach_mul_(hessian_u, settings.factor(size))
     torch._foreach_add_(rest, g)
-    size_rest, size_penalty = norm(rest), factor * norm(hessian_u)
-    if settings.share is None:
-        weight = float(settings.weight or 0.0)
-    else:
+    weight, share = _add_penalty(rest, hessian_u, settings, places)
+    return FlatGradient(rest, evaluations, size, share, weight, hessian_u)
+
+
+def _add_penalty(
+    total: Gradient, penalty: Gradient, settings: PenaltySettings, places: Sequence[int] | None
+) -> tuple[float, float]:
+    """total += lambda * penalty. Returns lambda and the penalty's share."""
+    size_rest, size_penalty = norm(total), norm(penalty)
+    weight = float(settings.weight or 0.0)
+    if settings.share is not None:
         weight = settings.share * size_rest / size_penalty if size_penalty > 0 else 0.0
-    torch._foreach_add_(rest, hessian_u, alpha=weight * factor)
-    share = weight * size_penalty / size_rest if size_rest > 0 else 0.0
-    return FlatGradient(rest, evaluations, size, share, weight)
+    covered = total if places is None else [total[i] for i in places]
+    torch._foreach_add_(covered, penalty, alpha=weight)
+    return weight, weight * size_penalty / size_rest if size_rest > 0 else 0.0
 
 
 def _backward(

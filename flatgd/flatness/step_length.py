@@ -19,14 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from flatgd.flatness.penalty import (
-    Gradient,
-    Objective,
-    Reduce,
-    moved,
-    norm,
-    penalised_gradient,
-)
+from flatgd.flatness.objective import Gradient, Objective, Reduce
+from flatgd.flatness.penalty import moved, norm, penalised_gradient
 
 SMALL = 0.05  # an error that does not matter: the penalty's direction is right to three degrees
 NOISE = 0.5  # a penalty with a larger relative error is noise

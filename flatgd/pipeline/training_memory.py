@@ -26,7 +26,7 @@ from flatgd.training.config import CHECKPOINTING
 from flatgd.training.penalty_choice import chosen_way
 
 FLOAT = 4
-COPIES = {"plain": 1, "finite_difference": 4, "fast": 3, "exact": 4}
+COPIES = {"plain": 1, "finite_difference": 4, "fast": 3, "lookahead": 4, "exact": 4}
 
 
 @dataclass(frozen=True)

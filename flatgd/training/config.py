@@ -60,20 +60,32 @@ class FlatGDConfig(TrainingArguments):
             unit="of the steps",
         ),
     )
-    flatness_method: Literal["auto", "finite_difference", "fast", "exact"] = field(
+    flatness_method: Literal["auto", "finite_difference", "fast", "lookahead", "exact"] = field(
         default="auto",
         metadata=option(
             "How the penalty's gradient is computed. auto is finite_difference in float32, and "
             "exact where passes round to bfloat16 and the model allows it. fast saves a backward "
             "pass: it takes the rest of the gradient at the second pass's point, off by O(rho), "
-            "and measures lambda at every tenth step. exact uses second derivatives and takes more "
-            "memory."
+            "and measures lambda at every tenth step. lookahead takes one pass, at the point to "
+            "which a running mean of past gradients leads, and measures lambda now and then. exact "
+            "uses second derivatives and takes more memory."
         ),
     )
-    penalty_every: int = field(
-        default=1,
+    penalty_layers: Any = field(
+        default="all",
         metadata=option(
-            "Applies the penalty only at every n-th step, n times as strong. Higher is faster.",
+            "The weights that the penalty covers. blocks leaves out embeddings and output head; a "
+            "number means that many of the decoder's top blocks, which is faster. Needs "
+            "flatness_method: finite_difference.",
+            values="all, blocks, or a number of blocks",
+        ),
+    )
+    penalty_every: int | None = field(
+        default=None,
+        metadata=option(
+            "Computes the penalty at every n-th step. The steps between reuse it, scaled to "
+            "penalty_share. Higher is faster. Without it, 1; with lookahead, 8, for its running "
+            "mean.",
             ge=1,
             unit="steps",
         ),
@@ -88,11 +100,12 @@ class FlatGDConfig(TrainingArguments):
             unit="of the rows",
         ),
     )
-    penalty_momentum: float = field(
-        default=0.0,
+    penalty_momentum: float | None = field(
+        default=None,
         metadata=option(
             "Weight of the past in a running mean of the gradient whose norm is penalised. Higher "
-            "makes a small penalty_fraction less noisy. Needs flatness_method: finite_difference.",
+            "makes a small penalty_fraction less noisy. Needs flatness_method: finite_difference "
+            "or lookahead. Without it, 0; with lookahead, 0.5.",
             ge=0,
             lt=1,
         ),
@@ -291,6 +304,11 @@ class FlatGDConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if faults := [*setting_faults(self), *part_faults(self)]:
             raise UnsupportedError("\n".join(faults))
+        is_ahead = self.flatness_method == "lookahead"
+        if self.penalty_every is None:
+            self.penalty_every = 8 if is_ahead else 1
+        if self.penalty_momentum is None:
+            self.penalty_momentum = 0.5 if is_ahead else 0.0
         if self.early_stopping_patience and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
         self.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns at every start
@@ -322,8 +340,8 @@ class FlatGDConfig(TrainingArguments):
         if 0 in (self.flatness_weight, share):
             return None
         return PenaltySettings(
-            weight=self.flatness_weight and self.flatness_weight * self.penalty_every,
-            share=share and share * self.penalty_every,
+            weight=self.flatness_weight,
+            share=share,
             squared=self.penalty_squared,
             difference=self.difference,
             rho=self.rho or (1e-2 if self.bf16 or in_half else 3e-4),

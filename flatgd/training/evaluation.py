@@ -19,6 +19,7 @@ from flatgd.methods.base import Totals
 from flatgd.models.dialogue_format import Batch
 from flatgd.models.heads import FORWARD_KEYS, reshard
 from flatgd.training.micro_batches import without_repeats
+from flatgd.training.totals import counts_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Evaluation:
     def _figures_of(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The batch's contributions to the set's figures, summed over its micro-batches."""
         totals = self._evaluation.totals
-        parts, _ = self._micro_batches(batch, None, totals)  # type: ignore[attr-defined]
+        parts, _ = self._micro_batches(batch, "plain", totals)  # type: ignore[attr-defined]
         figures: dict[int, dict[str, Tensor]] = {}
         objective = self._objective(model, parts, totals, figures)  # type: ignore[attr-defined]
         for index in range(len(parts)):
@@ -129,7 +130,7 @@ class Evaluation:
         counts = torch.zeros(4, dtype=torch.float64)
         for start in range(0, len(groups), size):
             batch = self.data_collator(groups[start : start + size])  # type: ignore[attr-defined]
-            counts += self._counts(batch).double()  # type: ignore[attr-defined]
+            counts += counts_of(batch).double()
         tokens, *others = counts.tolist()
         return Totals(max(tokens, 1.0), *others)
 

@@ -29,10 +29,14 @@ from flatgd.flatness import (
     exact,
     fast_difference,
     finite_difference,
+    lookahead,
+    measured_lookahead,
     plain_gradient,
+    reused_penalty,
     step_errors,
 )
 from flatgd.methods.base import Method, Totals
+from flatgd.models.blocks import covered
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.heads import unwrapped
 from flatgd.training.config import CHECKPOINTING
@@ -47,17 +51,19 @@ from flatgd.training.penalty_choice import (
     STATE_KEY,
     Check,
     chosen_way,
+    keep_weight,
     kept,
+    known_weight,
     lacks_second_derivative,
     measured,
 )
+from flatgd.training.penalty_memory import MEAN, PENALTY, next_mean, stored
 from flatgd.training.precision import computes_in_half, raise_to_float32, refuse_fp16
 from flatgd.training.step_state import StepState
+from flatgd.training.totals import totals_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-MEASURED_EVERY = 10  # steps between two measurements of the lambda that gives `penalty_share`
-MEAN_KEY = "grad_safety"  # the optimizer state's key for the running mean of grad E
 
 
 class FlatnessMixin:
@@ -97,15 +103,14 @@ class FlatnessMixin:
         if not self.args.dataloader_drop_last:
             items = len(self.train_dataset)  # type: ignore[attr-defined]
             batch = without_repeats(batch, items, self.accelerator)
-        totals = self._totals(batch)
+        totals = totals_of(batch, self.accelerator)
         parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         flat, step = self._within_memory(
             lambda: self._passes(model, parameters, batch, totals), len(batch["is_safe"])
         )
         for parameter, gradient in zip(parameters, flat.gradient, strict=True):
             parameter.grad = gradient
-        for parameter, mean in self.step_state.take_running_means().items():
-            self.optimizer.state[parameter][MEAN_KEY] = mean  # type: ignore[attr-defined]
+        self.step_state.move_into(self.optimizer)  # type: ignore[attr-defined]
         loss = step.pop("loss")
         self.step_state.add_figures(flat, step, totals, time.perf_counter() - begun)
         return torch.tensor(loss, device=batch["targets"].device)
@@ -115,13 +120,15 @@ class FlatnessMixin:
     ) -> tuple[FlatGradient, dict[str, float]]:
         """The step's gradient and figures. Parameters and their `.grad` stay unchanged."""
         settings = self._penalty_now()
-        parts, split = self._micro_batches(batch, settings, totals)
+        on = covered(model, parameters, self.args.penalty_layers)
+        way = self._way_now(settings, parameters, on) if settings else "plain"
+        parts, split = self._micro_batches(batch, way, totals)
         figures: dict[int, dict[str, Tensor]] = {}
         objective = self._objective(model, parts, totals, figures)
         check: Check | None = None
-        if settings and self.flatness_method != "exact" and self.method.rho_is_a_difference:
+        if settings and way in ("finite_difference", "fast") and self.method.rho_is_a_difference:
             settings, check = self._with_rho(model, (parameters, objective, split), settings)
-        flat = self._gradient(model, parameters, objective, split, settings)
+        flat = self._gradient(model, parameters, objective, split, settings, way, on)
         step = self._sum_figures(list(figures.values()))
         if settings and check:
             step |= {"penalty_error": check.error, "rho": abs(settings.rho)}
@@ -199,20 +206,39 @@ class FlatnessMixin:
         """The penalty of this step, or None if the step has none."""
         step = self.state.global_step
         warming_up = step < self.args.penalty_warmup * self.state.max_steps
-        if not self.method.is_flat or warming_up or step % self.args.penalty_every:
+        if not self.method.is_flat or warming_up:
             return None
         settings = self.penalty_settings()
         if settings and self.flatness_method == "fast" and step // self.args.penalty_every % 2:
             return replace(settings, rho=-settings.rho)  # errors of order rho cancel over two steps
         return settings
 
-    def _micro_batches(
-        self, batch: Batch, settings: PenaltySettings | None, totals: Totals
-    ) -> tuple[list[Batch], Split]:
+    def _way_now(
+        self, settings: PenaltySettings, parameters: list[Tensor], on: list[int] | None
+    ) -> str:
+        """What a penalised step does. Between two computations of the penalty it reuses the last;
+        with `lookahead` it goes ahead along the last running mean."""
+        way = self.flatness_method
+        if not self.state.global_step % self.args.penalty_every:
+            return way
+        if way != "lookahead":
+            return "reused" if self._stored(PENALTY, parameters, on) else way
+        is_known = known_weight(settings, self.state, way) is not None
+        return "ahead" if is_known and self._stored(MEAN, parameters) else way
+
+    def _stored(
+        self, key: str, parameters: list[Tensor], on: list[int] | None = None
+    ) -> list[Tensor] | None:
+        """What an earlier step has left for each parameter, or for those at the places `on`."""
+        chosen = parameters if on is None else [parameters[place] for place in on]
+        return stored(self.optimizer, chosen, key)  # type: ignore[attr-defined]
+
+    def _micro_batches(self, batch: Batch, way: str, totals: Totals) -> tuple[list[Batch], Split]:
         """The micro-batches, and a Split that says by number which of them are penalised."""
         size, rows = self.args.micro_batch_size, len(batch["is_safe"])
-        apart = settings is not None and self.flatness_method != "fast"
-        count = rows if settings is None else math.ceil(self.args.penalty_fraction * rows)
+        is_plain = way in ("plain", "reused", "ahead")
+        apart = not is_plain and way != "fast"
+        count = rows if is_plain else math.ceil(self.args.penalty_fraction * rows)
         others: list[Batch] = []
         rescale = 1.0
         if stays_whole(batch, size, count):
@@ -227,7 +253,7 @@ class FlatnessMixin:
             rescale = totals.tokens / float(self.accelerator.reduce(tokens, "sum"))
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
             prepared = self.method.prepare([*parts, *others])
-        penalised = len(parts)
+        penalised = 0 if way == "ahead" else len(parts)
         return prepared, Split(range(penalised), range(penalised, len(prepared)), rescale)
 
     def _in_step(self, parts: list[Batch]) -> list[Batch]:
@@ -287,39 +313,67 @@ class FlatnessMixin:
         objective: Objective,
         split: Split,
         settings: PenaltySettings | None,
+        way: str,
+        on: list[int] | None,
     ) -> FlatGradient:
         reduction = reduction_for(self.accelerator, model)
-        given = parameters, objective
         with reduction.local():
+            given = parameters, objective, split.penalised, reduction.reduce
             if settings is None:
-                return plain_gradient(*given, split.penalised, reduction.reduce)
-            if self.flatness_method == "exact":
-                with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-                    return exact(*given, split, reduction.reduce, settings)
-            if self.flatness_method == "fast":
-                weight = self._known_weight(settings)
-                flat = fast_difference(*given, split, reduction.reduce, settings, weight)
-                if flat.penalty_share is not None:
-                    kept(self.state)["flatness_weight"] = flat.flatness_weight
-                return flat
+                return plain_gradient(*given)
+            if way == "reused":
+                penalty: Any = self._stored(PENALTY, parameters, on)
+                return reused_penalty(*given, settings, penalty, on)
+            step = parameters, objective, split, reduction.reduce, settings
             smooth = partial(self._running_mean, parameters)
-            return finite_difference(*given, split, reduction.reduce, settings, smooth)
+            weight = known_weight(settings, self.state, self.flatness_method)
+            reuses = self.args.penalty_every > 1
+            if way in ("lookahead", "ahead"):
+                return self._look_ahead(parameters, objective, split, reduction.reduce, settings)
+            if way == "exact":
+                with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+                    flat = exact(*step)
+            elif way == "fast":
+                flat = fast_difference(*step, None if reuses else weight)
+            else:
+                flat = finite_difference(*step, smooth, on)
+            if flat.penalty is None:
+                return flat
+            keep_weight(self.state, flat.flatness_weight)
+            if reuses and self.state.global_step:
+                chosen = parameters if on is None else [parameters[place] for place in on]
+                self.step_state.keep(PENALTY, chosen, flat.penalty)
+            return flat._replace(penalty=None)
+
+    def _look_ahead(
+        self,
+        parameters: list[Tensor],
+        objective: Objective,
+        split: Split,
+        reduce: Any,
+        settings: PenaltySettings,
+    ) -> FlatGradient:
+        """The gradient ahead. A step with penalised rows refreshes the running mean."""
+        step = parameters, objective, split, reduce, settings
+        mean = self._stored(MEAN, parameters)
+        weight = known_weight(settings, self.state, "lookahead")
+        if mean and weight is None:
+            flat, g = measured_lookahead(*step, kept(self.state).get("flatness_weight"), mean)
+            keep_weight(self.state, flat.flatness_weight)
+        else:
+            flat, g = lookahead(*step, weight or 0.0, mean)
+        if split.penalised:
+            self._running_mean(parameters, g)
+        return flat
 
     def _running_mean(self, parameters: list[Tensor], g: list[Tensor]) -> list[Tensor]:
-        """grad E as an exponential moving average over steps, with factor `penalty_momentum`.
-
-        The average lives in the optimizer's state, so checkpoints and shards include it. It starts
-        with the second step: an optimizer initialises its state only where it finds none.
-        """
-        keep = self.args.penalty_momentum
-        if not keep or not self.state.global_step:
+        """grad E as a running mean over steps, with factor `penalty_momentum`."""
+        keep, is_needed = self.args.penalty_momentum, self.flatness_method == "lookahead"
+        if not (keep or is_needed) or not self.state.global_step:
             return g
-        state: Any = self.optimizer.state  # type: ignore[attr-defined]
-        self.step_state.running_means = {
-            parameter: (state[parameter].get(MEAN_KEY, tensor) * keep).add_(tensor, alpha=1 - keep)
-            for parameter, tensor in zip(parameters, g, strict=True)
-        }
-        return list(self.step_state.running_means.values())
+        mean = next_mean(self.optimizer, parameters, g, keep)  # type: ignore[attr-defined]
+        self.step_state.keep(MEAN, parameters, mean)
+        return mean
 
     def _load_callback_state(self) -> None:
         """Trainer's method. Hide STATE_KEY from it: it warns about callbacks it does not know."""
@@ -327,34 +381,6 @@ class FlatnessMixin:
         super()._load_callback_state()  # type: ignore[misc]
         if memory is not None:
             self.state.stateful_callbacks[STATE_KEY] = memory
-
-    def _known_weight(self, settings: PenaltySettings) -> float | None:
-        """lambda where it is known before the gradients: fixed, or from the last measurement."""
-        if settings.weight is not None or not self.state.global_step % MEASURED_EVERY:
-            return settings.weight
-        weight: float | None = kept(self.state).get("flatness_weight")
-        return weight
-
-    def _totals(self, batch: Batch) -> Totals:
-        """The batch's denominators over all processes, counted before any micro-batch runs."""
-        counts = self.accelerator.reduce(self._counts(batch), "sum")
-        tokens, safe, toxic_rows, pairs = counts.tolist()
-        return Totals(max(tokens, 1.0), safe, toxic_rows, pairs)
-
-    def _counts(self, batch: Batch) -> Tensor:
-        """Counts of one batch, [4]: reply tokens, those of safe rows, toxic rows, pairs."""
-        is_safe = batch["is_safe"]
-        pair = batch.get("pair", torch.full_like(is_safe, -1, dtype=torch.long))
-        is_single = pair < 0
-        tokens = (batch["targets"] != IGNORE).sum(1) * is_single
-        return torch.stack(
-            [
-                tokens.sum(),
-                (tokens * is_safe).sum(),
-                (is_single & ~is_safe).sum(),
-                (~is_single).sum() // 2,
-            ]
-        ).float()
 
     def _sum_figures(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         names = list(parts[0])

@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from flatgd.errors import UnsupportedError
-from flatgd.flatness.penalty import Reduce
+from flatgd.flatness.objective import Reduce
 from flatgd.runtime import distributed
 
 

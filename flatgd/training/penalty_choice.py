@@ -1,4 +1,4 @@
-"""How a training computes its penalty: which way, and with which step length rho.
+"""How a training computes its penalty: which way, with which lambda and with which step length rho.
 
 Where forward passes round to half precision, a difference of two gradients is mostly noise, so
 `flatness_method: auto` takes second derivatives there. The figures are in docs/performance.md.
@@ -19,6 +19,9 @@ from flatgd.training.setting_faults import faults_of_exact
 RHOS = (1e-4, 3e-4, 1e-3, 3e-3)
 RHOS_IN_HALF = (3e-3, 1e-2, 3e-2, 1e-1)
 CHECKED_EVERY = 50  # steps between two estimates of the difference's error
+MEASURED_EVERY = 10  # steps between two measurements of the lambda that gives `penalty_share`
+AHEAD_MEASURED_EVERY = 25  # the same for lookahead, and
+AHEAD_MEASURED_AT = (8,)  # this step after its first, while its mean is still changing
 STATE_KEY = "flatness"  # the Trainer state's key for what checkpoints must keep
 NO_SECOND_DERIVATIVE = (
     "this model has no second derivative (%s); the penalty is computed by finite differences, "
@@ -33,7 +36,7 @@ def chosen_way(args: Any, in_half: bool, model: nn.Module, is_sharded: bool) -> 
     if args.flatness_method != "auto":
         return str(args.flatness_method)
     wants_difference = args.rho is not None or args.difference == "central"
-    wants_difference |= args.penalty_momentum > 0
+    wants_difference |= args.penalty_momentum > 0 or args.penalty_layers != "all"
     if not in_half or wants_difference or is_sharded or not has_second_derivative(model):
         return "finite_difference"
     return "finite_difference" if list(faults_of_exact(args)) else "exact"
@@ -48,7 +51,8 @@ def has_second_derivative(model: nn.Module) -> bool:
 def lacks_second_derivative(error: RuntimeError) -> bool:
     """Whether PyTorch raised the error because an operation has no second derivative."""
     text = str(error)
-    return "derivative" in text and ("not implemented" in text or "once_differentiable" in text)
+    has_none = "not implemented" in text or "once_differentiable" in text
+    return ("derivative" in text and has_none) or "don't support automatic differentiation" in text
 
 
 def kept(state: Any) -> dict[str, Any]:
@@ -56,6 +60,28 @@ def kept(state: Any) -> dict[str, Any]:
     entry = state.stateful_callbacks.setdefault(STATE_KEY, {"args": {}, "attributes": {}})
     attributes: dict[str, Any] = entry["attributes"]
     return attributes
+
+
+def known_weight(settings: PenaltySettings, state: Any, way: str) -> float | None:
+    """lambda where it is known before a step's gradients: fixed, or from the last measurement. None
+    where this step measures it."""
+    memory = kept(state)
+    if settings.weight is not None or "flatness_weight" not in memory:
+        return settings.weight
+    if way == "lookahead":
+        step = state.global_step - memory["first_step"]
+        measures = step in AHEAD_MEASURED_AT or not step % AHEAD_MEASURED_EVERY
+    else:
+        measures = not state.global_step % MEASURED_EVERY
+    weight: float = memory["flatness_weight"]
+    return None if measures else weight
+
+
+def keep_weight(state: Any, weight: float | None) -> None:
+    """Remember a lambda that a step has measured."""
+    memory = kept(state)
+    memory["flatness_weight"] = weight
+    memory.setdefault("first_step", state.global_step)
 
 
 class Check(NamedTuple):

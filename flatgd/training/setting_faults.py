@@ -53,10 +53,20 @@ def _contradictions(args: Any) -> Iterator[str]:
             f"flatness_weight={args.flatness_weight} and penalty_share={args.penalty_share} "
             "both set lambda; give one"
         )
-    if args.penalty_momentum and args.flatness_method not in ("auto", "finite_difference"):
-        yield "penalty_momentum needs flatness_method: finite_difference"
-    if args.flatness_method == "fast" and args.difference == "central":
-        yield "flatness_method: fast is a forward difference; leave difference at 'forward'"
+    way = args.flatness_method
+    if args.penalty_momentum and way not in ("auto", "finite_difference", "lookahead"):
+        yield "penalty_momentum needs flatness_method: finite_difference or lookahead"
+    if way in ("fast", "lookahead") and args.difference == "central":
+        yield f"flatness_method: {way} is a forward difference; leave difference at 'forward'"
+    yield from _layer_faults(args.penalty_layers, way)
+
+
+def _layer_faults(layers: Any, way: str) -> Iterator[str]:
+    is_number = isinstance(layers, int) and not isinstance(layers, bool)
+    if not (layers in ("all", "blocks") or (is_number and layers >= 1)):
+        yield f"penalty_layers is all, blocks, or a number of blocks from 1, got {layers!r}"
+    elif layers != "all" and way not in ("auto", "finite_difference"):
+        yield f"penalty_layers: {layers} needs flatness_method: finite_difference"
 
 
 def _unsupported(args: Any) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """What the two-pass step remembers: within a step, and from one step to the next."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +15,7 @@ class StepState:
 
     `is_fused`: whether losses are computed in chunks; None until the first batch shows it.
     `has_no_second_derivative`: whether `flatness_method: auto` found an operation without one.
-    `running_means`: grad E averaged over steps, by parameter. They are computed in a step and moved
+    `pending`: tensors for later steps, by key and parameter. They are computed in a step and moved
     into the optimizer's state once the step is complete, because a step that runs out of memory is
     repeated.
     `figures`: the figures of each step since the last log, by name.
@@ -22,13 +24,19 @@ class StepState:
     def __init__(self) -> None:
         self.is_fused: bool | None = None
         self.has_no_second_derivative = False
-        self.running_means: dict[Tensor, Tensor] = {}
+        self.pending: dict[str, dict[Tensor, Tensor]] = {}
         self.figures: defaultdict[str, list[float]] = defaultdict(list)
 
-    def take_running_means(self) -> dict[Tensor, Tensor]:
-        """The running means of this step; they are forgotten here."""
-        means, self.running_means = self.running_means, {}
-        return means
+    def keep(self, key: str, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Keep one tensor for each parameter until the step is complete."""
+        self.pending[key] = dict(zip(parameters, tensors, strict=True))
+
+    def move_into(self, optimizer: Any) -> None:
+        """Move the pending tensors into the optimizer's state."""
+        pending, self.pending = self.pending, {}
+        for key, tensors in pending.items():
+            for parameter, tensor in tensors.items():
+                optimizer.state[parameter][key] = tensor
 
     def add_figures(
         self, flat: FlatGradient, figures: dict[str, float], totals: Totals, seconds: float

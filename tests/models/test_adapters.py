@@ -36,6 +36,7 @@ from flatgd.pipeline.loader import load_validated
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.publish.hub import ModelPackage
 from flatgd.run import report
+from flatgd.training.totals import totals_of
 
 PARTS = ("policy", "judge", "test")
 
@@ -88,7 +89,7 @@ def test_penalty_is_that_of_the_adapters_weights(tmp_path: Path) -> None:
     method = FlatGD(tiny_blenderbot(1).double(), tiny_blenderbot(2).double())
     subject = trainer(tmp_path, model, method)
     batch = subject.data_collator(subject.examples[:8])
-    totals = subject._totals(batch)
+    totals = totals_of(batch, subject.accelerator)
     (part,) = method.prepare([batch])
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = {}

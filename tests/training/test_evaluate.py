@@ -23,6 +23,7 @@ from flatgd.models.adapters import with_adapter
 from flatgd.models.encoding import IGNORE
 from flatgd.training.loop import train
 from flatgd.training.micro_batches import split_batch
+from flatgd.training.totals import counts_of
 
 OTHERS = mild_rows(13, seed=6)  # of no batch size a multiple
 BEST = {
@@ -119,7 +120,7 @@ def test_pairs_are_evaluated_as_pairs(tmp_path: Path) -> None:
         )  # fmt: skip
         figures.append(subject.evaluate())
     whole = subject.data_collator(subject.eval_dataset)
-    totals = Totals(*subject._counts(whole).tolist())
+    totals = Totals(*counts_of(whole).tolist())
     assert totals.pairs == 5
     with torch.no_grad():  # split_batch sorts pairs, toxic before safe
         parts = [

@@ -17,8 +17,8 @@ from flatgd import Clean, FlatGD, FlatGDTrainer, SafetyLoss
 from flatgd.errors import NonFiniteError
 from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import IGNORE
-from flatgd.training.flatness_mixin import MEAN_KEY
 from flatgd.training.masks import mixed_seed
+from flatgd.training.penalty_memory import MEAN, PENALTY
 
 
 class PlainSafetyLoss(Trainer):
@@ -196,16 +196,63 @@ def test_fast_stays_near_and_measures_lambda_at_each_tenth_step(tmp_path: Path) 
     assert [entry["gradient_evaluations"] for entry in log] == [2 + check, *[2] * 11]
 
 
-def test_penalty_every_second_step_is_twice_as_strong(tmp_path: Path) -> None:
-    subject = trainer(tmp_path, max_steps=4, penalty_every=2)
+@pytest.mark.parametrize("flatness_method", ["finite_difference", "fast", "exact"])
+def test_between_two_computations_the_penalty_is_used_again(
+    tmp_path: Path, flatness_method: str
+) -> None:
+    """An optimizer has no state at the first step, so the second computes it again."""
+    fields = {"max_steps": 6, "penalty_every": 3, "flatness_method": flatness_method}
+    subject = trainer(tmp_path, **fields)
     subject.train()
     log = [entry for entry in subject.state.log_history if "lm" in entry]
-    assert [entry.get("penalty_share") for entry in log] == [
-        pytest.approx(0.6, rel=1e-4),
-        None,
-        pytest.approx(0.6, rel=1e-4),
-        None,
-    ]
+    assert [entry["penalty_share"] for entry in log] == [pytest.approx(0.3, rel=1e-4)] * 6
+    reused = [entry["gradient_evaluations"] == 1 for entry in log]
+    assert reused == [False, False, True, False, True, True]
+    sizes = {p: subject.optimizer.state[p][PENALTY].shape for p in subject.model.parameters()}
+    assert all(p.shape == size for p, size in sizes.items())
+
+
+@pytest.mark.parametrize("fields", [{"penalty_every": 3}, {"flatness_method": "lookahead"}])
+def test_what_later_steps_use_resumes_with_the_training(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    fields = {**fields, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    whole = trained(tmp_path / "a", **fields)
+    resumed = trainer(tmp_path / "b", **fields)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a/checkpoint-3"))
+    assert largest_difference(whole, dict(resumed.model.state_dict())) == 0.0
+
+
+def test_lookahead_takes_one_pass_and_measures_lambda_now_and_then(tmp_path: Path) -> None:
+    subject = trainer(tmp_path, max_steps=12, flatness_method="lookahead", penalty_every=4)
+    subject.train()
+    log = [entry for entry in subject.state.log_history if "lm" in entry]
+    measured = [step for step, entry in enumerate(log) if "penalty_share" in entry]
+    assert measured == [2, 10]  # the first with a mean, and eight steps later
+    assert [entry["gradient_evaluations"] for entry in log[3:10]] == [1] * 7
+    assert all(0.3 / 1.25 <= log[step]["penalty_share"] <= 0.3 * 1.25 for step in measured)
+    assert all(entry["flatness_weight"] > 0 for entry in log[2:])
+    assert all(entry["safety_grad_norm"] > 0 for entry in log[2:])
+
+
+def test_micro_batches_do_not_change_what_lookahead_does(tmp_path: Path) -> None:
+    fields = {"max_steps": 6, "flatness_method": "lookahead", "penalty_every": 2, **DESCENT}
+    whole = trained(tmp_path / "a", **fields)
+    cut = trained(tmp_path / "b", micro_batch_size=3, **fields)
+    assert 0 < largest_difference(whole, cut) <= 1e-5
+
+
+@pytest.mark.parametrize(("layers", "inside"), [("blocks", "layer"), (1, "decoder.layers.0.")])
+def test_a_penalty_on_some_layers_moves_them_alone(
+    tmp_path: Path, layers: str | int, inside: str
+) -> None:
+    """One step of plain descent with and without the penalty."""
+    fields = {"max_steps": 1, "max_grad_norm": 0.0, **DESCENT}
+    without = trained(tmp_path / "a", penalty_share=0.0, **fields)
+    with_it = trained(tmp_path / "b", penalty_layers=layers, **fields)
+    moved = [n for n in without if (without[n] - with_it[n]).abs().max() > 1e-5]
+    assert moved
+    assert all(inside in name for name in moved)
 
 
 def test_penalty_of_a_fraction_of_the_rows(tmp_path: Path) -> None:
@@ -232,7 +279,7 @@ def test_running_mean_of_the_gradient(tmp_path: Path) -> None:
 
     subject._running_mean = watched
     subject.train()
-    means = [subject.optimizer.state[p][MEAN_KEY] for p in subject.model.parameters()]
+    means = [subject.optimizer.state[p][MEAN] for p in subject.model.parameters()]
     first, second, third = seen[1:]
     for mean, a, b, c in zip(means, first, second, third, strict=True):
         wanted = 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c

@@ -1,0 +1,98 @@
+"""The gradient of J = R + E + lambda ||grad E||^2 in one pass, at a point ahead of the weights.
+
+m is a running mean of grad E over steps. To first order in lambda
+
+    grad E(theta + 2 lambda m) = grad E + 2 lambda H m,
+
+and 2 lambda H grad E is the penalty's gradient. So all gradients are taken at theta + 2 lambda m,
+and none is subtracted from another. Two things differ from J. m lags behind grad E. R is
+differentiated at the same point, which adds 2 lambda H_R m, where H_R is the Hessian of R.
+
+m needs grad E apart from grad R now and then. A `Split` names the micro-batches that keep them
+apart: one forward and two backward passes each, where both terms have a graph.
+
+lambda follows from `PenaltySettings.share`, which here is the change of the whole gradient between
+theta and the point ahead, relative to its norm. E is bounded, so that its change alone does not
+bound the distance, and beyond a share of about 1 the first order no longer holds.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatgd.flatness.objective import (
+    FlatGradient,
+    Gradient,
+    Objective,
+    PenaltySettings,
+    Reduce,
+    Split,
+)
+from flatgd.flatness.penalty import both_gradients, moved, norm, plain_gradient
+
+TRIES, NEAR, LARGEST_FACTOR = 4, 1.25, 30.0
+
+
+def lookahead(
+    parameters: Sequence[Tensor],
+    objective: Objective,
+    batch: Split,
+    reduce: Reduce,
+    settings: PenaltySettings,
+    weight: float,
+    mean: Gradient | None,
+) -> tuple[FlatGradient, Gradient]:
+    """(grad J, grad E of the penalised micro-batches), both at theta + 2 `weight` `mean`.
+
+    Without `settings.squared` the step ahead is `weight` times `mean` / ||mean||; without a mean
+    there is none. The second value is rescaled to the mean over those micro-batches and refreshes
+    the running mean; it is zero if there are none. Parameters are restored bit for bit.
+    """
+    size = norm(mean) if mean else 0.0
+    with moved(parameters, mean, _scale(settings, weight, size)) if mean else nullcontext():
+        g, total = both_gradients(parameters, objective, batch, reduce)
+    torch._foreach_add_(total, g)
+    torch._foreach_mul_(g, batch.rescale)
+    return FlatGradient(total, 1.0, size, None, weight), g
+
+
+def measured_lookahead(
+    parameters: Sequence[Tensor],
+    objective: Objective,
+    batch: Split,
+    reduce: Reduce,
+    settings: PenaltySettings,
+    guess: float | None,
+    mean: Gradient,
+) -> tuple[FlatGradient, Gradient]:
+    """As `lookahead`, with the lambda that gives `settings.share`, and grad E at theta.
+
+    lambda begins at `guess`, or where the step ahead is `settings.rho` long, and is corrected until
+    the share is within a fourth of what is wanted, at most TRIES times.
+    """
+    size = norm(mean)
+    g, here = both_gradients(parameters, objective, batch, reduce)
+    torch._foreach_add_(here, g)
+    torch._foreach_mul_(g, batch.rescale)
+    size_here, wanted = norm(here), settings.share or 0.0
+    if size == 0.0 or size_here == 0.0:
+        return FlatGradient(here, 1.0, size, 0.0, guess), g
+    weight = guess or settings.rho / settings.factor(size)
+    parts: list[Any] = [*batch.penalised, *batch.others]
+    for tried in range(1, TRIES + 1):
+        with moved(parameters, mean, _scale(settings, weight, size)):
+            ahead = plain_gradient(parameters, objective, parts, reduce).gradient
+        share = norm(list(torch._foreach_sub(ahead, here))) / size_here
+        if tried == TRIES or wanted / NEAR <= share <= wanted * NEAR:
+            break
+        factor = wanted / share if share else LARGEST_FACTOR
+        weight *= min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+    return FlatGradient(ahead, 1.0 + tried, size, share, weight), g
+
+
+def _scale(settings: PenaltySettings, weight: float, size: float) -> float:
+    """What m, of norm `size`, is multiplied by."""
+    return weight * settings.factor(size) / size if size else 0.0

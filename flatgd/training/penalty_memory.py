@@ -1,0 +1,28 @@
+"""Tensors that a training keeps of its penalty from one step to the next.
+
+They are in the optimizer's state, so checkpoints and shards include them. They start with the
+second step, because an optimizer initialises its state only where it finds none.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+MEAN = "grad_safety"  # a running mean of grad E
+PENALTY = "penalty_gradient"  # the penalty's gradient of an earlier step, for lambda = 1
+
+
+def stored(optimizer: Any, parameters: Sequence[Tensor], key: str) -> list[Tensor] | None:
+    """One tensor for each parameter as an earlier step has left it, None before there is one."""
+    found = [optimizer.state.get(parameter, {}).get(key) for parameter in parameters]
+    return None if any(tensor is None for tensor in found) else found
+
+
+def next_mean(
+    optimizer: Any, parameters: Sequence[Tensor], g: list[Tensor], keep: float
+) -> list[Tensor]:
+    """The exponential moving average with `g`; `keep` is the weight of the past."""
+    past = stored(optimizer, parameters, MEAN) or g
+    pairs = zip(past, g, strict=True)
+    return [(mean * keep).add_(tensor, alpha=1 - keep) for mean, tensor in pairs]

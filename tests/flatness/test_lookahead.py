@@ -1,0 +1,252 @@
+"""The penalty's gradient in one pass at a point ahead, and the penalty on some parameters alone."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from reference import relative_error
+from test_flatness import ROWS, SINGLE, UNEVEN, WHOLE, Problem, alone
+from torch import Tensor
+
+from flatgd.flatness import (
+    Objective,
+    PenaltySettings,
+    Split,
+    Terms,
+    finite_difference,
+    lookahead,
+    measured_lookahead,
+    plain_gradient,
+    reused_penalty,
+)
+from flatgd.flatness.penalty import norm, penalised_gradient
+
+FIXED = PenaltySettings(0.5, None)
+
+
+def without_rest() -> Problem:
+    problem = Problem()
+    whole = problem.terms
+    problem.terms = lambda rows: Terms(whole(rows).penalised, torch.zeros(()))  # type: ignore[method-assign]
+    return problem
+
+
+def ahead(
+    problem: Problem, weight: float, mean: list[Tensor] | None, split: Split | None = None
+) -> list[Tensor]:
+    given = problem.parameters, problem.objective, split or Split(WHOLE), alone, FIXED
+    return lookahead(*given, weight, mean)[0].gradient
+
+
+def gradient_of(problem: Problem, micro_batches: list = WHOLE) -> list[Tensor]:
+    return penalised_gradient(problem.parameters, problem.objective, micro_batches, alone)
+
+
+def test_on_a_quadratic_it_is_the_whole_gradient_by_hand() -> None:
+    """E = 1/2 x' A x, A = diag(1, 3), x = (1, 1), lambda = 1/2, as in test_flatness: m = grad E
+    = (1, 3), the point ahead is (2, 4), and grad E there (2, 12)."""
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
+    flat, g = lookahead([x], objective, Split([None]), alone, FIXED, 0.5, [scale.clone()])
+    assert flat.gradient[0].tolist() == [2.0, 12.0]
+    assert (flat.grad_norm, flat.flatness_weight) == (pytest.approx(10**0.5), 0.5)
+    assert (flat.evaluations, flat.penalty_share) == (1.0, None)
+    assert g[0].tolist() == [2.0, 12.0]
+    assert x.tolist() == [1.0, 1.0]
+
+
+def test_without_a_rest_the_error_is_of_second_order() -> None:
+    """Against double backward: halving lambda quarters the distance, up to the next term."""
+    problem = without_rest()
+    mean = gradient_of(problem)
+    plain = norm(mean)
+    errors = []
+    for weight in (2e-2, 1e-2):
+        wanted = problem.oracle(weight)
+        errors.append(relative_error(ahead(problem, weight, mean), wanted) * norm(wanted) / plain)
+    assert errors[1] < 1e-3
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
+
+
+def test_the_rest_is_taken_ahead_too() -> None:
+    """The distance to grad J is then 2 lambda H_R m, to first order."""
+    problem, weight = Problem(), 1e-5
+    mean = gradient_of(problem)
+    got = ahead(problem, weight, mean)
+    rest = problem.terms(torch.arange(ROWS)).rest
+    grads = torch.autograd.grad(rest, problem.parameters, create_graph=True)
+    along = torch.stack([(a * b).sum() for a, b in zip(grads, mean, strict=True)]).sum()
+    product = torch.autograd.grad(along, problem.parameters)
+    pairs = zip(problem.oracle(weight), product, strict=True)
+    assert relative_error(got, [a + 2 * weight * b for a, b in pairs]) < 1e-9
+    assert relative_error(got, problem.oracle(weight)) > 1e-6
+
+
+@pytest.mark.parametrize("micro_batches", [SINGLE, UNEVEN])
+def test_micro_batches_and_a_split_change_nothing(micro_batches: list) -> None:
+    problem = Problem()
+    mean = gradient_of(problem)
+    whole = ahead(problem, 0.1, mean)
+    for split in (
+        Split(micro_batches),
+        Split(micro_batches[:1], micro_batches[1:], 3.0),
+        Split([], micro_batches),
+    ):
+        assert relative_error(ahead(problem, 0.1, mean, split), whole) < 1e-13
+
+
+def test_the_fresh_gradient_is_that_of_the_penalised_rows() -> None:
+    """Their mean, at the point ahead: here 5 of 12 rows, so the rescale is 12 / 5."""
+    problem = Problem()
+    mean = gradient_of(problem)
+    split = Split(UNEVEN[:1], UNEVEN[1:], ROWS / 5)
+    given = problem.parameters, problem.objective, split, alone, FIXED
+    fresh = lookahead(*given, 0.1, mean)[1]
+    with torch.no_grad():
+        for parameter, step in zip(problem.parameters, mean, strict=True):
+            parameter.add_(step, alpha=0.2)
+    wanted = [ROWS / 5 * tensor for tensor in gradient_of(problem, UNEVEN[:1])]
+    assert relative_error(fresh, wanted) < 1e-14
+
+
+def test_the_penalty_of_the_norm_goes_the_length_of_lambda() -> None:
+    """grad of lambda ||grad E|| is lambda H u: the step ahead is lambda u, u = (1, 3) / sqrt 10."""
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
+    settings = PenaltySettings(0.5, None, squared=False)
+    flat, _ = lookahead([x], objective, Split([None]), alone, settings, 0.5, [scale.clone()])
+    wanted = scale + 0.5 * scale * scale / 10**0.5
+    assert flat.gradient[0].tolist() == pytest.approx(wanted.tolist())
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_without_a_mean_or_a_weight_it_is_the_plain_gradient(weight: float) -> None:
+    problem = Problem()
+    plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
+    for mean in ([torch.full_like(p, weight == 0.0) for p in problem.parameters], None):
+        assert relative_error(ahead(problem, weight, mean), plain) < 1e-15
+
+
+def test_several_processes_add_up_and_weights_come_back() -> None:
+    problem = Problem()
+    mean = gradient_of(problem)
+    before = [p.detach().clone() for p in problem.parameters]
+    once = ahead(problem, 0.1, mean)
+
+    def doubled(gradient: list[Tensor]) -> None:
+        torch._foreach_mul_(gradient, 2.0)
+
+    given = problem.parameters, problem.objective, Split(WHOLE), doubled, FIXED
+    flat, fresh = lookahead(*given, 0.1, mean)
+    assert all(torch.equal(a, 2 * b) for a, b in zip(flat.gradient, once, strict=True))
+    assert norm(fresh) > 0
+    assert all(torch.equal(a, b) for a, b in zip(problem.parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("guess", [None, 1e-3, 1e3])
+@pytest.mark.parametrize("wanted", [0.1, 0.3])
+def test_the_share_is_that_of_the_whole_gradients_change(
+    wanted: float, guess: float | None
+) -> None:
+    problem, split = Problem(), Split(UNEVEN[:1], UNEVEN[1:], ROWS / 5)
+    mean = gradient_of(problem)
+    settings = PenaltySettings(None, wanted)
+    given = problem.parameters, problem.objective, split, alone, settings
+    flat, fresh = measured_lookahead(*given, guess, mean)
+    plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
+    assert relative_error(flat.gradient, plain) == pytest.approx(flat.penalty_share)
+    assert flat.flatness_weight is not None
+    assert relative_error(ahead(problem, flat.flatness_weight, mean), flat.gradient) < 1e-13
+    assert relative_error(fresh, [ROWS / 5 * g for g in gradient_of(problem, UNEVEN[:1])]) < 1e-13
+    if guess != 1e3:
+        assert wanted / 1.25 <= flat.penalty_share <= wanted * 1.25
+    assert flat.evaluations <= 5
+
+
+def test_a_good_guess_takes_one_pass_at_the_point_ahead() -> None:
+    problem, mean = Problem(), gradient_of(Problem())
+    given = problem.parameters, problem.objective, Split(WHOLE), alone, PenaltySettings(None, 0.2)
+    first = measured_lookahead(*given, None, mean)[0]
+    again = measured_lookahead(*given, first.flatness_weight, mean)[0]
+    assert (again.evaluations, again.flatness_weight) == (2.0, first.flatness_weight)
+
+
+def test_where_nothing_changes_lambda_stays() -> None:
+    """Without a mean, and for a linear E, whose gradient is the same everywhere."""
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    objective = Objective(lambda _: Terms(x.sum(), x.new_zeros(())))
+    given = [x], objective, Split([None]), alone, PenaltySettings(None, 0.2)
+    flat, fresh = measured_lookahead(*given, 0.5, [torch.zeros(2, dtype=torch.float64)])
+    assert (flat.flatness_weight, flat.penalty_share) == (0.5, 0.0)
+    assert flat.gradient[0].tolist() == fresh[0].tolist() == [1.0, 1.0]
+    flat, _ = measured_lookahead(*given, 0.5, [torch.ones(2, dtype=torch.float64)])
+    assert flat.penalty_share == 0.0
+    assert flat.gradient[0].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("covered", [None, [1, 3]])
+@pytest.mark.parametrize("settings", [FIXED, PenaltySettings(None, 0.3)])
+def test_a_penalty_that_is_used_again(settings: PenaltySettings, covered: list | None) -> None:
+    """On other rows it is their plain gradient and the same direction: by lambda, or by share."""
+    problem, rest = Problem(), [UNEVEN[2]]
+    given = problem.parameters, problem.objective
+    first = finite_difference(*given, Split(WHOLE), alone, settings, covered=covered)
+    assert first.penalty is not None
+    again = reused_penalty(*given, rest, alone, settings, first.penalty, covered)
+    plain = plain_gradient(*given, rest, alone).gradient
+    size, places = norm(first.penalty), covered or range(4)
+    weight = 0.5 if settings.weight else 0.3 * norm(plain) / size
+    for place, tensor in zip(places, first.penalty, strict=True):
+        plain[place] = plain[place] + weight * tensor
+    assert relative_error(again.gradient, plain) < 1e-14
+    assert again.flatness_weight == pytest.approx(weight)
+    assert (again.evaluations, again.grad_norm) == (1, None)
+
+
+def test_the_penalty_of_a_step_is_what_it_adds_for_a_lambda_of_one() -> None:
+    problem, weight = Problem(), 0.7
+    settings = PenaltySettings(weight, None, rho=1e-4)
+    given = problem.parameters, problem.objective, Split(UNEVEN), alone, settings
+    flat = finite_difference(*given)
+    plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
+    assert flat.penalty is not None
+    pairs = zip(plain, flat.penalty, strict=True)
+    assert relative_error([a + weight * b for a, b in pairs], flat.gradient) < 1e-14
+
+
+@pytest.mark.parametrize("places", [[0], [2, 3], [0, 1, 2, 3]])
+def test_a_penalty_that_covers_some_parameters(places: list[int]) -> None:
+    """By double backward: with v = grad E there and 0 elsewhere, H v there and 0 elsewhere."""
+    problem, weight = Problem(), 0.7
+    settings = PenaltySettings(weight, None, difference="central", rho=1e-4)
+    given = problem.parameters, problem.objective, Split(UNEVEN), alone, settings
+    got = finite_difference(*given, covered=places)
+    terms = problem.terms(torch.arange(ROWS))
+    g = torch.autograd.grad(terms.penalised, problem.parameters, create_graph=True)
+    own = torch.stack([(g[i] ** 2).sum() for i in places]).sum()
+    slope = torch.autograd.grad(own, [problem.parameters[i] for i in places])
+    wanted = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
+    for place, tensor in zip(places, slope, strict=True):
+        wanted[place] = wanted[place] + weight * tensor
+    assert relative_error(got.gradient, wanted) < 1e-7
+    assert got.grad_norm == pytest.approx(own.item() ** 0.5)
+    assert all(p.requires_grad for p in problem.parameters)
+
+
+def test_covered_parameters_alone_move_and_are_differentiated() -> None:
+    problem, seen = Problem(), []
+    before = [p.detach().clone() for p in problem.parameters]
+    original: Callable = problem.terms
+
+    def watched(rows: Tensor) -> Terms:
+        pairs = zip(problem.parameters, before, strict=True)
+        moved = [not torch.equal(a, b) for a, b in pairs]
+        seen.append((moved, [p.requires_grad for p in problem.parameters]))
+        return original(rows)
+
+    problem.terms = watched  # type: ignore[method-assign]
+    given = problem.parameters, problem.objective, Split(WHOLE), alone, FIXED
+    finite_difference(*given, covered=[2, 3])
+    assert seen == [([False] * 4, [True] * 4), ([False, False, True, True],) * 2]
