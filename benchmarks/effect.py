@@ -30,7 +30,7 @@ from flatgd.flatness.penalty import norm
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.studies.durability import Attacks
 from flatgd.studies.landscape import Landscape
-from flatgd.training import flatness_mixin
+from flatgd.training import penalty_passes
 from flatgd.training.penalty_memory import MEAN, stored
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -74,7 +74,7 @@ def trained(given: argparse.Namespace, output: Path, seed: int) -> Pipeline:
     pipeline = Pipeline(load_recipe(given.recipe, fields))
     pipeline.models.experts()
     for name in pipeline.context.recipe.methods:
-        with patch.object(flatness_mixin, "stored", adams_moment if name == ADAM else stored):
+        with patch.object(penalty_passes, "stored", adams_moment if name == ADAM else stored):
             pipeline.models.train(name)
     return pipeline
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.step import step_of
+from benchmarks.step import steps_of
 from benchmarks.table import DEMO, Target, conclude, interleaved, machine, options
 from flatgd import FlatGD, FlatGDConfig, load_model
 from flatgd.methods import SafetyLoss
@@ -24,7 +24,7 @@ RANK = 4
 
 def step_without_experts(folder: Path, way: str) -> Callable[[], object]:
     """The same step with memoised outputs of the experts, so that the experts cost nothing."""
-    step = step_of(folder, way, is_cached=True)
+    step = steps_of(folder, way, is_cached=True)[1]
     original, said = SafetyLoss._with_experts, {}
 
     def remembered(self: SafetyLoss, part: Batch, keep: bool) -> Batch:
@@ -71,9 +71,9 @@ def main() -> int:
             f"{way}, {kind}": make
             for way in ("finite_difference", "safety_loss")
             for kind, make in (
-                ("cached", step_of(folder, way, is_cached=True)),
+                ("cached", steps_of(folder, way, is_cached=True)[1]),
                 ("none", step_without_experts(folder, way)),
-                ("live", step_of(folder, way, is_cached=False)),
+                ("live", steps_of(folder, way, is_cached=False)[1]),
             )
         }
         runs = {name: lambda step=step: [step() for _ in range(4)] for name, step in steps.items()}

@@ -10,10 +10,12 @@ with 1 if a target is missed.
 import copy
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,20 +26,33 @@ from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.dialogue import Dialogue
 from flatgd.methods import FlatGD, SafetyLoss
-from flatgd.training.penalty_choice import MEASURED_EVERY
+from flatgd.training.penalty_choice import AHEAD_MEASURED_EVERY, MEASURED_EVERY, kept
 
 ROWS, SAFE, BATCHES = 32, 19, 4
-MEASURING = "fast, measuring"
-AMORTISED = "an eighth, running mean"
-WAYS: dict[str, dict[str, Any]] = {
-    "safety_loss": {},
-    "finite_difference": {},
-    "fast": {"flatness_method": "fast"},
-    MEASURING: {"flatness_method": "fast"},
-    "a quarter of the rows": {"penalty_fraction": 0.25},
-    "fast, a quarter of the rows": {"flatness_method": "fast", "penalty_fraction": 0.25},
-    AMORTISED: {"penalty_fraction": 0.125, "penalty_momentum": 0.9},
-    "exact": {"flatness_method": "exact"},
+AMORTISED = "an eighth of the rows, running mean"
+LATE = "finite_difference, the last quarter of the steps"
+
+
+class Way(NamedTuple):
+    """Settings, and the kinds of steps of a training: how many of each kind, by the number of a
+    step of that kind."""
+
+    fields: Mapping[str, Any]
+    kinds: Mapping[int, int] = MappingProxyType({1: 1})
+
+
+WAYS = {
+    "safety_loss": Way({}),
+    "finite_difference": Way({}),
+    "fast": Way({"flatness_method": "fast"}, {1: MEASURED_EVERY - 1, MEASURED_EVERY: 1}),
+    "a quarter of the rows": Way({"penalty_fraction": 0.25}),
+    AMORTISED: Way({"penalty_fraction": 0.125, "penalty_momentum": 0.9}),
+    "embeddings and head left out": Way({"penalty_layers": "blocks"}),
+    "the top half of the decoder": Way({"penalty_layers": 2}),
+    "every 8th step, reused between": Way({"penalty_every": 8}, {1: 7, 8: 1}),
+    # of 200 steps 8 measure lambda, and 24 others refresh the running mean
+    "lookahead": Way({"flatness_method": "lookahead"}, {1: 168, 16: 24, AHEAD_MEASURED_EVERY: 8}),
+    "exact": Way({"flatness_method": "exact"}),
 }
 
 
@@ -62,8 +77,8 @@ def expert(backbone: nn.Module, seed: int) -> nn.Module:
     return moved
 
 
-def step_of(folder: Path, way: str, is_cached: bool) -> Callable[[], object]:
-    """A function that runs one optimizer step of a Trainer."""
+def steps_of(folder: Path, way: str, is_cached: bool) -> dict[int, Callable[[], object]]:
+    """For each kind of step a function that runs one, optimizer included."""
     backbone = load_model(DEMO / "backbone")
     config = FlatGDConfig(
         output_dir=str(folder / "out"),
@@ -77,7 +92,7 @@ def step_of(folder: Path, way: str, is_cached: bool) -> Callable[[], object]:
         max_history_tokens=64,
         max_reply_tokens=32,
         expert_cache=str(folder / "states") if is_cached else None,
-        **WAYS[way],
+        **WAYS[way].fields,
     )
     kind = SafetyLoss if way == "safety_loss" else FlatGD
     trainer = FlatGDTrainer(
@@ -97,34 +112,28 @@ def step_of(folder: Path, way: str, is_cached: bool) -> Callable[[], object]:
 
     optimizer: Any = trainer.optimizer
 
-    def step() -> None:
+    def step(number: int) -> None:
+        trainer.state.global_step = number
         trainer.training_step(model, next(batches))
         trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        trainer.state.global_step += 1
 
-    def step_between() -> None:
-        """`fast` with a known lambda; the steps that measure lambda are timed separately."""
-        trainer.state.global_step += trainer.state.global_step % MEASURED_EVERY == 0
-        step()
-
-    def step_measuring() -> None:
-        trainer.state.global_step = MEASURED_EVERY
-        step()
-
-    if way == "fast":
-        step()
-        return step_between
-    return step_measuring if way == MEASURING else step
+    for number in (0, 1, 2):  # what later steps use: a mean, lambda, the penalty, rho
+        step(number)
+    kept(trainer.state)["first_step"] = 0
+    return {number: partial(step, number) for number in WAYS[way].kinds}
 
 
 def ratios(taken: dict[str, Timed], place: str) -> dict[str, float]:
-    """The time of each variant's step divided by that of a safety_loss step."""
-    plain = taken[f"safety_loss / {place}"]
-    found = {way: taken[f"{way} / {place}"].over(plain) for way in WAYS}
-    found["fast"] += (found.pop(MEASURING) - found["fast"]) / MEASURED_EVERY
-    found["every 4th step"] = (3 + found["finite_difference"]) / 4
+    """The time of each variant's step, as a mean over its kinds, divided by that of a safety_loss
+    step."""
+    plain = taken[f"safety_loss / {place} / 1"]
+    found = {}
+    for name, way in WAYS.items():
+        times = {kind: taken[f"{name} / {place} / {kind}"].over(plain) for kind in way.kinds}
+        found[name] = sum(way.kinds[k] * times[k] for k in times) / sum(way.kinds.values())
+    found[LATE] = (3 + found["finite_difference"]) / 4
     return found
 
 
@@ -135,19 +144,19 @@ def main() -> int:
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         steps = {
-            f"{way} / {place}": step_of(Path(folder), way, place == "cached")
+            f"{way} / {place} / {kind}": step
             for place in ("live", "cached")
             for way in WAYS
+            for kind, step in steps_of(Path(folder), way, place == "cached").items()
         }
         taken = interleaved(steps, repeats)
     live, cached = ratios(taken, "live"), ratios(taken, "cached")
     for place in ("live", "cached"):
-        print(
-            f"safety_loss, {place}: {taken[f'safety_loss / {place}'].median * 1e3:.0f} ms per step"
-        )
-    print(f"\n{'a step':<30}{'experts live':>14}{'cached':>10}")
+        plain = taken[f"safety_loss / {place} / 1"].median
+        print(f"safety_loss, {place}: {plain * 1e3:.0f} ms a step")
+    print(f"\n{'a step':<50}{'experts live':>14}{'cached':>10}")
     for way in live:
-        print(f"{way:<30}{live[way]:12.2f} x{cached[way]:8.2f} x")
+        print(f"{way:<50}{live[way]:12.2f} x{cached[way]:8.2f} x")
     return conclude(
         [
             Target("finite_difference, experts live", live["finite_difference"], 1.8),
@@ -156,6 +165,8 @@ def main() -> int:
             Target("fast, cached", cached["fast"], 1.85),
             Target("amortised, live", live[AMORTISED], 1.3),
             Target("amortised, cached", cached[AMORTISED], 1.35),
+            Target("lookahead, live", live["lookahead"], 1.1),
+            Target("lookahead, cached", cached["lookahead"], 1.1),
             Target(
                 "exact / finite_difference", live["exact"] / live["finite_difference"], 1.6, True
             ),

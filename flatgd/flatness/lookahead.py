@@ -11,9 +11,10 @@ differentiated at the same point, which adds 2 lambda H_R m, where H_R is the He
 m needs grad E apart from grad R now and then. A `Split` names the micro-batches that keep them
 apart: one forward and two backward passes each, where both terms have a graph.
 
-lambda follows from `PenaltySettings.share`, which here is the change of the whole gradient between
-theta and the point ahead, relative to its norm. E is bounded, so that its change alone does not
-bound the distance, and beyond a share of about 1 the first order no longer holds.
+The distance to the point ahead follows from lambda, or from `PenaltySettings.share`, which here is
+the change of the whole gradient on the way, relative to its norm. The change of grad E alone would
+not bound the distance, because E is bounded. Between two measurements the distance stays, not
+lambda: a larger ||m|| would lead further ahead, where the gradients that m averages are larger.
 """
 
 from collections.abc import Sequence
@@ -42,21 +43,24 @@ def lookahead(
     batch: Split,
     reduce: Reduce,
     settings: PenaltySettings,
-    weight: float,
     mean: Gradient | None,
+    distance: float = 0.0,
 ) -> tuple[FlatGradient, Gradient]:
-    """(grad J, grad E of the penalised micro-batches), both at theta + 2 `weight` `mean`.
+    """(grad J, grad E of the penalised micro-batches), both ahead of theta along `mean`.
 
-    Without `settings.squared` the step ahead is `weight` times `mean` / ||mean||; without a mean
-    there is none. The second value is rescaled to the mean over those micro-batches and refreshes
-    the running mean; it is zero if there are none. Parameters are restored bit for bit.
+    With `settings.weight` the step ahead is 2 lambda `mean`, or lambda `mean` / ||mean|| without
+    `settings.squared`; else it is `distance` long. Without a mean there is no step. The second
+    value is rescaled to the mean over those micro-batches and refreshes the running mean; it is
+    zero if there are none. Parameters are restored bit for bit.
     """
     size = norm(mean) if mean else 0.0
-    with moved(parameters, mean, _scale(settings, weight, size)) if mean else nullcontext():
+    if settings.weight is not None:
+        distance = settings.weight * settings.factor(size)
+    with moved(parameters, mean, distance / size) if mean and size else nullcontext():
         g, total = both_gradients(parameters, objective, batch, reduce)
     torch._foreach_add_(total, g)
     torch._foreach_mul_(g, batch.rescale)
-    return FlatGradient(total, 1.0, size, None, weight), g
+    return FlatGradient(total, 1.0, size, None, _weight(settings, distance, size)), g
 
 
 def measured_lookahead(
@@ -65,13 +69,13 @@ def measured_lookahead(
     batch: Split,
     reduce: Reduce,
     settings: PenaltySettings,
-    guess: float | None,
     mean: Gradient,
-) -> tuple[FlatGradient, Gradient]:
-    """As `lookahead`, with the lambda that gives `settings.share`, and grad E at theta.
+    distance: float,
+) -> tuple[FlatGradient, Gradient, float]:
+    """As `lookahead`, with grad E at theta, and the distance that gives `settings.share`.
 
-    lambda begins at `guess`, or where the step ahead is `settings.rho` long, and is corrected until
-    the share is within a fourth of what is wanted, at most TRIES times.
+    It begins at `distance` and is corrected until the share is within a fourth of what is wanted,
+    at most TRIES times.
     """
     size = norm(mean)
     g, here = both_gradients(parameters, objective, batch, reduce)
@@ -79,20 +83,20 @@ def measured_lookahead(
     torch._foreach_mul_(g, batch.rescale)
     size_here, wanted = norm(here), settings.share or 0.0
     if size == 0.0 or size_here == 0.0:
-        return FlatGradient(here, 1.0, size, 0.0, guess), g
-    weight = guess or settings.rho / settings.factor(size)
+        return FlatGradient(here, 1.0, size, 0.0), g, distance
     parts: list[Any] = [*batch.penalised, *batch.others]
     for tried in range(1, TRIES + 1):
-        with moved(parameters, mean, _scale(settings, weight, size)):
+        with moved(parameters, mean, distance / size):
             ahead = plain_gradient(parameters, objective, parts, reduce).gradient
         share = norm(list(torch._foreach_sub(ahead, here))) / size_here
         if tried == TRIES or wanted / NEAR <= share <= wanted * NEAR:
             break
         factor = wanted / share if share else LARGEST_FACTOR
-        weight *= min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
-    return FlatGradient(ahead, 1.0 + tried, size, share, weight), g
+        distance *= min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+    weight = _weight(settings, distance, size)
+    return FlatGradient(ahead, 1.0 + tried, size, share, weight), g, distance
 
 
-def _scale(settings: PenaltySettings, weight: float, size: float) -> float:
-    """What m, of norm `size`, is multiplied by."""
-    return weight * settings.factor(size) / size if size else 0.0
+def _weight(settings: PenaltySettings, distance: float, size: float) -> float:
+    """The lambda of a step ahead; `size` is ||m||."""
+    return distance / settings.factor(size) if size else 0.0

@@ -9,38 +9,26 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatgd.errors import MemoryLimitError
 from flatgd.flatness import (
     FlatGradient,
     Objective,
-    PenaltySettings,
     Split,
     Terms,
     TermWeights,
-    exact,
-    fast_difference,
-    finite_difference,
-    lookahead,
-    measured_lookahead,
-    plain_gradient,
-    reused_penalty,
-    step_errors,
 )
 from flatgd.methods.base import Method, Totals
 from flatgd.models.blocks import covered
 from flatgd.models.encoding import IGNORE, Batch
 from flatgd.models.heads import unwrapped
 from flatgd.training.config import CHECKPOINTING
-from flatgd.training.gradient_reduction import largest, reduction_for
+from flatgd.training.gradient_reduction import largest
 from flatgd.training.masks import mixed_seed, same_masks
 from flatgd.training.micro_batches import emptied, split_batch, take_rows, without_repeats
 from flatgd.training.non_finite import refuse_non_finite_step
@@ -50,15 +38,10 @@ from flatgd.training.penalty_choice import (
     NO_SECOND_DERIVATIVE,
     STATE_KEY,
     Check,
-    chosen_way,
-    keep_weight,
-    kept,
-    known_weight,
     lacks_second_derivative,
-    measured,
 )
-from flatgd.training.penalty_memory import MEAN, PENALTY, next_mean, stored
-from flatgd.training.precision import computes_in_half, raise_to_float32, refuse_fp16
+from flatgd.training.penalty_passes import PenaltyPasses
+from flatgd.training.precision import raise_to_float32, refuse_fp16
 from flatgd.training.step_state import StepState
 from flatgd.training.totals import totals_of
 
@@ -66,7 +49,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class FlatnessMixin:
+class FlatnessMixin(PenaltyPasses):
     """List it before a Trainer whose `args` are a FlatGDConfig:
 
         class FlatSFT(FlatnessMixin, trl.SFTTrainer): ...
@@ -74,14 +57,10 @@ class FlatnessMixin:
     `method` defines the step's objective. Without one, the objective is the Trainer's own loss.
     """
 
-    args: Any
-    accelerator: Any
-    state: Any
-
     def __init__(self, *args: Any, method: Method | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         refuse_fp16(self.accelerator.mixed_precision)
-        raise_to_float32(self.model)  # type: ignore[attr-defined]
+        raise_to_float32(self.model)
         given = method or getattr(self, "method", None)  # a subclass may have set one
         self.method = given or OwnLoss(self.compute_loss)  # type: ignore[attr-defined]
         self.step_state = StepState()
@@ -98,7 +77,7 @@ class FlatnessMixin:
         """Leave grad J of the whole batch in `.grad`; return J without the penalty, detached."""
         begun = time.perf_counter()
         model.train()
-        switch(self.optimizer, "train")  # type: ignore[attr-defined]
+        switch(self.optimizer, "train")
         batch = with_targets(unwrapped(model), self._prepare_inputs(inputs))  # type: ignore[attr-defined]
         if not self.args.dataloader_drop_last:
             items = len(self.train_dataset)  # type: ignore[attr-defined]
@@ -110,7 +89,7 @@ class FlatnessMixin:
         )
         for parameter, gradient in zip(parameters, flat.gradient, strict=True):
             parameter.grad = gradient
-        self.step_state.move_into(self.optimizer)  # type: ignore[attr-defined]
+        self.step_state.move_into(self.optimizer)
         loss = step.pop("loss")
         self.step_state.add_figures(flat, step, totals, time.perf_counter() - begun)
         return torch.tensor(loss, device=batch["targets"].device)
@@ -170,68 +149,6 @@ class FlatnessMixin:
         self.step_state.has_no_second_derivative, self.step_state.is_fused = True, None
         logger.warning(NO_SECOND_DERIVATIVE, str(error).splitlines()[0])
         return True
-
-    @property
-    def flatness_method(self) -> str:
-        """The configured way to the penalty's gradient, with `auto` resolved."""
-        if self.step_state.has_no_second_derivative and self.args.flatness_method == "auto":
-            return "finite_difference"
-        model = unwrapped(self.model)  # type: ignore[attr-defined]
-        return chosen_way(self.args, self._in_half, model, self.accelerator.is_fsdp2)
-
-    @cached_property
-    def _in_half(self) -> bool:
-        """Whether forward passes round to half precision."""
-        return computes_in_half(self.model, self.accelerator.mixed_precision)  # type: ignore[attr-defined]
-
-    def penalty_settings(self) -> PenaltySettings | None:
-        """The penalty as configured, for the precision that forward passes really use."""
-        settings: PenaltySettings | None = self.args.penalty_settings(self._in_half)
-        return settings
-
-    def _with_rho(
-        self, model: nn.Module, step: tuple[list[Tensor], Objective, Split], settings: Any
-    ) -> tuple[PenaltySettings, Check | None]:
-        """The settings with the training's rho, and the estimated error if this step checks it."""
-        parameters, objective, split = step
-        reduction = reduction_for(self.accelerator, model)
-        with reduction.local():
-            given = parameters, objective, split.penalised, reduction.reduce
-            casts = self.accelerator.mixed_precision == "bf16"
-            return measured(
-                partial(step_errors, *given), settings, self.args, self.state, self._in_half, casts
-            )
-
-    def _penalty_now(self) -> PenaltySettings | None:
-        """The penalty of this step, or None if the step has none."""
-        step = self.state.global_step
-        warming_up = step < self.args.penalty_warmup * self.state.max_steps
-        if not self.method.is_flat or warming_up:
-            return None
-        settings = self.penalty_settings()
-        if settings and self.flatness_method == "fast" and step // self.args.penalty_every % 2:
-            return replace(settings, rho=-settings.rho)  # errors of order rho cancel over two steps
-        return settings
-
-    def _way_now(
-        self, settings: PenaltySettings, parameters: list[Tensor], on: list[int] | None
-    ) -> str:
-        """What a penalised step does. Between two computations of the penalty it reuses the last;
-        with `lookahead` it goes ahead along the last running mean."""
-        way = self.flatness_method
-        if not self.state.global_step % self.args.penalty_every:
-            return way
-        if way != "lookahead":
-            return "reused" if self._stored(PENALTY, parameters, on) else way
-        is_known = known_weight(settings, self.state, way) is not None
-        return "ahead" if is_known and self._stored(MEAN, parameters) else way
-
-    def _stored(
-        self, key: str, parameters: list[Tensor], on: list[int] | None = None
-    ) -> list[Tensor] | None:
-        """What an earlier step has left for each parameter, or for those at the places `on`."""
-        chosen = parameters if on is None else [parameters[place] for place in on]
-        return stored(self.optimizer, chosen, key)  # type: ignore[attr-defined]
 
     def _micro_batches(self, batch: Batch, way: str, totals: Totals) -> tuple[list[Batch], Split]:
         """The micro-batches, and a Split that says by number which of them are penalised."""
@@ -305,75 +222,6 @@ class FlatnessMixin:
             with self.compute_loss_context_manager():  # type: ignore[attr-defined]
                 self.step_state.is_fused = wanted and self.method.can_fuse(model, part)
         return self.step_state.is_fused
-
-    def _gradient(
-        self,
-        model: nn.Module,
-        parameters: list[Tensor],
-        objective: Objective,
-        split: Split,
-        settings: PenaltySettings | None,
-        way: str,
-        on: list[int] | None,
-    ) -> FlatGradient:
-        reduction = reduction_for(self.accelerator, model)
-        with reduction.local():
-            given = parameters, objective, split.penalised, reduction.reduce
-            if settings is None:
-                return plain_gradient(*given)
-            if way == "reused":
-                penalty: Any = self._stored(PENALTY, parameters, on)
-                return reused_penalty(*given, settings, penalty, on)
-            step = parameters, objective, split, reduction.reduce, settings
-            smooth = partial(self._running_mean, parameters)
-            weight = known_weight(settings, self.state, self.flatness_method)
-            reuses = self.args.penalty_every > 1
-            if way in ("lookahead", "ahead"):
-                return self._look_ahead(parameters, objective, split, reduction.reduce, settings)
-            if way == "exact":
-                with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-                    flat = exact(*step)
-            elif way == "fast":
-                flat = fast_difference(*step, None if reuses else weight)
-            else:
-                flat = finite_difference(*step, smooth, on)
-            if flat.penalty is None:
-                return flat
-            keep_weight(self.state, flat.flatness_weight)
-            if reuses and self.state.global_step:
-                chosen = parameters if on is None else [parameters[place] for place in on]
-                self.step_state.keep(PENALTY, chosen, flat.penalty)
-            return flat._replace(penalty=None)
-
-    def _look_ahead(
-        self,
-        parameters: list[Tensor],
-        objective: Objective,
-        split: Split,
-        reduce: Any,
-        settings: PenaltySettings,
-    ) -> FlatGradient:
-        """The gradient ahead. A step with penalised rows refreshes the running mean."""
-        step = parameters, objective, split, reduce, settings
-        mean = self._stored(MEAN, parameters)
-        weight = known_weight(settings, self.state, "lookahead")
-        if mean and weight is None:
-            flat, g = measured_lookahead(*step, kept(self.state).get("flatness_weight"), mean)
-            keep_weight(self.state, flat.flatness_weight)
-        else:
-            flat, g = lookahead(*step, weight or 0.0, mean)
-        if split.penalised:
-            self._running_mean(parameters, g)
-        return flat
-
-    def _running_mean(self, parameters: list[Tensor], g: list[Tensor]) -> list[Tensor]:
-        """grad E as a running mean over steps, with factor `penalty_momentum`."""
-        keep, is_needed = self.args.penalty_momentum, self.flatness_method == "lookahead"
-        if not (keep or is_needed) or not self.state.global_step:
-            return g
-        mean = next_mean(self.optimizer, parameters, g, keep)  # type: ignore[attr-defined]
-        self.step_state.keep(MEAN, parameters, mean)
-        return mean
 
     def _load_callback_state(self) -> None:
         """Trainer's method. Hide STATE_KEY from it: it warns about callbacks it does not know."""

@@ -20,8 +20,8 @@ RHOS = (1e-4, 3e-4, 1e-3, 3e-3)
 RHOS_IN_HALF = (3e-3, 1e-2, 3e-2, 1e-1)
 CHECKED_EVERY = 50  # steps between two estimates of the difference's error
 MEASURED_EVERY = 10  # steps between two measurements of the lambda that gives `penalty_share`
-AHEAD_MEASURED_EVERY = 25  # the same for lookahead, and
-AHEAD_MEASURED_AT = (8,)  # this step after its first, while its mean is still changing
+AHEAD_MEASURED_EVERY = 25  # steps between two measurements of lookahead's distance, and
+AHEAD_MEASURED_AT = (8,)  # this step after the first, while its mean is still changing
 STATE_KEY = "flatness"  # the Trainer state's key for what checkpoints must keep
 NO_SECOND_DERIVATIVE = (
     "this model has no second derivative (%s); the penalty is computed by finite differences, "
@@ -62,26 +62,22 @@ def kept(state: Any) -> dict[str, Any]:
     return attributes
 
 
-def known_weight(settings: PenaltySettings, state: Any, way: str) -> float | None:
+def known_weight(settings: PenaltySettings, state: Any) -> float | None:
     """lambda where it is known before a step's gradients: fixed, or from the last measurement. None
     where this step measures it."""
-    memory = kept(state)
-    if settings.weight is not None or "flatness_weight" not in memory:
+    if settings.weight is not None or not state.global_step % MEASURED_EVERY:
         return settings.weight
-    if way == "lookahead":
-        step = state.global_step - memory["first_step"]
-        measures = step in AHEAD_MEASURED_AT or not step % AHEAD_MEASURED_EVERY
-    else:
-        measures = not state.global_step % MEASURED_EVERY
-    weight: float = memory["flatness_weight"]
-    return None if measures else weight
+    weight: float | None = kept(state).get("flatness_weight")
+    return weight
 
 
-def keep_weight(state: Any, weight: float | None) -> None:
-    """Remember a lambda that a step has measured."""
+def measures_distance(settings: PenaltySettings, state: Any) -> bool:
+    """Whether this step of `lookahead` measures how far ahead `penalty_share` leads."""
     memory = kept(state)
-    memory["flatness_weight"] = weight
-    memory.setdefault("first_step", state.global_step)
+    if settings.weight is not None or "first_step" not in memory:
+        return settings.weight is None
+    step = state.global_step - memory["first_step"]
+    return step in AHEAD_MEASURED_AT or not step % AHEAD_MEASURED_EVERY
 
 
 class Check(NamedTuple):

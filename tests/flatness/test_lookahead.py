@@ -34,8 +34,9 @@ def without_rest() -> Problem:
 def ahead(
     problem: Problem, weight: float, mean: list[Tensor] | None, split: Split | None = None
 ) -> list[Tensor]:
-    given = problem.parameters, problem.objective, split or Split(WHOLE), alone, FIXED
-    return lookahead(*given, weight, mean)[0].gradient
+    settings = PenaltySettings(weight, None)
+    given = problem.parameters, problem.objective, split or Split(WHOLE), alone, settings
+    return lookahead(*given, mean)[0].gradient
 
 
 def gradient_of(problem: Problem, micro_batches: list = WHOLE) -> list[Tensor]:
@@ -48,7 +49,7 @@ def test_on_a_quadratic_it_is_the_whole_gradient_by_hand() -> None:
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
     objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
-    flat, g = lookahead([x], objective, Split([None]), alone, FIXED, 0.5, [scale.clone()])
+    flat, g = lookahead([x], objective, Split([None]), alone, FIXED, [scale.clone()])
     assert flat.gradient[0].tolist() == [2.0, 12.0]
     assert (flat.grad_norm, flat.flatness_weight) == (pytest.approx(10**0.5), 0.5)
     assert (flat.evaluations, flat.penalty_share) == (1.0, None)
@@ -101,8 +102,8 @@ def test_the_fresh_gradient_is_that_of_the_penalised_rows() -> None:
     problem = Problem()
     mean = gradient_of(problem)
     split = Split(UNEVEN[:1], UNEVEN[1:], ROWS / 5)
-    given = problem.parameters, problem.objective, split, alone, FIXED
-    fresh = lookahead(*given, 0.1, mean)[1]
+    given = problem.parameters, problem.objective, split, alone, PenaltySettings(0.1, None)
+    fresh = lookahead(*given, mean)[1]
     with torch.no_grad():
         for parameter, step in zip(problem.parameters, mean, strict=True):
             parameter.add_(step, alpha=0.2)
@@ -116,7 +117,7 @@ def test_the_penalty_of_the_norm_goes_the_length_of_lambda() -> None:
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
     objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
     settings = PenaltySettings(0.5, None, squared=False)
-    flat, _ = lookahead([x], objective, Split([None]), alone, settings, 0.5, [scale.clone()])
+    flat, _ = lookahead([x], objective, Split([None]), alone, settings, [scale.clone()])
     wanted = scale + 0.5 * scale * scale / 10**0.5
     assert flat.gradient[0].tolist() == pytest.approx(wanted.tolist())
 
@@ -138,52 +139,51 @@ def test_several_processes_add_up_and_weights_come_back() -> None:
     def doubled(gradient: list[Tensor]) -> None:
         torch._foreach_mul_(gradient, 2.0)
 
-    given = problem.parameters, problem.objective, Split(WHOLE), doubled, FIXED
-    flat, fresh = lookahead(*given, 0.1, mean)
+    settings = PenaltySettings(0.1, None)
+    given = problem.parameters, problem.objective, Split(WHOLE), doubled, settings
+    flat, fresh = lookahead(*given, mean)
     assert all(torch.equal(a, 2 * b) for a, b in zip(flat.gradient, once, strict=True))
     assert norm(fresh) > 0
     assert all(torch.equal(a, b) for a, b in zip(problem.parameters, before, strict=True))
 
 
-@pytest.mark.parametrize("guess", [None, 1e-3, 1e3])
+@pytest.mark.parametrize("distance", [1e-4, 1e-2, 1e3])
 @pytest.mark.parametrize("wanted", [0.1, 0.3])
-def test_the_share_is_that_of_the_whole_gradients_change(
-    wanted: float, guess: float | None
-) -> None:
+def test_the_share_is_that_of_the_whole_gradients_change(wanted: float, distance: float) -> None:
     problem, split = Problem(), Split(UNEVEN[:1], UNEVEN[1:], ROWS / 5)
     mean = gradient_of(problem)
-    settings = PenaltySettings(None, wanted)
-    given = problem.parameters, problem.objective, split, alone, settings
-    flat, fresh = measured_lookahead(*given, guess, mean)
+    given = problem.parameters, problem.objective, split, alone, PenaltySettings(None, wanted)
+    flat, fresh, found = measured_lookahead(*given, mean, distance)
     plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
     assert relative_error(flat.gradient, plain) == pytest.approx(flat.penalty_share)
-    assert flat.flatness_weight is not None
-    assert relative_error(ahead(problem, flat.flatness_weight, mean), flat.gradient) < 1e-13
+    assert flat.flatness_weight == pytest.approx(found / (2 * norm(mean)))
+    again = lookahead(*given, mean, found)[0]
+    assert again.flatness_weight == flat.flatness_weight
+    assert relative_error(again.gradient, flat.gradient) < 1e-13
     assert relative_error(fresh, [ROWS / 5 * g for g in gradient_of(problem, UNEVEN[:1])]) < 1e-13
-    if guess != 1e3:
+    if distance < 1:
         assert wanted / 1.25 <= flat.penalty_share <= wanted * 1.25
     assert flat.evaluations <= 5
 
 
-def test_a_good_guess_takes_one_pass_at_the_point_ahead() -> None:
+def test_a_good_distance_takes_one_pass_at_the_point_ahead() -> None:
     problem, mean = Problem(), gradient_of(Problem())
     given = problem.parameters, problem.objective, Split(WHOLE), alone, PenaltySettings(None, 0.2)
-    first = measured_lookahead(*given, None, mean)[0]
-    again = measured_lookahead(*given, first.flatness_weight, mean)[0]
-    assert (again.evaluations, again.flatness_weight) == (2.0, first.flatness_weight)
+    distance = measured_lookahead(*given, mean, 1e-3)[2]
+    again = measured_lookahead(*given, mean, distance)
+    assert (again[0].evaluations, again[2]) == (2.0, distance)
 
 
-def test_where_nothing_changes_lambda_stays() -> None:
-    """Without a mean, and for a linear E, whose gradient is the same everywhere."""
+def test_without_a_mean_or_a_change_there_is_no_penalty() -> None:
+    """For a linear E, whose gradient is the same everywhere, at any distance."""
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
     objective = Objective(lambda _: Terms(x.sum(), x.new_zeros(())))
     given = [x], objective, Split([None]), alone, PenaltySettings(None, 0.2)
-    flat, fresh = measured_lookahead(*given, 0.5, [torch.zeros(2, dtype=torch.float64)])
-    assert (flat.flatness_weight, flat.penalty_share) == (0.5, 0.0)
-    assert flat.gradient[0].tolist() == fresh[0].tolist() == [1.0, 1.0]
-    flat, _ = measured_lookahead(*given, 0.5, [torch.ones(2, dtype=torch.float64)])
-    assert flat.penalty_share == 0.0
-    assert flat.gradient[0].tolist() == [1.0, 1.0]
+    for mean in (torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)):
+        flat, fresh, distance = measured_lookahead(*given, [mean], 0.5)
+        assert flat.penalty_share == 0.0
+        assert flat.gradient[0].tolist() == fresh[0].tolist() == [1.0, 1.0]
+        assert distance == 0.5 or mean.any()
 
 
 @pytest.mark.parametrize("covered", [None, [1, 3]])
