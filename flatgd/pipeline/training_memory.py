@@ -65,7 +65,7 @@ def estimate(
     fused: bool = True,
     half: bool = False,
     checkpointing: bool = False,
-    running_mean: bool = False,
+    kept_copies: int = 0,
     base_bytes: int = FLOAT,
     expert_bytes: int = FLOAT,
     expert_rank: int = 0,
@@ -76,7 +76,8 @@ def estimate(
     `method`: how the penalty is computed, or plain. `experts`: full, of `expert_config` if they are
     of another size; adapters of `expert_rank` (on the policy's own base), apart (on a base of their
     own), cached (states on disk), none. `batch_rows`: of the whole batch. `half`: bf16 autocast.
-    `running_mean`: of the penalised gradient, beside Adam's two. `base_bytes`: of each frozen
+    `kept_copies` of the trained weights' size stay in the optimizer's state beside Adam's two: a
+    running mean, a penalty that is used again. `base_bytes`: of each frozen
     weight under an adapter, `expert_bytes`: of each of a full expert's. Under fsdp2 weights,
     gradients and optimizer are shared out over the processes, the experts are not.
     """
@@ -106,7 +107,7 @@ def estimate(
     return Memory(
         weights=(base + adapter) / shards + of_experts,
         gradients=COPIES[method] * trained / shards,
-        optimizer=(3 if running_mean else 2) * trained / shards,
+        optimizer=(2 + kept_copies) * trained / shards,
         activations=kept * (4 if method == "exact" else 1),
         buffers=buffers * in_chunk * head.shape[0] * FLOAT + kept_said,
     )
@@ -134,6 +135,7 @@ def of_method(
     flat = kind.is_flat and settings.penalty_settings() is not None
     in_half = settings.bf16 or (base != torch.float32 and settings.lora_rank > 0)
     way = chosen_way(settings, in_half, on_meta(config), strategy == "fsdp2")
+    reuses = settings.penalty_every > 1
     experts = "none"
     if kind.needs:
         shared = settings.lora_rank and expert_config is None
@@ -155,7 +157,7 @@ def of_method(
         fused=settings.fused_head and bool(kind.needs),
         half=in_half,
         checkpointing=settings.is_checkpointed,
-        running_mean=flat and settings.penalty_momentum > 0,
+        kept_copies=flat * (bool(settings.penalty_momentum) + (reuses and way != "lookahead")),
         base_bytes=base.itemsize,
         expert_bytes=expert.itemsize,
         expert_rank=expert_rank,

@@ -27,6 +27,7 @@ from flatgd.training.micro_batches import without_repeats
 pytestmark = pytest.mark.slow
 
 EVALUATED = ("eval_loss", "eval_lm", "eval_js_clean", "eval_js_toxic")
+REUSED = "finite_difference, used again"
 MODELS = {"blenderbot": tiny_blenderbot, "llama": tiny_llama}
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -37,13 +38,13 @@ FSDP2 = {
 
 
 def work(output: Path, rows_a_process: int, kind: str, method: str) -> None:
-    """Three steps over batches of eight rows in all; the first process saves what came out."""
+    """Four steps over batches of eight rows in all; the first process saves what came out."""
     make = MODELS[kind]
     trainer = FlatGDTrainer(
         make(),
         FlatGDConfig(
             output_dir=str(output),
-            max_steps=3,
+            max_steps=4,
             per_device_train_batch_size=rows_a_process,
             micro_batch_size=3,
             optim="sgd",
@@ -53,7 +54,7 @@ def work(output: Path, rows_a_process: int, kind: str, method: str) -> None:
             use_cpu=True,
             disable_tqdm=True,
             max_reply_tokens=32,
-            flatness_method=method,
+            **({"penalty_every": 4} if method == REUSED else {"flatness_method": method}),
             rho=3e-4,  # measured, it can differ between two computations of one gradient
             eval_strategy="steps",
             eval_steps=1,
@@ -96,8 +97,15 @@ CASES = {
         ("blenderbot", "finite_difference"),
         ("blenderbot", "exact"),
         ("llama", "fast"),
+        ("blenderbot", "lookahead"),
+        ("llama", REUSED),
     ],
-    "fsdp2": [("blenderbot", "finite_difference"), ("llama", "fast")],
+    "fsdp2": [
+        ("blenderbot", "finite_difference"),
+        ("llama", "fast"),
+        ("llama", "lookahead"),
+        ("blenderbot", REUSED),
+    ],
 }
 
 
@@ -131,7 +139,7 @@ def test_two_processes_equal_one(worked: list[Any]) -> None:
         start = {name: p.detach() for name, p in MODELS[kind]().named_parameters()}
         assert apart(start, one, two) <= 1e-3, one
         logged = [json.loads((folder / "log.txt").read_text()) for folder in (one, two)]
-        assert len(logged[0]) == 3 * (1 + len(EVALUATED))
+        assert len(logged[0]) == 4 * (1 + len(EVALUATED))
         assert logged[0] == pytest.approx(logged[1], rel=1e-4)
 
 

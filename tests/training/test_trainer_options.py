@@ -30,7 +30,7 @@ def test_bf16_autocast_sees_the_moved_weights(tmp_path: Path) -> None:
     assert subject.step_state.figures["penalty_share"][0] > 1e-3
 
 
-@pytest.mark.parametrize("flatness_method", ["finite_difference", "fast", "exact"])
+@pytest.mark.parametrize("flatness_method", ["finite_difference", "fast", "lookahead", "exact"])
 def test_checkpointing_changes_nothing_but_memory(tmp_path: Path, flatness_method: str) -> None:
     """Non-reentrant, Trainer's default; dropout on, as recomputing must draw the same masks."""
     weights = []
