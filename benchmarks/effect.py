@@ -3,7 +3,7 @@
     python -m benchmarks.effect [--steps 70] [--seeds 3] [--ways fast lookahead]
 
 Uses real experts, real rows and the same batches for all. Two effects are measured: how far
-||grad L_S|| lies below safety_loss's, in logarithm, on 768 training rows and on 768 rows of other
+||grad L_S|| lies below safety_loss's, in logarithm, on 384 training rows and on 384 rows of other
 conversations; and how far the contrast, the NLL per token of labelled toxic replies minus that of
 safe ones, lies above safety_loss's. An effect of 1 is finite_difference's. About an hour and a half
 on two CPU cores. Exits with 1 if a way misses its target.
@@ -34,13 +34,13 @@ from flatgd.training import penalty_passes
 from flatgd.training.penalty_memory import MEAN, stored
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-ROWS = 768
+ROWS = 384
 ADAM = "lookahead_adam"
 WAYS = {
     "fast": "flatness_method: fast",
     "quarter": "penalty_fraction: 0.25",
-    "eighth": "penalty_fraction: 0.125",
     "mean_eighth": "penalty_momentum: 0.9, penalty_fraction: 0.125",
+    "every_8th": "penalty_every: 8",
     "late": "penalty_warmup: 0.75",
     "blocks": "penalty_layers: blocks",
     "top_half": "penalty_layers: HALF",
@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--share", type=float, default=1.0, help="penalty_share")
+    parser.add_argument("--share", type=float, default=0.3, help="penalty_share")
     parser.add_argument("--half", type=int, default=2, help="half of the decoder's blocks")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to measure on, of either kind")
     parser.add_argument("--recipe", type=Path, default=RECIPES / "compare.yaml")

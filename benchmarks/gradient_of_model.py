@@ -22,12 +22,14 @@ from flatgd.flatness import (
     Objective,
     PenaltySettings,
     Split,
+    Terms,
     best,
     exact,
     finite_difference,
+    measured_lookahead,
     step_errors,
 )
-from flatgd.flatness.penalty import norm
+from flatgd.flatness.penalty import norm, penalised_gradient
 from flatgd.losses import negative_log_likelihood
 from flatgd.methods.base import Totals
 from flatgd.models.dialogue_format import format_for
@@ -37,6 +39,7 @@ from flatgd.training.micro_batches import split_batch
 from flatgd.training.penalty_choice import RHOS, RHOS_IN_HALF
 
 EXPERT_STEPS, EXPERT_RATE, MICRO = 10, 2e-5, 4
+SHARE = 0.3  # the default of penalty_share
 ROUNDS = 2  # in turns, after a first one that is not counted
 CALM = PenaltySettings(1.0, None)
 
@@ -47,7 +50,7 @@ class Way(NamedTuple):
     name: str
     half: bool
     difference: str | None
-    """forward, central, or None for second derivatives."""
+    """forward, central, lookahead, or None for second derivatives."""
     rounded_experts: bool = False
 
 
@@ -60,10 +63,14 @@ WAYS = (
     Way("bf16, forward", True, "forward"),
     Way("bf16, central", True, "central"),
     Way("bf16, exact", True, None),
+    Way("float32, lookahead", False, "lookahead"),
+    Way("bf16, lookahead", True, "lookahead"),
 )
 
 
 class Found(NamedTuple):
+    """`rho` is the length of a difference's step, or how far lookahead looks ahead."""
+
     rho: float
     error: float
     cosine: float
@@ -113,13 +120,16 @@ class Subject:
         objective, split = self.objective(way)
         rho, estimate = 0.0, 0.0
         settings = CALM
-        if way.difference is not None:
+        if way.difference == "lookahead":
+            rho, product = self.ahead(way)
+        elif way.difference is not None:
             kind: Any = way.difference
             rhos, cast_to = (RHOS_IN_HALF, torch.bfloat16) if way.half else (RHOS, None)
             given = self.parameters, objective, split.penalised, lambda gradient: None
             rho, estimate = best(step_errors(*given, rhos, kind, cast_to))
             settings = replace(CALM, difference=kind, rho=rho)
-        product = self.gradient(way, settings)
+        if way.difference != "lookahead":
+            product = self.gradient(way, settings)
         if reference is None:
             return Found(rho, 0.0, 1.0, estimate), product
         error = norm(list(torch._foreach_sub(product, reference))) / norm(reference)
@@ -127,6 +137,24 @@ class Subject:
         inner = sum(float((a.double() * b.double()).sum()) for a, b in both)
         cosine = inner / (norm(product) * norm(reference))
         return Found(rho, error, cosine, estimate), product
+
+    def ahead(self, way: Way) -> tuple[float, list[Tensor]]:
+        """(distance, what the step ahead adds to grad E, for lambda = 1), where it adds SHARE of
+        it. The mean is grad E itself, there is no R, and grad E at theta is float32's."""
+        objective, split = self.objective(way)
+        calm = self.objective(Way("float32", False, None))[0]
+
+        def alone(index: int) -> Terms:
+            penalised, rest = objective.terms(index)
+            return Terms(penalised, torch.zeros_like(rest))
+
+        given = self.parameters, Objective(alone), split, lambda gradient: None
+        here = penalised_gradient(self.parameters, calm, split.penalised, given[3])
+        settings = PenaltySettings(None, SHARE)
+        flat, _, distance = measured_lookahead(*given, settings, here, RHOS_IN_HALF[0])
+        added = list(torch._foreach_sub(flat.gradient, here))
+        torch._foreach_div_(added, flat.flatness_weight or 1.0)
+        return distance, added
 
     def gradient(self, way: Way, settings: PenaltySettings) -> list[Tensor]:
         """Run one whole gradient, experts included; the penalty's part."""
@@ -158,8 +186,8 @@ def table_of(folder: str, rows: int) -> int:
         result, product = subject.measure(way, reference)
         reference = reference or product
         results[way.name] = result
-        rho = f"{result.rho:g}" if result.rho else ""
-        estimate = f"{result.estimate:.3f}" if result.rho else ""
+        rho = f"{result.rho:.2g}" if result.rho else ""
+        estimate = f"{result.estimate:.3f}" if result.estimate else ""
         print(
             f"{way.name:<34}{rho:>8}{result.error:>9.3f}{result.cosine:>9.4f}{estimate:>11}",
             flush=True,

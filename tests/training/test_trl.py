@@ -1,12 +1,15 @@
 """The penalty on TRL's own trainers. Skipped without TRL; `make test-install` installs it."""
 
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_llama
+from conftest import byte_tokenizer, tiny_llama, write_rows
 from torch import Tensor
 from torch.nn import functional
 
@@ -166,3 +169,43 @@ def test_packed_rows_are_refused_by_name(tmp_path: Path, option: str) -> None:
         (UnsupportedError, ValueError, ImportError), match=r"packing=False|flash|padding"
     ):
         trainer("sft", tmp_path, True, flatness_weight=0.1, **{option: True}).train()
+
+
+PAGE = (Path(__file__).parents[2] / "docs/trl.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FILES = {
+    "safe.jsonl": ROWS["sft"],
+    "pairs.jsonl": ROWS["dpo"],
+    "replies.jsonl": ROWS["kto"],
+}
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=["trainer", "sft", "dpo", "kto"])
+def test_the_examples_of_the_docs_run(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, rows in FILES.items():
+        write_rows(tmp_path / name, rows)
+    tiny_llama().save_pretrained("model")
+    byte_tokenizer().save_pretrained("model")
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in code
+    code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tmp_path / "model"))
+    monkeypatch.setitem(sys.modules, "page", module := ModuleType("page"))  # for its dataclasses
+    exec(compile(code, "docs/trl.md", "exec"), module.__dict__)
+    assert list(tmp_path.glob("flat*/model.safetensors"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["auto", "lookahead"])
+def test_in_bfloat16(tmp_path: Path, kind: str, method: str) -> None:
+    """TRL's chunked loss has no second derivative, so `auto` falls back to finite differences."""
+    options = {"bf16": True, "flatness_method": method, "penalty_warmup": 0.0, "max_steps": 4}
+    flat = trainer(kind, tmp_path, True, **options)
+    flat.train()
+    logged = [row for row in flat.state.log_history if "gradient_evaluations" in row]
+    assert len(logged) == 4
+    assert flat.flatness_method == ("finite_difference" if method == "auto" else method)
+    if method == "lookahead":
+        assert logged[-1]["gradient_evaluations"] == 1
+        assert logged[-1]["flatness_weight"] > 0
