@@ -334,10 +334,10 @@ def measure_steps(shape: Shape, rate: float, until: float) -> dict[str, Cost]:
         subject.begin(way)
         if cost := attempt(name, subject.step, until):
             found[name] = cost
-            ratio = cost.seconds / found[BASE].seconds if BASE in found else float("nan")
+            ratio = f"{cost.seconds / found[BASE].seconds:.2f} x" if BASE in found else ""
             tokens = shape.rows * (shape.history + shape.reply) / cost.seconds
             of_peak = cost.products / cost.seconds / rate
-            cells = f"{cost.seconds:12.4f}{ratio:10.2f} x{tokens:12,.0f}{of_peak:12.1%}"
+            cells = f"{cost.seconds:12.4f}{ratio:>12}{tokens:12,.0f}{of_peak:12.1%}"
             print(f"  {name:<24}{cells}{cost.memory / 2**30:9.2f} GB", flush=True)
     return found
 
