@@ -306,10 +306,11 @@ def main() -> int:
         name: {key: statistics.median(run[key] for run in of_one) for key in of_one[0]}
         for name, of_one in runs.items()
     }
-    kto = found.get("kto", {"seconds": float("nan")})["seconds"]
+    kto = found["kto"]["seconds"] if "kto" in found else None
     print(f"\n{'a step':<28}{'seconds':>10}{'of KTO':>10}{'peak MB':>10}{'tokens':>10}")
     for name, cost in found.items():
-        cells = f"{cost['seconds']:10.2f}{cost['seconds'] / kto:10.2f}{cost['megabytes']:10,.0f}"
+        ratio = f"{cost['seconds'] / kto:.2f}" if kto else "-"
+        cells = f"{cost['seconds']:10.2f}{ratio:>10}{cost['megabytes']:10,.0f}"
         print(f"{name:<28}{cells}{cost['tokens']:10,.0f}")
     targets = targets_of(found)
     return conclude(targets) if targets else 0
