@@ -97,7 +97,7 @@ def liger(given: Inputs) -> tuple[Any, ...]:
     tokens, safe, plain = len(states), given["is_safe"], given["weight"]
     divergence = LigerFusedLinearJSD(jsd_beta=0.5)
     clean, toxic = (
-        divergence(states, weight, given[name], plain) * tokens for name in ("clean", "toxic")
+        divergence(states, weight, given[name], plain, None) * tokens for name in ("clean", "toxic")
     )
     lm = LigerFusedLinearCrossEntropyLoss()(weight, states[safe], given["targets"][safe])
     return (
