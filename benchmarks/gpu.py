@@ -14,12 +14,11 @@ line shows
               second, over those of one large bfloat16 product
     memory    the most that torch's allocator held, on a GPU
 
-"naive" has logits of a whole micro-batch, under autocast. A fused head computes in the precision of
-the states, which is float32 after a model's last norm; with "bf16 head" they are rounded first.
-Then the head alone, in bfloat16: both divergences, L_LM and one gradient, naive, fused and by
-liger-kernel; "apart" is the gradient's relative distance from naive's. What is not installed, or
-does not fit into time or memory, is named. Exits with 1 if a target is missed; that of lookahead is
-for eight steps, one of them a refresh. --smoke has tiny shapes for a CPU, and no targets.
+"naive" has logits of a whole micro-batch. Then the head alone, in bfloat16: both divergences, L_LM
+and one gradient, naive, fused and by liger-kernel; "apart" is the gradient's relative distance from
+naive's. What is not installed, or does not fit into time or memory, is named. Exits with 1 if a
+target is missed; that of lookahead is for eight steps, one of them a refresh. --smoke has tiny
+shapes for a CPU, and no targets.
 """
 
 import gc
@@ -135,7 +134,6 @@ class Way(NamedTuple):
     is_apart: bool = False
     few: float = 1.0
     has_experts: bool = True
-    half_head: bool = False
 
 
 class Subject:
@@ -198,7 +196,6 @@ class Subject:
             if not self.way.has_experts:
                 nll = negative_log_likelihood(head_log_probs(states, head), targets)
                 return Terms(states.new_zeros(()), nll.sum() / self.tokens)
-            states = states.to(HALF) if self.way.half_head else states
             heads = [Head(expert.lm_head.weight) for expert in self.experts]
             said = list(zip(batch["experts"], heads, strict=True))
             of = Replies(states, head, targets, is_safe, said, self.tokens, self.safe_tokens)
@@ -269,8 +266,6 @@ WAYS = {
     "finite, an eighth": FINITE._replace(few=EIGHTH),
     NAIVE: SAFETY._replace(is_fused=False),
     "finite, naive": FINITE._replace(is_fused=False),
-    "safety_loss, bf16 head": SAFETY._replace(half_head=True),
-    "finite, bf16 head": FINITE._replace(half_head=True),
     "exact, naive": Way(partial(flat, way=flatness.exact), is_fused=False, is_apart=True),
 }
 # addmm_ is not in torch's own list; from the shapes of its arguments

@@ -26,9 +26,10 @@ first step.
 
 Each measurement is a process of its own, and methods take turns. Seconds are between Trainer's
 step-begin and step-end, so they hold forward, backward, clipping and AdamW: the median of the steps
-after the first, which has checks. `fast` measures its lambda at every tenth step, which is not one
-of them. Memory is the peak above what the process had after its imports; on a GPU, that of torch's
-allocator. Exits with 1 if a target is missed.
+after the first three, which have checks. `fast` measures its lambda at every tenth step, and
+`lookahead` refreshes its mean at every eighth; neither is among them. Memory is the peak above what
+the process had after its imports; on a GPU, that of torch's allocator. Exits with 1 if a target is
+missed.
 """
 
 import argparse
@@ -57,9 +58,10 @@ from flatgd.models.dialogue_format import format_for
 from flatgd.models.encoding import Example
 from flatgd.runtime.memory_meter import peak_memory
 
-HISTORY, REPLY, STEPS, RANK = 128, 40, 4, 16
+HISTORY, REPLY, STEPS, RANK = 128, 40, 6, 16
 CACHED = {"expert_cache": "states"}
 FINITE = {"flatness_method": "finite_difference"}
+AHEAD = {"flatness_method": "lookahead"}
 EIGHTH = {"penalty_fraction": 0.125, "penalty_momentum": 0.9}
 # a method, and fields of FlatGDConfig
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,6 +71,8 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "flatgd": ("FlatGD", FINITE),
     "flatgd, fast, cached": ("FlatGD", {"flatness_method": "fast", **CACHED}),
     "flatgd, an eighth, cached": ("FlatGD", {**FINITE, **EIGHTH, **CACHED}),
+    "flatgd, lookahead": ("FlatGD", AHEAD),
+    "flatgd, lookahead, cached": ("FlatGD", {**AHEAD, **CACHED}),
 }
 # one of TRL's trainers, and fields of its config
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -229,7 +233,7 @@ def measure(name: str, given: argparse.Namespace) -> Cost:
         trainer.add_callback(clock)
         trainer.train()
     return {
-        "seconds": statistics.median(clock.seconds[1:]),
+        "seconds": statistics.median(clock.seconds[3:]),
         "megabytes": peak.megabytes or float("nan"),
         "tokens": tokens / STEPS,
     }

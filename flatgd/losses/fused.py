@@ -69,14 +69,24 @@ def fused_losses(
 
     Their gradients are kept apart unless `term_weights` gives the factors for adding them up. They
     flow to the states, and to the head's weight and bias if those require a gradient. Computed in
-    at least float32, matrix products in the states' precision.
+    at least float32, matrix products in autocast's precision, or else in the states'.
     """
+    states_ND = _as_autocast(states_ND)
     return Fused(
         *_FusedLosses.apply(
             states_ND, head.weight, head.bias, targets_N, is_safe_N, experts, lm_weight,
             term_weights, chunk_tokens or tokens_at_once(head.weight),
         )
     )  # fmt: skip
+
+
+def _as_autocast(states_ND: Tensor) -> Tensor:
+    """States as autocast would cast them for a linear layer; many models' last norm returns
+    float32, whose products with a large head take most of a step on a GPU."""
+    device = states_ND.device.type
+    if not torch.is_autocast_enabled(device):
+        return states_ND
+    return states_ND.to(torch.get_autocast_dtype(device))
 
 
 def head_log_probs(states_ND: Tensor, head: Head) -> Tensor:
@@ -164,7 +174,7 @@ class _FusedLosses(torch.autograd.Function):
                 sums.add(slope_CV, part, states_CD, head)
         ctx.sums, ctx.lm_sums = sums, lm_sums
         weights = divergences.new_tensor([expert.weight for expert in experts])
-        safety, scaled_lm = of_safety * (weights @ divergences), of_lm * lm
+        safety, scaled_lm = of_safety * (weights * divergences).sum(), of_lm * lm  # @ would round
         if term_weights is not None:
             safety, scaled_lm = safety + scaled_lm, scaled_lm.new_zeros(())
         constants = (lm, divergences) if term_weights is None else (scaled_lm, lm, divergences)

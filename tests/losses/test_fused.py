@@ -145,6 +145,22 @@ def test_states_in_half_precision_on_a_float32_head(chunk: int | None) -> None:
         assert ours.item() == pytest.approx(theirs.item(), rel=2e-2)
 
 
+def test_autocast_rounds_the_states_as_a_linear_layer_does() -> None:
+    """Many models' last norm returns float32. Without autocast nothing is rounded."""
+    case, rounded = Case(torch.float32), Case(torch.float32)
+    rounded.states = rounded.states.detach().bfloat16().requires_grad_()
+    wanted = rounded.fused()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = case.fused()
+    assert (found.safety.item(), found.lm.item()) == (wanted.safety.item(), wanted.lm.item())
+    assert found.lm.item() != case.fused().lm.item()
+    grads = torch.autograd.grad(found.safety + found.lm, case.leaves)
+    exact = torch.autograd.grad(wanted.safety + wanted.lm, rounded.leaves)
+    assert [g.dtype for g in grads] == [torch.float32] * 3
+    for ours, theirs in zip(grads, exact, strict=True):
+        torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0)
+
+
 def test_chunks_fill_what_the_device_has() -> None:
     assert tokens_at_once(torch.empty(1000, 3, device="meta")) == CHUNK["cuda"] // 1000
     assert tokens_at_once(torch.empty(1000, 3)) == max(MIN_TOKENS, CHUNK["cpu"] // 1000)
