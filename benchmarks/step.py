@@ -3,14 +3,15 @@
     python -m benchmarks.step [--repeats 9]
 
 Uses real dialogue in batches of 32 rows, 60 % safe, in micro-batches of 16, with optimizer and
-clipping. The experts run in each step (live), or their states are read from disk (cached). Exits
+clipping. The experts run in each step (live), or their states are read from disk (cached). "At
+least" is a safety_loss step and the further passes that a way's formula has, timed alone. Exits
 with 1 if a target is missed.
 """
 
 import copy
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -25,8 +26,12 @@ from benchmarks.table import DEMO, Target, Timed, conclude, interleaved, machine
 from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.dialogue import Dialogue
+from flatgd.flatness import plain_gradient
+from flatgd.flatness.penalty import both_gradients, penalised_gradient
 from flatgd.methods import FlatGD, SafetyLoss
+from flatgd.training.own_loss import with_targets
 from flatgd.training.penalty_choice import AHEAD_MEASURED_EVERY, MEASURED_EVERY, kept
+from flatgd.training.totals import totals_of
 
 ROWS, SAFE, BATCHES = 32, 19, 4
 AMORTISED = "an eighth of the rows, running mean"
@@ -77,8 +82,8 @@ def expert(backbone: nn.Module, seed: int) -> nn.Module:
     return moved
 
 
-def steps_of(folder: Path, way: str, is_cached: bool) -> dict[int, Callable[[], object]]:
-    """For each kind of step a function that runs one, optimizer included."""
+def trainer_of(folder: Path, way: str, is_cached: bool) -> tuple[Any, list[Any]]:
+    """A Trainer, and batches of its rows."""
     backbone = load_model(DEMO / "backbone")
     config = FlatGDConfig(
         output_dir=str(folder / "out"),
@@ -105,24 +110,64 @@ def steps_of(folder: Path, way: str, is_cached: bool) -> dict[int, Callable[[], 
     trainer.remove_callback(PrinterCallback)
     trainer.create_optimizer_and_scheduler(1000)
     trainer.state.max_steps = 1000
-    model: Any = trainer.model
     collate: Any = trainer.data_collator
     groups = trainer.examples
-    batches = cycle([collate(groups[n * ROWS : (n + 1) * ROWS]) for n in range(BATCHES)])
+    return trainer, [collate(groups[n * ROWS : (n + 1) * ROWS]) for n in range(BATCHES)]
 
-    optimizer: Any = trainer.optimizer
 
-    def step(number: int) -> None:
+def steps_of(folder: Path, way: str, is_cached: bool) -> dict[int, Callable[[], object]]:
+    """For each kind of step a function that runs one, optimizer included."""
+    trainer, batches = trainer_of(folder, way, is_cached)
+
+    def step(number: int, batches: Iterator[Any]) -> None:
         trainer.state.global_step = number
-        trainer.training_step(model, next(batches))
-        trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        trainer.training_step(trainer.model, next(batches))
+        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
 
     for number in (0, 1, 2):  # what later steps use: a mean, lambda, the penalty, rho
-        step(number)
+        step(number, iter(batches))
     kept(trainer.state)["first_step"] = 0
-    return {number: partial(step, number) for number in WAYS[way].kinds}
+    return {number: partial(step, number, cycle(batches)) for number in WAYS[way].kinds}
+
+
+def passes(folder: Path) -> dict[str, Callable[[], object]]:
+    """The policy's passes alone, the experts' outputs at hand: both terms in one backward pass, L_S
+    alone, and each term in its own."""
+    trainer, batches = trainer_of(folder, "finite_difference", True)
+    parameters = list(trainer.model.parameters())
+
+    def pass_over(way: str, gradient: Callable[..., object]) -> Callable[[], object]:
+        works = []
+        for batch in batches:
+            batch = with_targets(trainer.model, batch)
+            totals = totals_of(batch, trainer.accelerator)
+            parts, split = trainer._micro_batches(batch, way, totals)
+            objective = trainer._objective(trainer.model, parts, totals, {})
+            given = split if gradient is both_gradients else split.penalised
+            works.append(partial(gradient, parameters, objective, given, lambda gradient: None))
+        turns = cycle(works)
+        return lambda: next(turns)()
+
+    return {
+        "pass / both": pass_over("plain", plain_gradient),
+        "pass / L_S": pass_over("finite_difference", penalised_gradient),
+        "pass / apart": pass_over("finite_difference", both_gradients),
+    }
+
+
+def floors(taken: dict[str, Timed], place: str) -> dict[str, float]:
+    """What a way would take if it cost no more than a safety_loss step and the passes that its
+    formula has beyond that."""
+    plain = taken[f"safety_loss / {place} / 1"]
+    both, alone, apart = (taken[f"pass / {n}"].over(plain) for n in ("both", "L_S", "apart"))
+    return {
+        "finite_difference": 1 + apart - both + alone,
+        "fast": 1 + alone,
+        AMORTISED: 1 + (apart - both) / 8 + alone / 8,
+        "lookahead": 1 + (apart - both) / 8 + both / AHEAD_MEASURED_EVERY,
+    }
 
 
 def ratios(taken: dict[str, Timed], place: str) -> dict[str, float]:
@@ -131,32 +176,10 @@ def ratios(taken: dict[str, Timed], place: str) -> dict[str, float]:
     plain = taken[f"safety_loss / {place} / 1"]
     found = {}
     for name, way in WAYS.items():
-        times = {kind: taken[f"{name} / {place} / {kind}"].over(plain) for kind in way.kinds}
-        found[name] = sum(way.kinds[k] * times[k] for k in times) / sum(way.kinds.values())
-    found[LATE] = (3 + found["finite_difference"]) / 4
-    return found
-
-
-def main() -> int:
-    parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=12, help="rounds with one step of each kind")
-    repeats = parser.parse_args().repeats
-    print(machine())
-    with tempfile.TemporaryDirectory() as folder:
-        steps = {
-            f"{way} / {place} / {kind}": step
-            for place in ("live", "cached")
-            for way in WAYS
-            for kind, step in steps_of(Path(folder), way, place == "cached").items()
-        }
-        taken = interleaved(steps, repeats)
-    live, cached = ratios(taken, "live"), ratios(taken, "cached")
-    for place in ("live", "cached"):
-        plain = taken[f"safety_loss / {place} / 1"].median
-        print(f"safety_loss, {place}: {plain * 1e3:.0f} ms a step")
-    print(f"\n{'a step':<50}{'experts live':>14}{'cached':>10}")
-    for way in live:
-        print(f"{way:<50}{live[way]:12.2f} x{cached[way]:8.2f} x")
+        pairs = zip((live[way], cached[way]), seconds, strict=True)
+        times = " / ".join(f"{ratio * plain:.2f}" for ratio, plain in pairs)
+        floor = " / ".join(f"{one[way]:.2f}" for one in least if way in one)
+        print(f"{way:<50}{live[way]:12.2f} x{cached[way]:8.2f} x{times:>16}{floor:>16}")
     return conclude(
         [
             Target("finite_difference, experts live", live["finite_difference"], 1.8),
