@@ -176,10 +176,38 @@ def ratios(taken: dict[str, Timed], place: str) -> dict[str, float]:
     plain = taken[f"safety_loss / {place} / 1"]
     found = {}
     for name, way in WAYS.items():
-        pairs = zip((live[way], cached[way]), seconds, strict=True)
-        times = " / ".join(f"{ratio * plain:.2f}" for ratio, plain in pairs)
+        times = {kind: taken[f"{name} / {place} / {kind}"].over(plain) for kind in way.kinds}
+        found[name] = sum(way.kinds[k] * times[k] for k in times) / sum(way.kinds.values())
+    found[LATE] = (3 + found["finite_difference"]) / 4
+    return found
+
+
+def show(taken: dict[str, Timed], live: dict[str, float], cached: dict[str, float]) -> None:
+    plain = [taken[f"safety_loss / {place} / 1"].median for place in ("live", "cached")]
+    least = [floors(taken, place) for place in ("live", "cached")]
+    print(f"\n{'a step':<50}{'experts live':>14}{'cached':>10}{'seconds':>16}{'at least':>16}")
+    for way in live:
+        both = zip((live[way], cached[way]), plain, strict=True)
+        times = " / ".join(f"{ratio * seconds:.2f}" for ratio, seconds in both)
         floor = " / ".join(f"{one[way]:.2f}" for one in least if way in one)
         print(f"{way:<50}{live[way]:12.2f} x{cached[way]:8.2f} x{times:>16}{floor:>16}")
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=12, help="rounds with one step of each kind")
+    repeats = parser.parse_args().repeats
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {
+            f"{way} / {place} / {kind}": step
+            for place in ("live", "cached")
+            for way in WAYS
+            for kind, step in steps_of(Path(folder), way, place == "cached").items()
+        }
+        taken = interleaved(steps | passes(Path(folder)), repeats)
+    live, cached = ratios(taken, "live"), ratios(taken, "cached")
+    show(taken, live, cached)
     return conclude(
         [
             Target("finite_difference, experts live", live["finite_difference"], 1.8),
