@@ -139,10 +139,11 @@ def trained(
 def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--model", help="a folder with a model")
+    parser.add_argument("--ways", default="", help="with --model: only those named like this")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of the batch, with --model")
     given = parser.parse_args()
     if given.model:
-        return table_of(given.model, given.rows)
+        return table_of(given.model, given.rows, given.ways)
     torch.manual_seed(0)
     backbone = load_model(DEMO / "backbone")
     dialogue_format = format_for(backbone.config, load_tokenizer(str(DEMO / "backbone")), 64, 32)
