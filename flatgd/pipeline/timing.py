@@ -29,6 +29,7 @@ from flatgd.training.trainer import FlatGDTrainer
 
 SEARCH = 0.3 * (1 + 2 * len(RHOS))  # steps: it takes so many gradients of the penalised part
 STEPS = 2  # timed, after one that also allocates memory
+LITTLE = 1e-6  # a lambda
 HISTORIES = 16  # answered at once, on a CPU; on a GPU one whole batch
 REPLIES = 64
 
@@ -86,7 +87,20 @@ def _step(plan: Plan, name: str, kind: type[Method], rows: Sequence[Dialogue]) -
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     seconds = [e["seconds"] for e in trainer.state.log_history if "seconds" in e][1:]
-    return float(sum(seconds) / len(seconds))
+    return over_the_training(seconds, (kind.is_flat and config.penalty_every) or 1)
+
+
+def over_the_training(seconds: Sequence[float], every: int) -> float:
+    """The mean of a training's steps, of which every n-th computes its penalty or refreshes what
+    later steps use. `seconds` are such a step's and then those of steps between.
+
+    >>> over_the_training([3.0, 1.0, 1.0], 1), over_the_training([3.0, 1.0, 1.0], 8)
+    (1.6666666666666667, 1.25)
+    """
+    first, *between = seconds
+    if every == 1:
+        return sum(seconds) / len(seconds)
+    return (first + (every - 1) * sum(between) / len(between)) / every
 
 
 def _short(config: FlatGDConfig, folder: Path) -> FlatGDConfig:
@@ -101,6 +115,11 @@ def _short(config: FlatGDConfig, folder: Path) -> FlatGDConfig:
         setattr(config, key, value)
     if _searches(config):
         config.rho = RHOS[1]  # the search for it happens once
+    if config.flatness_method == "lookahead" and config.penalty_settings():
+        config.flatness_weight, config.penalty_share = (
+            LITTLE,
+            None,
+        )  # its distance is measured rarely
     return config
 
 

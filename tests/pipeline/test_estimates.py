@@ -130,8 +130,10 @@ def test_states_are_cached_where_that_is_cheaper(
     assert cache(many) is None
 
 
-def test_check_times_each_stage(recipe_file: Path) -> None:
-    told = CliRunner().invoke(app, ["check", str(recipe_file), "--time"])
+@pytest.mark.parametrize("way", ["auto", "lookahead"])
+def test_check_times_each_stage(recipe_file: Path, way: str) -> None:
+    chosen = f"train.flatness_method={way}"
+    told = CliRunner().invoke(app, ["check", str(recipe_file), "--time", "--set", chosen])
     assert told.exit_code == 0, told.output
     lines = [line.split()[1] for line in told.output.splitlines() if line.startswith("time: ")]
     assert lines[:2] == ["clean_expert", "toxic_expert"]
