@@ -247,7 +247,7 @@ def ahead(subject: Subject, objective: Objective) -> FlatGradient:
     """The few rows keep both gradients apart and refresh the running mean."""
     subject.mean = subject.mean or [torch.full_like(p, 1e-6) for p in subject.parameters]
     given = subject.parameters, objective, subject.split, alone, PENALTY
-    found, fresh = flatness.lookahead(*given, subject.mean)
+    found, fresh = flatness.lookahead(*given, subject.mean, LAMBDA)
     if subject.split.penalised:
         torch._foreach_lerp_(subject.mean, fresh, 0.5)
     return found

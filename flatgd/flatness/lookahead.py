@@ -13,10 +13,11 @@ apart: one forward and two backward passes each, where both terms have a graph.
 
 The distance to the point ahead follows from lambda, or from `PenaltySettings.share`, which here is
 the change of the whole gradient on the way, relative to its norm. The change of grad E alone would
-not bound the distance, because E is bounded. Between two measurements the distance stays, not
-lambda: a larger ||m|| would lead further ahead, where the gradients that m averages are larger.
+not bound the distance, because E is bounded. Between two measurements lambda stays, so the distance
+shrinks with ||m||. It does not grow, because the gradients that m averages are larger further ahead.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -44,18 +45,18 @@ def lookahead(
     reduce: Reduce,
     settings: PenaltySettings,
     mean: Gradient | None,
-    distance: float = 0.0,
+    weight: float,
+    longest: float = math.inf,
 ) -> tuple[FlatGradient, Gradient]:
-    """(grad J, grad E of the penalised micro-batches), both ahead of theta along `mean`.
+    """(grad J, grad E of the penalised micro-batches), both at theta + 2 `weight` `mean`.
 
-    With `settings.weight` the step ahead is 2 lambda `mean`, or lambda `mean` / ||mean|| without
-    `settings.squared`; else it is `distance` long. Without a mean there is no step. The second
-    value is rescaled to the mean over those micro-batches and refreshes the running mean; it is
-    zero if there are none. Parameters are restored bit for bit.
+    Without `settings.squared` the step ahead is `weight` times `mean` / ||mean||; without a mean
+    there is none. It is at most `longest` long. The second value is rescaled to the mean over those
+    micro-batches and refreshes the running mean; it is zero if there are none. Parameters are
+    restored bit for bit.
     """
     size = norm(mean) if mean else 0.0
-    if settings.weight is not None:
-        distance = settings.weight * settings.factor(size)
+    distance = min(weight * settings.factor(size), longest)
     with moved(parameters, mean, distance / size) if mean and size else nullcontext():
         g, total = both_gradients(parameters, objective, batch, reduce)
     torch._foreach_add_(total, g)

@@ -1,6 +1,7 @@
 """How a step's penalty is computed: which way, from which rho or distance, with what is kept of
 earlier steps."""
 
+import math
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -22,6 +23,7 @@ from flatgd.flatness import (
     reused_penalty,
     step_errors,
 )
+from flatgd.flatness.penalty import norm
 from flatgd.methods.base import Method
 from flatgd.models.heads import unwrapped
 from flatgd.training.gradient_reduction import reduction_for
@@ -161,12 +163,14 @@ class PenaltyPasses:
         """The gradient ahead. A step with penalised rows refreshes the running mean."""
         step = parameters, objective, split, reduce, settings
         mean, memory = self._stored(MEAN, parameters), kept(self.state)
+        weight = settings.weight or memory.get("flatness_weight", 0.0)
         if mean and measures_distance(settings, self.state):
-            distance = memory.get("distance", settings.rho)
+            distance = weight * settings.factor(norm(mean)) or settings.rho
             flat, g, memory["distance"] = measured_lookahead(*step, mean, distance)
+            memory["flatness_weight"] = flat.flatness_weight
             memory.setdefault("first_step", self.state.global_step)
         else:
-            flat, g = lookahead(*step, mean, memory.get("distance", 0.0))
+            flat, g = lookahead(*step, mean, weight, memory.get("distance", math.inf))
         if split.penalised:
             self._running_mean(parameters, g)
         return flat

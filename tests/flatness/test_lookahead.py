@@ -34,9 +34,8 @@ def without_rest() -> Problem:
 def ahead(
     problem: Problem, weight: float, mean: list[Tensor] | None, split: Split | None = None
 ) -> list[Tensor]:
-    settings = PenaltySettings(weight, None)
-    given = problem.parameters, problem.objective, split or Split(WHOLE), alone, settings
-    return lookahead(*given, mean)[0].gradient
+    given = problem.parameters, problem.objective, split or Split(WHOLE), alone, FIXED
+    return lookahead(*given, mean, weight)[0].gradient
 
 
 def gradient_of(problem: Problem, micro_batches: list = WHOLE) -> list[Tensor]:
@@ -49,7 +48,7 @@ def test_on_a_quadratic_it_is_the_whole_gradient_by_hand() -> None:
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
     objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
-    flat, g = lookahead([x], objective, Split([None]), alone, FIXED, [scale.clone()])
+    flat, g = lookahead([x], objective, Split([None]), alone, FIXED, [scale.clone()], 0.5)
     assert flat.gradient[0].tolist() == [2.0, 12.0]
     assert (flat.grad_norm, flat.flatness_weight) == (pytest.approx(10**0.5), 0.5)
     assert (flat.evaluations, flat.penalty_share) == (1.0, None)
@@ -102,8 +101,8 @@ def test_the_fresh_gradient_is_that_of_the_penalised_rows() -> None:
     problem = Problem()
     mean = gradient_of(problem)
     split = Split(UNEVEN[:1], UNEVEN[1:], ROWS / 5)
-    given = problem.parameters, problem.objective, split, alone, PenaltySettings(0.1, None)
-    fresh = lookahead(*given, mean)[1]
+    given = problem.parameters, problem.objective, split, alone, FIXED
+    fresh = lookahead(*given, mean, 0.1)[1]
     with torch.no_grad():
         for parameter, step in zip(problem.parameters, mean, strict=True):
             parameter.add_(step, alpha=0.2)
@@ -117,7 +116,7 @@ def test_the_penalty_of_the_norm_goes_the_length_of_lambda() -> None:
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
     objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
     settings = PenaltySettings(0.5, None, squared=False)
-    flat, _ = lookahead([x], objective, Split([None]), alone, settings, [scale.clone()])
+    flat, _ = lookahead([x], objective, Split([None]), alone, settings, [scale.clone()], 0.5)
     wanted = scale + 0.5 * scale * scale / 10**0.5
     assert flat.gradient[0].tolist() == pytest.approx(wanted.tolist())
 
@@ -139,9 +138,8 @@ def test_several_processes_add_up_and_weights_come_back() -> None:
     def doubled(gradient: list[Tensor]) -> None:
         torch._foreach_mul_(gradient, 2.0)
 
-    settings = PenaltySettings(0.1, None)
-    given = problem.parameters, problem.objective, Split(WHOLE), doubled, settings
-    flat, fresh = lookahead(*given, mean)
+    given = problem.parameters, problem.objective, Split(WHOLE), doubled, FIXED
+    flat, fresh = lookahead(*given, mean, 0.1)
     assert all(torch.equal(a, 2 * b) for a, b in zip(flat.gradient, once, strict=True))
     assert norm(fresh) > 0
     assert all(torch.equal(a, b) for a, b in zip(problem.parameters, before, strict=True))
@@ -157,9 +155,10 @@ def test_the_share_is_that_of_the_whole_gradients_change(wanted: float, distance
     plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
     assert relative_error(flat.gradient, plain) == pytest.approx(flat.penalty_share)
     assert flat.flatness_weight == pytest.approx(found / (2 * norm(mean)))
-    again = lookahead(*given, mean, found)[0]
-    assert again.flatness_weight == flat.flatness_weight
-    assert relative_error(again.gradient, flat.gradient) < 1e-13
+    for weight, longest in ((flat.flatness_weight, 1e9), (1e9, found)):
+        again = lookahead(*given, mean, weight, longest)[0]
+        assert again.flatness_weight == pytest.approx(flat.flatness_weight)
+        assert relative_error(again.gradient, flat.gradient) < 1e-13
     assert relative_error(fresh, [ROWS / 5 * g for g in gradient_of(problem, UNEVEN[:1])]) < 1e-13
     if distance < 1:
         assert wanted / 1.25 <= flat.penalty_share <= wanted * 1.25
