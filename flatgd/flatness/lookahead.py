@@ -13,8 +13,8 @@ apart: one forward and two backward passes each, where both terms have a graph.
 
 The distance to the point ahead follows from lambda, or from `PenaltySettings.share`, which here is
 the change of the whole gradient on the way, relative to its norm. The change of grad E alone would
-not bound the distance, because E is bounded. Between two measurements lambda stays, so the distance
-shrinks with ||m||. It does not grow, because the gradients that m averages are larger further ahead.
+not bound the distance, because E is bounded. Between two measurements lambda stays, and the distance
+shrinks with ||m||. It does not grow: further ahead, the gradients that m averages are larger.
 """
 
 import math
