@@ -11,10 +11,10 @@ differentiated at the same point, which adds 2 lambda H_R m, where H_R is the He
 m needs grad E apart from grad R now and then. A `Split` names the micro-batches that keep them
 apart: one forward and two backward passes each, where both terms have a graph.
 
-The distance to the point ahead follows from lambda, or from `PenaltySettings.share`, which here is
-the change of the whole gradient on the way, relative to its norm. The change of grad E alone would
-not bound the distance, because E is bounded. Between two measurements lambda stays, and the distance
-shrinks with ||m||. It does not grow: further ahead, the gradients that m averages are larger.
+The distance to the point ahead follows from `PenaltySettings.share`, which here is the change of
+the whole gradient on the way, relative to its norm. The change of grad E alone would not bound the
+distance, because E is bounded. Between two measurements lambda stays, so the distance shrinks with
+||m||. It does not grow: further ahead, the gradients that m averages are larger.
 """
 
 import math
@@ -52,16 +52,20 @@ def lookahead(
 
     Without `settings.squared` the step ahead is `weight` times `mean` / ||mean||; without a mean
     there is none. It is at most `longest` long. The second value is rescaled to the mean over those
-    micro-batches and refreshes the running mean; it is zero if there are none. Parameters are
-    restored bit for bit.
+    micro-batches and refreshes the running mean; it is empty if there are none. ||grad E|| at theta
+    stays unknown. Parameters are restored bit for bit.
     """
     size = norm(mean) if mean else 0.0
     distance = min(weight * settings.factor(size), longest)
+    known = _weight(settings, distance, size)
     with moved(parameters, mean, distance / size) if mean and size else nullcontext():
+        if not batch.penalised:
+            flat = plain_gradient(parameters, objective, batch.others, reduce)
+            return flat._replace(flatness_weight=known), []
         g, total = both_gradients(parameters, objective, batch, reduce)
     torch._foreach_add_(total, g)
     torch._foreach_mul_(g, batch.rescale)
-    return FlatGradient(total, 1.0, size, None, _weight(settings, distance, size)), g
+    return FlatGradient(total, flatness_weight=known), g
 
 
 def measured_lookahead(
@@ -76,28 +80,34 @@ def measured_lookahead(
     """As `lookahead`, with grad E at theta, and the distance that gives `settings.share`.
 
     It begins at `distance` and is corrected until the share is within a fourth of what is wanted,
-    at most TRIES times.
+    at most TRIES times. If the last point is still too far ahead, or its gradient is not finite,
+    the gradient is that at theta, without a penalty, and the distance one to begin with later.
     """
     size = norm(mean)
     g, here = both_gradients(parameters, objective, batch, reduce)
     torch._foreach_add_(here, g)
     torch._foreach_mul_(g, batch.rescale)
     size_here, wanted = norm(here), settings.share or 0.0
+    flat = FlatGradient(here, 1.0, norm(g), 0.0, 0.0)
     if size == 0.0 or size_here == 0.0:
-        return FlatGradient(here, 1.0, size, 0.0), g, distance
+        return flat, g, distance
     parts: list[Any] = [*batch.penalised, *batch.others]
     for tried in range(1, TRIES + 1):
         with moved(parameters, mean, distance / size):
             ahead = plain_gradient(parameters, objective, parts, reduce).gradient
         share = norm(list(torch._foreach_sub(ahead, here))) / size_here
-        if tried == TRIES or wanted / NEAR <= share <= wanted * NEAR:
-            break
-        factor = wanted / share if share else LARGEST_FACTOR
-        distance *= min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
-    weight = _weight(settings, distance, size)
-    return FlatGradient(ahead, 1.0 + tried, size, share, weight), g, distance
+        is_too_far = not share <= wanted * NEAR  # also if it is not a number
+        if not is_too_far and (tried == TRIES or share >= wanted / NEAR):
+            weight = _weight(settings, distance, size)
+            return FlatGradient(ahead, 1.0 + tried, flat.grad_norm, share, weight), g, distance
+        del ahead  # before the next one is built
+        factor = 1 / LARGEST_FACTOR if is_too_far else LARGEST_FACTOR
+        if math.isfinite(share) and share > 0:
+            factor = min(max(wanted / share, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+        distance *= factor
+    return flat._replace(evaluations=1.0 + TRIES), g, distance
 
 
-def _weight(settings: PenaltySettings, distance: float, size: float) -> float:
-    """The lambda of a step ahead; `size` is ||m||."""
-    return distance / settings.factor(size) if size else 0.0
+def _weight(settings: PenaltySettings, distance: float, size: float) -> float | None:
+    """The lambda of a step ahead; `size` is ||m||. None without m."""
+    return distance / settings.factor(size) if size else None

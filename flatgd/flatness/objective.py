@@ -84,9 +84,9 @@ class FlatGradient(NamedTuple):
     """The finished gradient, one tensor for each parameter, and the figures of the step.
 
     `evaluations` counts gradients of the whole batch; a double backward counts as two. `grad_norm`
-    is ||grad E||, `penalty_share` the norm of the penalty's gradient relative to that of the rest,
-    and `flatness_weight` the lambda of this step. `penalty` is the penalty's gradient for lambda =
-    1, one tensor for each covered parameter. They are None if unknown.
+    is ||grad E|| at theta, `penalty_share` the norm of the penalty's gradient relative to that of
+    the rest, and `flatness_weight` the lambda of this step. `penalty` is the penalty's gradient for
+    lambda = 1, one tensor for each covered parameter. They are None if unknown.
     """
 
     gradient: Gradient

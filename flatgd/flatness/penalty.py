@@ -11,11 +11,11 @@ finite_difference   with u = g / ||g||:   2 H g ~ 2 ||g|| (grad E(theta + rho u)
                     central, 2 ||g|| (grad E(theta + rho u) - grad E(theta - rho u)) / (2 rho).
                     It uses plain gradients only, so every attention kernel and sharding works.
 
-Two options make the second way cheaper. `fast` differentiates everything except the subtracted g at
+Three options make this cheaper. `fast` differentiates everything except the subtracted g at
 theta +- rho u, in one sum, so grad E and grad R need not be kept apart at theta. Its error is
 O(rho), and the caller alternates the sign of rho between steps. `Split` computes the penalty on
 some of the batch's micro-batches, so the first pass (fast) or the second (not fast) runs over those
-alone. `reused_penalty` adds the penalty of an earlier step, at no cost.
+alone. `reused_penalty` adds the penalty that an earlier step has computed, by whichever way.
 
 The caller passes an Objective, whose sums over tokens are already divided by the counts of the
 *global* batch, so gradients add up over micro-batches and processes. It must use the same random
@@ -105,10 +105,10 @@ def finite_difference(
     part, along = [parameters[i] for i in places], [smoothed[i] for i in places]
     size = norm(along)
     if size == 0.0:
-        return _assemble(g, rest, _zeros(parameters), batch.rescale, settings, 1)
+        return _assemble(g, rest, _zeros(part), batch.rescale, settings, 1, 0.0, places)
 
     def gradient_at(rho: float) -> Gradient:
-        with moved(part, along, rho / size), _frozen_but(parameters, places):
+        with moved(part, along, rho / size), frozen_but(parameters, places):
             return penalised_gradient(part, objective, batch.penalised, reduce)
 
     ahead = gradient_at(settings.rho)
@@ -213,7 +213,7 @@ def moved(parameters: Sequence[Tensor], direction: Gradient, scale: float) -> It
 
 
 @contextmanager
-def _frozen_but(parameters: Sequence[Tensor], places: Sequence[int]) -> Iterator[None]:
+def frozen_but(parameters: Sequence[Tensor], places: Sequence[int]) -> Iterator[None]:
     """Inside the block only the parameters at `places` have a gradient, so that a backward pass
     ends at the lowest of them."""
     others = [parameters[i] for i in sorted(set(range(len(parameters))) - set(places))]

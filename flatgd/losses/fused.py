@@ -84,7 +84,7 @@ def _as_autocast(states_ND: Tensor) -> Tensor:
     """States as autocast would cast them for a linear layer; many models' last norm returns
     float32, whose products with a large head take most of a step on a GPU."""
     device = states_ND.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device) or states_ND.dtype == torch.float64:
         return states_ND
     return states_ND.to(torch.get_autocast_dtype(device))
 

@@ -21,6 +21,10 @@ FIXED = {
     "penalise": "objective",
     "penalty_squared": False,
     "penalty_warmup": 0.0,
+    "penalty_every": 1,
+    "penalty_fraction": 1.0,
+    "penalty_momentum": 0.0,
+    "penalty_layers": "all",
 }
 
 

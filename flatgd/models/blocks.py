@@ -28,16 +28,21 @@ def covered(model: nn.Module, parameters: Sequence[Tensor], layers: str | int) -
 
 def _outside(model: Any) -> set[int]:
     """Parameters outside embeddings and output head, by id."""
-    inside = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    heads = [*inside, model.get_output_embeddings()]
-    excluded = {id(p) for module in heads if module is not None for p in module.parameters()}
+
+    def is_embedding(module: nn.Module) -> bool:
+        base = getattr(module, "base_layer", module)  # below an adapter
+        return isinstance(base, nn.Embedding) or module is model.get_output_embeddings()
+
+    excluded = {id(p) for m in model.modules() if is_embedding(m) for p in m.parameters()}
     return {id(p) for p in model.parameters()} - excluded
 
 
 def _top(model: Any, count: int) -> set[int]:
     """Parameters of the decoder's last `count` blocks, by id."""
     lists = [m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList)]
-    blocks = max(lists, key=len, default=nn.ModuleList())
+    inner = {id(m) for one in lists for m in one.modules() if m is not one}
+    outer = [one for one in lists if id(one) not in inner]  # a block of T5 has a list of its own
+    blocks = max(outer, key=len, default=nn.ModuleList())
     if count > len(blocks):
         raise UnsupportedError(
             f"penalty_layers: {count}, but the model's decoder has {len(blocks)} blocks"

@@ -29,7 +29,6 @@ from flatgd.training.trainer import FlatGDTrainer
 
 SEARCH = 0.3 * (1 + 2 * len(RHOS))  # steps: it takes so many gradients of the penalised part
 STEPS = 2  # timed, after one that also allocates memory
-LITTLE = 1e-6  # a lambda
 HISTORIES = 16  # answered at once, on a CPU; on a GPU one whole batch
 REPLIES = 64
 
@@ -80,27 +79,28 @@ def _step(plan: Plan, name: str, kind: type[Method], rows: Sequence[Dialogue]) -
         trainer = FlatGDTrainer(
             with_adapter(model, config) if config.lora_rank else model,
             config,
-            train_dataset=[rows[n % len(rows)] for n in range((STEPS + 1) * batch)],
+            train_dataset=[rows[n % len(rows)] for n in range(config.max_steps * batch)],
             processing_class=load_tokenizer(planned.base),
             method=method,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    seconds = [e["seconds"] for e in trainer.state.log_history if "seconds" in e][1:]
-    return over_the_training(seconds, (kind.is_flat and config.penalty_every) or 1)
+    steps = [e for e in trainer.state.log_history if "seconds" in e][1:]
+    every = (kind.is_flat and config.penalty_every) or 1
+    between = [e["seconds"] for e in steps[1:] if e["gradient_evaluations"] == 1]
+    if every == 1 or not between:
+        return sum(float(e["seconds"]) for e in steps) / len(steps)
+    return over_the_training(steps[0]["seconds"], sum(between) / len(between), every)
 
 
-def over_the_training(seconds: Sequence[float], every: int) -> float:
-    """The mean of a training's steps, of which every n-th computes its penalty or refreshes what
-    later steps use. `seconds` are such a step's and then those of steps between.
+def over_the_training(computing: float, between: float, every: int) -> float:
+    """The mean time of a training's steps, of which every n-th computes its penalty, or refreshes
+    what later steps use.
 
-    >>> over_the_training([3.0, 1.0, 1.0], 1), over_the_training([3.0, 1.0, 1.0], 8)
-    (1.6666666666666667, 1.25)
+    >>> over_the_training(3.0, 1.0, 8)
+    1.25
     """
-    first, *between = seconds
-    if every == 1:
-        return sum(seconds) / len(seconds)
-    return (first + (every - 1) * sum(between) / len(between)) / every
+    return (computing + (every - 1) * between) / every
 
 
 def _short(config: FlatGDConfig, folder: Path) -> FlatGDConfig:
@@ -111,15 +111,12 @@ def _short(config: FlatGDConfig, folder: Path) -> FlatGDConfig:
         "expert_cache": str(folder / "states") if config.expert_cache else None,
         "load_best_model_at_end": False, "early_stopping_patience": None,
     }  # fmt: skip
+    if (config.penalty_every or 1) > 1:  # the second step computes the penalty, the fourth at the
+        settings["max_steps"] = 4  # latest uses it again
     for key, value in settings.items():
         setattr(config, key, value)
     if _searches(config):
         config.rho = RHOS[1]  # the search for it happens once
-    if config.flatness_method == "lookahead" and config.penalty_settings():
-        config.flatness_weight, config.penalty_share = (
-            LITTLE,
-            None,
-        )  # its distance is measured rarely
     return config
 
 

@@ -6,7 +6,9 @@ micro-batch of the longest rows runs through it, and the estimate adds up what a
 
     weights      the policy's, and those of both experts or of their heads
     gradients    copies of the trainable weights. plain: 1. finite_difference: 4 in the second pass
-                 (safety gradient, rest, sum, original weights). fast: 3. exact: 4
+                 (safety gradient, rest, sum, original weights). fast: 3. exact: 4.
+                 lookahead: 4 where it measures its distance (safety gradient, the
+                 whole here and ahead, original weights)
     optimizer    AdamW's two moments
     activations  of one micro-batch; about four times as much for exact, with its second graph
     buffers      the fused head's chunk, or the logits
@@ -135,7 +137,7 @@ def of_method(
     flat = kind.is_flat and settings.penalty_settings() is not None
     in_half = settings.bf16 or (base != torch.float32 and settings.lora_rank > 0)
     way = chosen_way(settings, in_half, on_meta(config), strategy == "fsdp2")
-    reuses = settings.penalty_every > 1
+    is_ahead, reuses = way == "lookahead", settings.penalty_every > 1
     experts = "none"
     if kind.needs:
         shared = settings.lora_rank and expert_config is None
@@ -157,7 +159,7 @@ def of_method(
         fused=settings.fused_head and bool(kind.needs),
         half=in_half,
         checkpointing=settings.is_checkpointed,
-        kept_copies=flat * (bool(settings.penalty_momentum) + (reuses and way != "lookahead")),
+        kept_copies=flat * (is_ahead or bool(settings.penalty_momentum) + reuses),
         base_bytes=base.itemsize,
         expert_bytes=expert.itemsize,
         expert_rank=expert_rank,

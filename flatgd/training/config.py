@@ -40,8 +40,8 @@ class FlatGDConfig(TrainingArguments):
         default=None,
         metadata=option(
             "Norm of the penalty's gradient relative to the rest of the gradient. Lambda is chosen "
-            "for it at every step. 0 turns the penalty off. 0.3 if flatness_weight is not set "
-            "either.",
+            "for it; with lookahead, the point at which the whole gradient has changed by this "
+            "share. 0 turns the penalty off. 0.3 if flatness_weight is not set either.",
             ge=0,
             unit="of the rest's norm",
         ),
@@ -66,9 +66,9 @@ class FlatGDConfig(TrainingArguments):
             "How the penalty's gradient is computed. auto is finite_difference in float32, and "
             "exact where passes round to bfloat16 and the model allows it. fast saves a backward "
             "pass: it takes the rest of the gradient at the second pass's point, off by O(rho), "
-            "and measures lambda at every tenth step. lookahead takes one pass, at the point to "
-            "which a running mean of past gradients leads, and measures lambda now and then. exact "
-            "uses second derivatives and takes more memory."
+            "and measures lambda at every tenth step. lookahead takes one pass, at a point ahead "
+            "of the weights to which a running mean of past gradients leads. exact uses second "
+            "derivatives and takes more memory."
         ),
     )
     penalty_layers: Any = field(
@@ -83,9 +83,9 @@ class FlatGDConfig(TrainingArguments):
     penalty_every: int | None = field(
         default=None,
         metadata=option(
-            "Computes the penalty at every n-th step. The steps between reuse it, scaled to "
-            "penalty_share. Higher is faster. Without it, 1; with lookahead, 8, for its running "
-            "mean.",
+            "Computes the penalty at every n-th step; the steps between use it again. With "
+            "lookahead, refreshes its running mean at every n-th step. Higher is faster. Without "
+            "it, 1; with lookahead, 8.",
             ge=1,
             unit="steps",
         ),

@@ -40,6 +40,7 @@ from flatgd.training.penalty_choice import (
     Check,
     lacks_second_derivative,
 )
+from flatgd.training.penalty_memory import forget
 from flatgd.training.penalty_passes import PenaltyPasses
 from flatgd.training.precision import raise_to_float32, refuse_fp16
 from flatgd.training.step_state import StepState
@@ -64,6 +65,8 @@ class FlatnessMixin(PenaltyPasses):
         given = method or getattr(self, "method", None)  # a subclass may have set one
         self.method = given or OwnLoss(self.compute_loss)  # type: ignore[attr-defined]
         self.step_state = StepState()
+        if self.method.is_flat and self.penalty_settings():  # refuses layers that are not there
+            covered(self.model, _trained(self.model), self.args.penalty_layers)
 
     def call_model_init(self, *args: Any) -> Any:
         """Trainer's method; with `model_init` it builds a new model for each training."""
@@ -83,7 +86,9 @@ class FlatnessMixin(PenaltyPasses):
             items = len(self.train_dataset)  # type: ignore[attr-defined]
             batch = without_repeats(batch, items, self.accelerator)
         totals = totals_of(batch, self.accelerator)
-        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        parameters = _trained(model)
+        if self.optimizer and not self.state.global_step:
+            forget(self.optimizer)  # what an earlier training of this Trainer has left
         flat, step = self._within_memory(
             lambda: self._passes(model, parameters, batch, totals), len(batch["is_safe"])
         )
@@ -99,14 +104,15 @@ class FlatnessMixin(PenaltyPasses):
     ) -> tuple[FlatGradient, dict[str, float]]:
         """The step's gradient and figures. Parameters and their `.grad` stay unchanged."""
         settings = self._penalty_now()
-        on = covered(model, parameters, self.args.penalty_layers)
+        on = covered(model, parameters, self.args.penalty_layers) if settings else None
         way = self._way_now(settings, parameters, on) if settings else "plain"
         parts, split = self._micro_batches(batch, way, totals)
         figures: dict[int, dict[str, Tensor]] = {}
         objective = self._objective(model, parts, totals, figures)
         check: Check | None = None
         if settings and way in ("finite_difference", "fast") and self.method.rho_is_a_difference:
-            settings, check = self._with_rho(model, (parameters, objective, split), settings)
+            step_of = parameters, objective, split
+            settings, check = self._with_rho(model, step_of, settings, on)
         flat = self._gradient(model, parameters, objective, split, settings, way, on)
         step = self._sum_figures(list(figures.values()))
         if settings and check:
@@ -247,6 +253,10 @@ class FlatnessMixin(PenaltyPasses):
         if "loss" in logs or "train_loss" in logs:
             logs.update(self.step_state.take_figure_means())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+def _trained(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _half(rows: int) -> int:

@@ -56,7 +56,7 @@ def lacks_second_derivative(error: RuntimeError) -> bool:
 
 
 def kept(state: Any) -> dict[str, Any]:
-    """What a training remembers of its penalty, in the Trainer's state: lambda and rho."""
+    """What a training remembers of its penalty, in the Trainer's state: numbers, by name."""
     entry = state.stateful_callbacks.setdefault(STATE_KEY, {"args": {}, "attributes": {}})
     attributes: dict[str, Any] = entry["attributes"]
     return attributes
@@ -71,11 +71,11 @@ def known_weight(settings: PenaltySettings, state: Any) -> float | None:
     return weight
 
 
-def measures_distance(settings: PenaltySettings, state: Any) -> bool:
+def measures_distance(state: Any) -> bool:
     """Whether this step of `lookahead` measures how far ahead `penalty_share` leads."""
     memory = kept(state)
-    if settings.weight is not None or "first_step" not in memory:
-        return settings.weight is None
+    if "first_step" not in memory:
+        return True
     step = state.global_step - memory["first_step"]
     return step in AHEAD_MEASURED_AT or not step % AHEAD_MEASURED_EVERY
 
@@ -104,7 +104,8 @@ def measured(
     memory = kept(state)
     known: float = args.rho or memory.get("rho", 0.0)
     check = None
-    if "rho" not in memory or not state.global_step % CHECKED_EVERY:
+    if "rho" not in memory or state.global_step - memory["checked_at"] >= CHECKED_EVERY:
+        memory["checked_at"] = state.global_step
         rhos = (known,) if known else RHOS_IN_HALF if in_half else RHOS
         cast_to = torch.bfloat16 if casts else None
         found = best(estimate(rhos, settings.difference, cast_to))

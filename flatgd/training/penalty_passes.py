@@ -1,7 +1,7 @@
 """How a step's penalty is computed: which way, from which rho or distance, with what is kept of
 earlier steps."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -23,7 +23,7 @@ from flatgd.flatness import (
     reused_penalty,
     step_errors,
 )
-from flatgd.flatness.penalty import norm
+from flatgd.flatness.penalty import frozen_but, norm
 from flatgd.methods.base import Method
 from flatgd.models.heads import unwrapped
 from flatgd.training.gradient_reduction import reduction_for
@@ -41,7 +41,7 @@ from flatgd.training.step_state import StepState
 
 
 class PenaltyPasses:
-    """The passes of FlatnessMixin's step. The Trainer's attributes are those that it reads."""
+    """The passes of FlatnessMixin's step, on the attributes of a Trainer."""
 
     args: Any
     accelerator: Any
@@ -70,13 +70,18 @@ class PenaltyPasses:
         return settings
 
     def _with_rho(
-        self, model: nn.Module, step: tuple[list[Tensor], Objective, Split], settings: Any
+        self,
+        model: nn.Module,
+        step: tuple[list[Tensor], Objective, Split],
+        settings: Any,
+        on: list[int] | None,
     ) -> tuple[PenaltySettings, Check | None]:
         """The settings with the training's rho, and the estimated error if this step checks it."""
         parameters, objective, split = step
         reduction = reduction_for(self.accelerator, model)
-        with reduction.local():
-            given = parameters, objective, split.penalised, reduction.reduce
+        with reduction.local(), frozen_but(parameters, _places(parameters, on)):
+            part = [parameters[place] for place in _places(parameters, on)]
+            given = part, objective, split.penalised, reduction.reduce
             casts = self.accelerator.mixed_precision == "bf16"
             return measured(
                 partial(step_errors, *given), settings, self.args, self.state, self._in_half, casts
@@ -103,14 +108,14 @@ class PenaltyPasses:
             return way
         if way != "lookahead":
             return "reused" if self._stored(PENALTY, parameters, on) else way
-        is_fresh = measures_distance(settings, self.state) or not self._stored(MEAN, parameters)
-        return way if is_fresh else "ahead"
+        must_refresh = measures_distance(self.state) or not self._stored(MEAN, parameters)
+        return way if must_refresh else "ahead"
 
     def _stored(
         self, key: str, parameters: list[Tensor], on: list[int] | None = None
     ) -> list[Tensor] | None:
         """What an earlier step has left for each parameter, or for those at the places `on`."""
-        chosen = parameters if on is None else [parameters[place] for place in on]
+        chosen = [parameters[place] for place in _places(parameters, on)]
         return stored(self.optimizer, chosen, key)
 
     def _gradient(
@@ -142,13 +147,12 @@ class PenaltyPasses:
             elif way == "fast":
                 weight = None if reuses else known_weight(settings, self.state)
                 flat = fast_difference(*step, weight)
+                if flat.penalty is not None:
+                    kept(self.state)["flatness_weight"] = flat.flatness_weight
             else:
                 flat = finite_difference(*step, smooth, on)
-            if flat.penalty is None:
-                return flat
-            kept(self.state)["flatness_weight"] = flat.flatness_weight
-            if reuses and self.state.global_step:
-                chosen = parameters if on is None else [parameters[place] for place in on]
+            if reuses and self.state.global_step and flat.penalty is not None:
+                chosen = [parameters[place] for place in _places(parameters, on)]
                 self.step_state.keep(PENALTY, chosen, flat.penalty)
             return flat._replace(penalty=None)
 
@@ -163,14 +167,14 @@ class PenaltyPasses:
         """The gradient ahead. A step with penalised rows refreshes the running mean."""
         step = parameters, objective, split, reduce, settings
         mean, memory = self._stored(MEAN, parameters), kept(self.state)
-        weight = settings.weight or memory.get("flatness_weight", 0.0)
-        if mean and measures_distance(settings, self.state):
-            distance = weight * settings.factor(norm(mean)) or settings.rho
+        weight, longest = memory.get("flatness_weight", 0.0), memory.get("distance", settings.rho)
+        if mean and measures_distance(self.state):
+            distance = min(weight * settings.factor(norm(mean)), longest) or longest
             flat, g, memory["distance"] = measured_lookahead(*step, mean, distance)
             memory["flatness_weight"] = flat.flatness_weight
             memory.setdefault("first_step", self.state.global_step)
         else:
-            flat, g = lookahead(*step, mean, weight, memory.get("distance", math.inf))
+            flat, g = lookahead(*step, mean, weight, longest)
         if split.penalised:
             self._running_mean(parameters, g)
         return flat
@@ -183,3 +187,8 @@ class PenaltyPasses:
         mean = next_mean(self.optimizer, parameters, g, keep)
         self.step_state.keep(MEAN, parameters, mean)
         return mean
+
+
+def _places(parameters: list[Tensor], on: list[int] | None) -> Sequence[int]:
+    """The indices of the parameters that the penalty covers."""
+    return range(len(parameters)) if on is None else on

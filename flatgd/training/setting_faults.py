@@ -56,6 +56,11 @@ def _contradictions(args: Any) -> Iterator[str]:
     way = args.flatness_method
     if args.penalty_momentum and way not in ("auto", "finite_difference", "lookahead"):
         yield "penalty_momentum needs flatness_method: finite_difference or lookahead"
+    if way == "lookahead" and (args.flatness_weight or args.rho):
+        yield (
+            "flatness_method: lookahead measures how far ahead penalty_share leads; leave "
+            "flatness_weight and rho out"
+        )
     if way in ("fast", "lookahead") and args.difference == "central":
         yield f"flatness_method: {way} is a forward difference; leave difference at 'forward'"
     yield from _layer_faults(args.penalty_layers, way)

@@ -1,4 +1,4 @@
-"""What the two-pass step remembers: within a step, and from one step to the next."""
+"""What FlatnessMixin's step remembers: within a step, and from one step to the next."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flatgd.flatness import FlatGradient
 from flatgd.methods.base import Totals
+from flatgd.training.penalty_memory import move_into
 
 
 class StepState:
@@ -34,9 +35,8 @@ class StepState:
     def move_into(self, optimizer: Any) -> None:
         """Move the pending tensors into the optimizer's state."""
         pending, self.pending = self.pending, {}
-        for key, tensors in pending.items():
-            for parameter, tensor in tensors.items():
-                optimizer.state[parameter][key] = tensor
+        if pending:
+            move_into(optimizer, pending)
 
     def add_figures(
         self, flat: FlatGradient, figures: dict[str, float], totals: Totals, seconds: float

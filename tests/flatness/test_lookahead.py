@@ -50,7 +50,7 @@ def test_on_a_quadratic_it_is_the_whole_gradient_by_hand() -> None:
     objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
     flat, g = lookahead([x], objective, Split([None]), alone, FIXED, [scale.clone()], 0.5)
     assert flat.gradient[0].tolist() == [2.0, 12.0]
-    assert (flat.grad_norm, flat.flatness_weight) == (pytest.approx(10**0.5), 0.5)
+    assert (flat.flatness_weight, flat.grad_norm) == (0.5, None)
     assert (flat.evaluations, flat.penalty_share) == (1.0, None)
     assert g[0].tolist() == [2.0, 12.0]
     assert x.tolist() == [1.0, 1.0]
@@ -145,7 +145,7 @@ def test_several_processes_add_up_and_weights_come_back() -> None:
     assert all(torch.equal(a, b) for a, b in zip(problem.parameters, before, strict=True))
 
 
-@pytest.mark.parametrize("distance", [1e-4, 1e-2, 1e3])
+@pytest.mark.parametrize("distance", [1e-4, 1e-2, 10.0])
 @pytest.mark.parametrize("wanted", [0.1, 0.3])
 def test_the_share_is_that_of_the_whole_gradients_change(wanted: float, distance: float) -> None:
     problem, split = Problem(), Split(UNEVEN[:1], UNEVEN[1:], ROWS / 5)
@@ -154,15 +154,36 @@ def test_the_share_is_that_of_the_whole_gradients_change(wanted: float, distance
     flat, fresh, found = measured_lookahead(*given, mean, distance)
     plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
     assert relative_error(flat.gradient, plain) == pytest.approx(flat.penalty_share)
+    assert wanted / 1.25 <= flat.penalty_share <= wanted * 1.25
     assert flat.flatness_weight == pytest.approx(found / (2 * norm(mean)))
     for weight, longest in ((flat.flatness_weight, 1e9), (1e9, found)):
         again = lookahead(*given, mean, weight, longest)[0]
         assert again.flatness_weight == pytest.approx(flat.flatness_weight)
         assert relative_error(again.gradient, flat.gradient) < 1e-13
     assert relative_error(fresh, [ROWS / 5 * g for g in gradient_of(problem, UNEVEN[:1])]) < 1e-13
-    if distance < 1:
-        assert wanted / 1.25 <= flat.penalty_share <= wanted * 1.25
+    assert flat.grad_norm == pytest.approx(norm(fresh))
     assert flat.evaluations <= 5
+
+
+def test_where_the_last_point_is_too_far_ahead_there_is_no_penalty() -> None:
+    """The step is then plain, and the next measurement begins nearer."""
+    problem, mean = Problem(), gradient_of(Problem())
+    given = problem.parameters, problem.objective, Split(WHOLE), alone, PenaltySettings(None, 0.2)
+    flat, _, distance = measured_lookahead(*given, mean, 1e9)
+    plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
+    assert relative_error(flat.gradient, plain) < 1e-14
+    assert (flat.penalty_share, flat.flatness_weight, flat.evaluations) == (0.0, 0.0, 5.0)
+    assert 1 < distance < 1e6
+
+
+def test_a_gradient_that_is_not_finite_is_too_far_ahead() -> None:
+    """E = -sqrt(1 - x^2) at x = 0.1; a step of 5 leaves its domain, one of 5 / 30 does not."""
+    x = torch.full((1,), 0.1, dtype=torch.float64, requires_grad=True)
+    objective = Objective(lambda _: Terms(-(1 - x * x).sqrt().sum(), x.new_zeros(())))
+    given = [x], objective, Split([None]), alone, PenaltySettings(None, 0.5)
+    flat, _, distance = measured_lookahead(*given, [torch.ones(1, dtype=torch.float64)], 5.0)
+    assert 0.5 / 1.25 <= flat.penalty_share <= 0.5 * 1.25
+    assert 0 < distance < 0.9
 
 
 def test_a_good_distance_takes_one_pass_at_the_point_ahead() -> None:
@@ -174,15 +195,31 @@ def test_a_good_distance_takes_one_pass_at_the_point_ahead() -> None:
 
 
 def test_without_a_mean_or_a_change_there_is_no_penalty() -> None:
-    """For a linear E, whose gradient is the same everywhere, at any distance."""
+    """For a linear E, whose gradient is the same everywhere, the distance grows at each try."""
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
     objective = Objective(lambda _: Terms(x.sum(), x.new_zeros(())))
     given = [x], objective, Split([None]), alone, PenaltySettings(None, 0.2)
-    for mean in (torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)):
-        flat, fresh, distance = measured_lookahead(*given, [mean], 0.5)
+    for value, factor in ((0.0, 1.0), (1.0, 30.0**3)):
+        mean = [torch.full((2,), value, dtype=torch.float64)]
+        flat, fresh, distance = measured_lookahead(*given, mean, 0.5)
         assert flat.penalty_share == 0.0
         assert flat.gradient[0].tolist() == fresh[0].tolist() == [1.0, 1.0]
-        assert distance == 0.5 or mean.any()
+        assert distance == pytest.approx(0.5 * factor)
+
+
+def test_a_zero_gradient_of_the_covered_parameters() -> None:
+    problem, settings = Problem(), PenaltySettings(0.5, None)
+    whole = problem.terms
+
+    def terms(rows: Tensor) -> Terms:
+        return Terms(0.0 * problem.parameters[0].sum(), whole(rows).rest)
+
+    problem.terms = terms  # type: ignore[method-assign]
+    given = problem.parameters, problem.objective, Split(WHOLE), alone, settings
+    flat = finite_difference(*given, covered=[2, 3])
+    assert flat.penalty is not None
+    assert [p.shape for p in flat.penalty] == [p.shape for p in problem.parameters[2:]]
+    assert flat.grad_norm == 0.0
 
 
 @pytest.mark.parametrize("covered", [None, [1, 3]])
