@@ -41,6 +41,7 @@ WAYS = {
     "quarter": "penalty_fraction: 0.25",
     "mean_eighth": "penalty_momentum: 0.9, penalty_fraction: 0.125",
     "every_8th": "penalty_every: 8",
+    "every_16th": "penalty_every: 16",
     "late": "penalty_warmup: 0.75",
     "blocks": "penalty_layers: blocks",
     "top_half": "penalty_layers: HALF",

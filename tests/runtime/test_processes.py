@@ -55,9 +55,8 @@ def work(output: Path, rows_a_process: int, kind: str, method: str) -> None:
             disable_tqdm=True,
             max_reply_tokens=32,
             **({"penalty_every": 4} if method == REUSED else {"flatness_method": method}),
-            rho=None
-            if method == "lookahead"
-            else 3e-4,  # measured, it can differ between two computations of one gradient
+            # measured, rho can differ between two computations of one gradient
+            rho=None if method == "lookahead" else 3e-4,
             eval_strategy="steps",
             eval_steps=1,
             per_device_eval_batch_size=3,
