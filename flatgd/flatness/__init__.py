@@ -1,6 +1,6 @@
 """The flatness penalty ||grad E||^2 and its gradient. Imports only torch."""
 
-from flatgd.flatness.lookahead import lookahead, measured_lookahead
+from flatgd.flatness.ahead import lookahead, measured_lookahead
 from flatgd.flatness.objective import (
     FlatGradient,
     Objective,
