@@ -41,14 +41,13 @@ WAYS = {
     "quarter": "penalty_fraction: 0.25",
     "mean_eighth": "penalty_momentum: 0.9, penalty_fraction: 0.125",
     "every_8th": "penalty_every: 8",
-    "every_16th": "penalty_every: 16",
     "late": "penalty_warmup: 0.75",
     "blocks": "penalty_layers: blocks",
     "top_half": "penalty_layers: HALF",
     "lookahead": "flatness_method: lookahead",
     ADAM: "flatness_method: lookahead, penalty_momentum: 0",  # which it does not use
 }
-TARGETS = {"mean_eighth": 0.9, "every_8th": 0.8, "lookahead": 0.8}
+TARGETS = {"mean_eighth": 0.9, "lookahead": 0.8}
 
 
 class Found(NamedTuple):

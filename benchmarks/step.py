@@ -55,7 +55,6 @@ WAYS = {
     "embeddings and head left out": Way({"penalty_layers": "blocks"}),
     "the top half of the decoder": Way({"penalty_layers": 2}),
     "every 8th step, used again between": Way({"penalty_every": 8}, {1: 7, 8: 1}),
-    "every 16th step, used again between": Way({"penalty_every": 16}, {1: 15, 16: 1}),
     # of 200 steps 9 measure the distance, and 24 others refresh the running mean
     "lookahead": Way({"flatness_method": "lookahead"}, {1: 167, 16: 24, AHEAD_MEASURED_EVERY: 9}),
     "exact": Way({"flatness_method": "exact"}),
