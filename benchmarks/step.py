@@ -1,11 +1,11 @@
 """The cost of a FlatGD step compared with a safety_loss step, on the shipped backbone.
 
-    python -m benchmarks.step [--repeats 9]
+    python -m benchmarks.step [--repeats 8]      # seven minutes on two cores
 
 Uses real dialogue in batches of 32 rows, 60 % safe, in micro-batches of 16, with optimizer and
-clipping. The experts run in each step (live), or their states are read from disk (cached). "At
-least" is a safety_loss step and the further passes that a way's formula has, timed alone. Exits
-with 1 if a target is missed.
+clipping. Each way takes turns with safety_loss. The experts run in each step (live), or their
+states are read from disk (cached). "At least" is a safety_loss step and the further passes that a
+way's formula has, timed alone. Exits with 1 if a target is missed.
 """
 
 import copy
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback
 
-from benchmarks.table import DEMO, Target, Timed, conclude, interleaved, machine, options
+from benchmarks.table import DEMO, Target, conclude, interleaved, machine, options
 from flatgd import FlatGDConfig, FlatGDTrainer, load_model, load_tokenizer
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.dialogue import Dialogue
@@ -34,6 +34,7 @@ from flatgd.training.penalty_choice import AHEAD_MEASURED_EVERY, MEASURED_EVERY,
 from flatgd.training.totals import totals_of
 
 ROWS, SAFE, BATCHES = 32, 19, 4
+PLAIN = "safety_loss"
 AMORTISED = "an eighth of the rows, running mean"
 LATE = "finite_difference, the last quarter of the steps"
 
@@ -47,7 +48,7 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "safety_loss": Way({}),
+    PLAIN: Way({}),
     "finite_difference": Way({}),
     "fast": Way({"flatness_method": "fast"}, {1: MEASURED_EVERY - 1, MEASURED_EVERY: 1}),
     "a quarter of the rows": Way({"penalty_fraction": 0.25}),
@@ -99,7 +100,7 @@ def trainer_of(folder: Path, way: str, is_cached: bool) -> tuple[Any, list[Any]]
         expert_cache=str(folder / "states") if is_cached else None,
         **WAYS[way].fields,
     )
-    kind = SafetyLoss if way == "safety_loss" else FlatGD
+    kind = SafetyLoss if way == PLAIN else FlatGD
     trainer = FlatGDTrainer(
         backbone,
         config,
@@ -151,17 +152,39 @@ def passes(folder: Path) -> dict[str, Callable[[], object]]:
         return lambda: next(turns)()
 
     return {
-        "pass / both": pass_over("plain", plain_gradient),
-        "pass / L_S": pass_over("finite_difference", penalised_gradient),
-        "pass / apart": pass_over("finite_difference", both_gradients),
+        "both": pass_over("plain", plain_gradient),
+        "L_S": pass_over("finite_difference", penalised_gradient),
+        "apart": pass_over("finite_difference", both_gradients),
     }
 
 
-def floors(taken: dict[str, Timed], place: str) -> dict[str, float]:
+def over_plain(
+    plain: Callable[[], object], runs: Mapping[Any, Callable[[], object]], repeats: int
+) -> dict[Any, float]:
+    """Each run's time divided by that of `plain`, with which they take turns."""
+    taken = interleaved({PLAIN: plain, **runs}, repeats)
+    return {name: taken[name].over(taken[PLAIN]) for name in runs}
+
+
+def ratios(folder: Path, is_cached: bool, repeats: int) -> tuple[dict[str, float], float]:
+    """The time of each way's step, as a mean over its kinds, divided by that of a safety_loss step;
+    and the seconds of that."""
+    (plain,) = steps_of(folder, PLAIN, is_cached).values()
+    found = {PLAIN: 1.0}
+    for name, way in WAYS.items():
+        if name != PLAIN:
+            times = over_plain(plain, steps_of(folder, name, is_cached), repeats)
+            found[name] = sum(way.kinds[k] * times[k] for k in times) / sum(way.kinds.values())
+    found[LATE] = (3 + found["finite_difference"]) / 4
+    return found, interleaved({PLAIN: plain}, repeats)[PLAIN].median
+
+
+def floors(folder: Path, is_cached: bool, repeats: int) -> dict[str, float]:
     """What a way would take if it cost no more than a safety_loss step and the passes that its
     formula has beyond that."""
-    plain = taken[f"safety_loss / {place} / 1"]
-    both, alone, apart = (taken[f"pass / {n}"].over(plain) for n in ("both", "L_S", "apart"))
+    (plain,) = steps_of(folder, PLAIN, is_cached).values()
+    times = over_plain(plain, passes(folder), repeats)
+    both, alone, apart = (times[name] for name in ("both", "L_S", "apart"))
     return {
         "finite_difference": 1 + apart - both + alone,
         "fast": 1 + alone,
@@ -170,44 +193,20 @@ def floors(taken: dict[str, Timed], place: str) -> dict[str, float]:
     }
 
 
-def ratios(taken: dict[str, Timed], place: str) -> dict[str, float]:
-    """The time of each variant's step, as a mean over its kinds, divided by that of a safety_loss
-    step."""
-    plain = taken[f"safety_loss / {place} / 1"]
-    found = {}
-    for name, way in WAYS.items():
-        times = {kind: taken[f"{name} / {place} / {kind}"].over(plain) for kind in way.kinds}
-        found[name] = sum(way.kinds[k] * times[k] for k in times) / sum(way.kinds.values())
-    found[LATE] = (3 + found["finite_difference"]) / 4
-    return found
-
-
-def show(taken: dict[str, Timed], live: dict[str, float], cached: dict[str, float]) -> None:
-    plain = [taken[f"safety_loss / {place} / 1"].median for place in ("live", "cached")]
-    least = [floors(taken, place) for place in ("live", "cached")]
-    print(f"\n{'a step':<50}{'experts live':>14}{'cached':>10}{'seconds':>16}{'at least':>16}")
-    for way in live:
-        both = zip((live[way], cached[way]), plain, strict=True)
-        times = " / ".join(f"{ratio * seconds:.2f}" for ratio, seconds in both)
-        floor = " / ".join(f"{one[way]:.2f}" for one in least if way in one)
-        print(f"{way:<50}{live[way]:12.2f} x{cached[way]:8.2f} x{times:>16}{floor:>16}")
-
-
 def main() -> int:
     parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=12, help="rounds with one step of each kind")
+    parser.add_argument("--repeats", type=int, default=8, help="turns that each way takes")
     repeats = parser.parse_args().repeats
     print(machine())
-    with tempfile.TemporaryDirectory() as folder:
-        steps = {
-            f"{way} / {place} / {kind}": step
-            for place in ("live", "cached")
-            for way in WAYS
-            for kind, step in steps_of(Path(folder), way, place == "cached").items()
-        }
-        taken = interleaved(steps | passes(Path(folder)), repeats)
-    live, cached = ratios(taken, "live"), ratios(taken, "cached")
-    show(taken, live, cached)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (live, live_s), (cached, cached_s) = (ratios(folder, k, repeats) for k in (False, True))
+        least = [floors(folder, is_cached, repeats) for is_cached in (False, True)]
+    print(f"\n{'a step':<50}{'experts live':>14}{'cached':>10}{'seconds':>16}{'at least':>16}")
+    for way in live:
+        times = f"{live[way] * live_s:.2f} / {cached[way] * cached_s:.2f}"
+        floor = " / ".join(f"{one[way]:.2f}" for one in least if way in one)
+        print(f"{way:<50}{live[way]:12.2f} x{cached[way]:8.2f} x{times:>16}{floor:>16}")
     return conclude(
         [
             Target("finite_difference, experts live", live["finite_difference"], 1.8),
