@@ -304,8 +304,9 @@ def main() -> int:
     runs: dict[str, list[Cost]] = {name: [] for name in chosen}
     for turn in range(given.repeats):
         for name in chosen:
-            print(f"round {turn + 1}: {name}", file=sys.stderr, flush=True)
             runs[name].append(in_process(name))
+            seconds, megabytes = runs[name][-1]["seconds"], runs[name][-1]["megabytes"]
+            print(f"round {turn + 1}: {name:<28}{seconds:8.2f} s{megabytes:10,.0f} MB", flush=True)
     found = {
         name: {key: statistics.median(run[key] for run in of_one) for key in of_one[0]}
         for name, of_one in runs.items()
