@@ -47,6 +47,7 @@ WAYS = {
     "lookahead": "flatness_method: lookahead",
     ADAM: "flatness_method: lookahead, penalty_momentum: 0",  # which it does not use
 }
+LEAST = 0.02  # of an effect on the norm, in logarithm; a tenth of it for the contrast
 TARGETS = {"mean_eighth": 0.9, "lookahead": 0.8}
 
 
@@ -98,16 +99,25 @@ def measured(pipeline: Pipeline, rows: int) -> dict[str, Found]:
 
 def effects(found: dict[str, Found]) -> dict[str, tuple[float, float, float]]:
     """Each way's share of finite_difference's effect: on the norm of training rows, on that of
-    other rows, on the contrast."""
+    other rows, on the contrast. NaN where finite_difference has none worth dividing by."""
     none, whole = found["safety_loss"], found["flatgd"]
-    return {
-        name: (
-            math.log(none.on_train / one.on_train) / math.log(none.on_train / whole.on_train),
-            math.log(none.on_other / one.on_other) / math.log(none.on_other / whole.on_other),
-            (one.contrast - none.contrast) / (whole.contrast - none.contrast),
+
+    def of(one: Found) -> tuple[float, float, float]:
+        """How far it lies from safety_loss."""
+        return (
+            math.log(none.on_train / one.on_train),
+            math.log(none.on_other / one.on_other),
+            one.contrast - none.contrast,
         )
-        for name, one in found.items()
-    }
+
+    least = (LEAST, LEAST, LEAST / 10)
+
+    def share(one: Found) -> tuple[float, float, float]:
+        parts = zip(of(one), of(whole), least, strict=True)
+        train, other, contrast = (a / b if b > limit else math.nan for a, b, limit in parts)
+        return train, other, contrast
+
+    return {name: share(one) for name, one in found.items()}
 
 
 def show(seed: int, found: dict[str, Found]) -> None:
