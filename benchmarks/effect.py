@@ -3,7 +3,7 @@
     python -m benchmarks.effect [--steps 70] [--seeds 3] [--ways fast lookahead]
 
 Uses real experts, real rows and the same batches for all. Two effects are measured: how far
-||grad L_S|| lies below safety_loss's, in logarithm, on 384 training rows and on 384 rows of other
+||grad L_S|| lies below safety_loss's, in logarithm, on 256 training rows and on 256 rows of other
 conversations; and how far the contrast, the NLL per token of labelled toxic replies minus that of
 safe ones, lies above safety_loss's. An effect of 1 is finite_difference's. About an hour and a half
 on two CPU cores. Exits with 1 if a way misses its target.
@@ -34,7 +34,7 @@ from flatgd.training import penalty_passes
 from flatgd.training.penalty_memory import MEAN, stored
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-ROWS = 384
+ROWS = 256
 ADAM = "lookahead_adam"
 WAYS = {
     "fast": "flatness_method: fast",
