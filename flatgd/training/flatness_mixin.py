@@ -160,8 +160,9 @@ class FlatnessMixin(PenaltyPasses):
         """The micro-batches, and a Split that says by number which of them are penalised."""
         size, rows = self.args.micro_batch_size, len(batch["is_safe"])
         is_plain = way in ("plain", "reused", "ahead")
-        apart = not is_plain and way != "fast"
         count = rows if is_plain else math.ceil(self.args.penalty_fraction * rows)
+        # toxic rows alone skip a backward pass, which does not pay for two very small passes
+        apart = not is_plain and way != "fast" and count > (size or rows) // 2
         others: list[Batch] = []
         rescale = 1.0
         if stays_whole(batch, size, count):

@@ -15,6 +15,8 @@ CHECKPOINTING = next(  # transformers 5.23 renames this option
     if name in {field.name for field in fields(TrainingArguments)}
 )
 
+LARGEST_AHEAD = 0.5  # tried: 0.5 trains, 1 diverges
+
 # Ranges of TrainingArguments' own numbers; transformers checks few of them
 INHERITED = {
     **dict.fromkeys(("seed", "data_seed"), Option("", ge=0, le=LARGEST_SEED)),
@@ -60,6 +62,11 @@ def _contradictions(args: Any) -> Iterator[str]:
         yield (
             "flatness_method: lookahead measures how far ahead penalty_share leads; leave "
             "flatness_weight and rho out"
+        )
+    if way == "lookahead" and (args.penalty_share or 0.0) > LARGEST_AHEAD:
+        yield (
+            "flatness_method: lookahead holds to first order, and trainings with a large share "
+            f"diverge; set penalty_share to at most {LARGEST_AHEAD}, got {args.penalty_share}"
         )
     if way in ("fast", "lookahead") and args.difference == "central":
         yield f"flatness_method: {way} is a forward difference; leave difference at 'forward'"

@@ -50,7 +50,7 @@ def work(output: Path, rows_a_process: int, kind: str, method: str) -> None:
             optim="sgd",
             learning_rate=0.1,
             penalty_warmup=0.0,
-            penalty_share=1.0,
+            penalty_share=0.5,
             use_cpu=True,
             disable_tqdm=True,
             max_reply_tokens=32,
