@@ -105,7 +105,7 @@ class FlatnessMixin(PenaltyPasses):
         """The step's gradient and figures. Parameters and their `.grad` stay unchanged."""
         settings = self._penalty_now()
         on = covered(model, parameters, self.args.penalty_layers) if settings else None
-        way = self._way_now(settings, parameters, on) if settings else "plain"
+        way = self._way_now(parameters, on) if settings else "plain"
         parts, split = self._micro_batches(batch, way, totals)
         figures: dict[int, dict[str, Tensor]] = {}
         objective = self._objective(model, parts, totals, figures)

@@ -98,9 +98,7 @@ class PenaltyPasses:
             return replace(settings, rho=-settings.rho)  # errors of order rho cancel over two steps
         return settings
 
-    def _way_now(
-        self, settings: PenaltySettings, parameters: list[Tensor], on: list[int] | None
-    ) -> str:
+    def _way_now(self, parameters: list[Tensor], on: list[int] | None) -> str:
         """What a penalised step does. Between two computations of the penalty it reuses the last;
         with `lookahead` it goes ahead along the last running mean."""
         way = self.flatness_method
@@ -137,10 +135,9 @@ class PenaltyPasses:
                 penalty: Any = self._stored(PENALTY, parameters, on)
                 return reused_penalty(*given, settings, penalty, on)
             step = parameters, objective, split, reduction.reduce, settings
-            smooth = partial(self._running_mean, parameters)
-            reuses = self.args.penalty_every > 1
             if way in ("lookahead", "ahead"):
-                return self._look_ahead(parameters, objective, split, reduction.reduce, settings)
+                return self._look_ahead(*step)
+            reuses = self.args.penalty_every > 1
             if way == "exact":
                 with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
                     flat = exact(*step)
@@ -150,7 +147,7 @@ class PenaltyPasses:
                 if flat.penalty is not None:
                     kept(self.state)["flatness_weight"] = flat.flatness_weight
             else:
-                flat = finite_difference(*step, smooth, on)
+                flat = finite_difference(*step, partial(self._running_mean, parameters), on)
             if reuses and self.state.global_step and flat.penalty is not None:
                 chosen = [parameters[place] for place in _places(parameters, on)]
                 self.step_state.keep(PENALTY, chosen, flat.penalty)
