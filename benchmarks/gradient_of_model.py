@@ -139,7 +139,7 @@ class Subject:
         return Found(rho, error, cosine, estimate), product
 
     def ahead(self, way: Way) -> tuple[float, list[Tensor]]:
-        """(distance, what the step ahead adds to grad E, for lambda = 1), where it adds SHARE of
+        """(distance, what the step ahead adds to grad E, by its length), where it adds SHARE of
         it. The mean is grad E itself, there is no R, and grad E at theta is float32's."""
         objective, split = self.objective(way)
         calm = self.objective(Way("float32", False, None))[0]
@@ -153,7 +153,7 @@ class Subject:
         settings = PenaltySettings(None, SHARE)
         flat, _, distance = measured_lookahead(*given, settings, here, RHOS_IN_HALF[0])
         added = list(torch._foreach_sub(flat.gradient, here))
-        torch._foreach_div_(added, flat.flatness_weight or 1.0)
+        torch._foreach_div_(added, distance)
         return distance, added
 
     def gradient(self, way: Way, settings: PenaltySettings) -> list[Tensor]:
@@ -165,8 +165,8 @@ class Subject:
         else:
             with sdpa_kernel(SDPBackend.MATH):
                 flat = exact(*given)
-        assert flat.penalty is not None
-        return flat.penalty
+        assert flat.hessian_u is not None
+        return flat.hessian_u
 
 
 def table_of(folder: str, rows: int, only: str = "") -> int:

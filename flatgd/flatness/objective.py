@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Gradient = list[Tensor]
@@ -85,8 +86,9 @@ class FlatGradient(NamedTuple):
 
     `evaluations` counts gradients of the whole batch; a double backward counts as two. `grad_norm`
     is ||grad E|| at theta, `penalty_share` the norm of the penalty's gradient relative to that of
-    the rest, and `flatness_weight` the lambda of this step. `penalty` is the penalty's gradient for
-    lambda = 1, one tensor for each covered parameter. They are None if unknown.
+    the rest, and `flatness_weight` the lambda of this step. `hessian_u` is H u, one tensor for
+    each covered parameter; `factor` times it is the penalty's gradient for lambda = 1. They are
+    None if unknown.
     """
 
     gradient: Gradient
@@ -94,4 +96,10 @@ class FlatGradient(NamedTuple):
     grad_norm: float | None = None
     penalty_share: float | None = None
     flatness_weight: float | None = None
-    penalty: Gradient | None = None
+    hessian_u: Gradient | None = None
+    factor: float = 1.0
+
+    @property
+    def penalty(self) -> Gradient | None:
+        """The penalty's gradient for lambda = 1, for later steps; a copy."""
+        return self.hessian_u and list(torch._foreach_mul(self.hessian_u, self.factor))

@@ -67,7 +67,7 @@ def reused_penalty(
 ) -> FlatGradient:
     """grad (R + E) and lambda times a `penalty` that an earlier step has computed."""
     flat = plain_gradient(parameters, objective, micro_batches, reduce)
-    weight, share = _add_penalty(flat.gradient, penalty, settings, covered)
+    weight, share = _add_penalty(flat.gradient, penalty, settings, covered, 1.0)
     return flat._replace(penalty_share=share, flatness_weight=weight)
 
 
@@ -281,22 +281,26 @@ def _assemble(
     each parameter, or for those at `places`.
     """
     size = rescale * (norm(g) if size is None else size)
-    torch._foreach_mul_(hessian_u, settings.factor(size))
+    factor = settings.factor(size)
     torch._foreach_add_(rest, g)
-    weight, share = _add_penalty(rest, hessian_u, settings, places)
-    return FlatGradient(rest, evaluations, size, share, weight, hessian_u)
+    weight, share = _add_penalty(rest, hessian_u, settings, places, factor)
+    return FlatGradient(rest, evaluations, size, share, weight, hessian_u, factor)
 
 
 def _add_penalty(
-    total: Gradient, penalty: Gradient, settings: PenaltySettings, places: Sequence[int] | None
+    total: Gradient,
+    hessian_u: Gradient,
+    settings: PenaltySettings,
+    places: Sequence[int] | None,
+    factor: float,
 ) -> tuple[float, float]:
-    """total += lambda * penalty. Returns lambda and the penalty's share."""
-    size_rest, size_penalty = norm(total), norm(penalty)
+    """total += lambda * factor * H u. Returns lambda and the penalty's share."""
+    size_rest, size_penalty = norm(total), factor * norm(hessian_u)
     weight = float(settings.weight or 0.0)
     if settings.share is not None:
         weight = settings.share * size_rest / size_penalty if size_penalty > 0 else 0.0
     covered = total if places is None else [total[i] for i in places]
-    torch._foreach_add_(covered, penalty, alpha=weight)
+    torch._foreach_add_(covered, hessian_u, alpha=weight * factor)
     return weight, weight * size_penalty / size_rest if size_rest > 0 else 0.0
 
 

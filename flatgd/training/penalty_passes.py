@@ -80,8 +80,7 @@ class PenaltyPasses:
         parameters, objective, split = step
         reduction = reduction_for(self.accelerator, model)
         with reduction.local(), frozen_but(parameters, _places(parameters, on)):
-            part = [parameters[place] for place in _places(parameters, on)]
-            given = part, objective, split.penalised, reduction.reduce
+            given = _part(parameters, on), objective, split.penalised, reduction.reduce
             casts = self.accelerator.mixed_precision == "bf16"
             return measured(
                 partial(step_errors, *given), settings, self.args, self.state, self._in_half, casts
@@ -113,8 +112,7 @@ class PenaltyPasses:
         self, key: str, parameters: list[Tensor], on: list[int] | None = None
     ) -> list[Tensor] | None:
         """What an earlier step has left for each parameter, or for those at the places `on`."""
-        chosen = [parameters[place] for place in _places(parameters, on)]
-        return stored(self.optimizer, chosen, key)
+        return stored(self.optimizer, _part(parameters, on), key)
 
     def _gradient(
         self,
@@ -144,14 +142,13 @@ class PenaltyPasses:
             elif way == "fast":
                 weight = None if reuses else known_weight(settings, self.state)
                 flat = fast_difference(*step, weight)
-                if flat.penalty is not None:
+                if flat.hessian_u is not None:
                     kept(self.state)["flatness_weight"] = flat.flatness_weight
             else:
                 flat = finite_difference(*step, partial(self._running_mean, parameters), on)
-            if reuses and self.state.global_step and flat.penalty is not None:
-                chosen = [parameters[place] for place in _places(parameters, on)]
-                self.step_state.keep(PENALTY, chosen, flat.penalty)
-            return flat._replace(penalty=None)
+            if reuses and self.state.global_step and (penalty := flat.penalty):
+                self.step_state.keep(PENALTY, _part(parameters, on), penalty)
+            return flat._replace(hessian_u=None)
 
     def _look_ahead(
         self,
@@ -189,3 +186,8 @@ class PenaltyPasses:
 def _places(parameters: list[Tensor], on: list[int] | None) -> Sequence[int]:
     """The indices of the parameters that the penalty covers."""
     return range(len(parameters)) if on is None else on
+
+
+def _part(parameters: list[Tensor], on: list[int] | None) -> list[Tensor]:
+    """The parameters that the penalty covers."""
+    return [parameters[place] for place in _places(parameters, on)]
