@@ -16,7 +16,8 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from benchmarks.table import Target, conclude, machine, options
 from flatgd.config.loading import load_recipe
+from flatgd.flatness import Mean
 from flatgd.flatness.curvature import gradient, loss_value
 from flatgd.flatness.penalty import norm
 from flatgd.pipeline.pipeline import Pipeline
@@ -75,14 +77,23 @@ def trained(given: argparse.Namespace, output: Path, seed: int) -> Pipeline:
     pipeline = Pipeline(load_recipe(given.recipe, fields))
     pipeline.models.experts()
     for name in pipeline.context.recipe.methods:
-        with patch.object(penalty_passes, "stored", adams_moment if name == ADAM else stored):
+        with adams_mean() if name == ADAM else nullcontext():
             pipeline.models.train(name)
     return pipeline
 
 
-def adams_moment(optimizer: Any, parameters: Sequence[Tensor], key: str) -> list[Tensor] | None:
-    """In place of `stored`: Adam's first moment for the running mean."""
-    return stored(optimizer, parameters, "exp_avg" if key == MEAN else key)
+@contextmanager
+def adams_mean() -> Iterator[None]:
+    """Adam's first moment in place of lookahead's running mean."""
+
+    def moment(optimizer: Any, parameters: Sequence[Tensor], key: str) -> list[Tensor] | None:
+        return stored(optimizer, parameters, "exp_avg" if key == MEAN else key)
+
+    with (
+        patch.object(penalty_passes, "stored", moment),
+        patch.object(penalty_passes, "Mean", lambda gradient, _: Mean(gradient, norm(gradient))),
+    ):
+        yield
 
 
 def measured(pipeline: Pipeline, rows: int) -> dict[str, Found]:

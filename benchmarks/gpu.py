@@ -17,7 +17,7 @@ line shows
 "naive" has logits of a whole micro-batch. Then the head alone, in bfloat16: both divergences, L_LM
 and one gradient, naive, fused and by liger-kernel; "apart" is the gradient's relative distance from
 naive's. What is not installed, or does not fit into time or memory, is named. Exits with 1 if a
-target is missed; that of lookahead is for eight steps, one of them a refresh. --smoke has tiny
+target is missed; that of lookahead is for sixteen steps, one of them a refresh. --smoke has tiny
 shapes for a CPU, and no targets.
 """
 
@@ -38,7 +38,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Blenderbot
 
 from benchmarks.table import Target, conclude, machine, options
 from flatgd import flatness
-from flatgd.flatness import FlatGradient, Objective, Split, Terms, TermWeights
+from flatgd.flatness import FlatGradient, Mean, Objective, Split, Terms, TermWeights
+from flatgd.flatness.penalty import norm
 from flatgd.losses import js_divergence, negative_log_likelihood
 from flatgd.losses.fused import Expert, Head, fused_losses, head_log_probs
 
@@ -48,7 +49,7 @@ PENALTY = flatness.PenaltySettings(LAMBDA, None, rho=1e-2)
 TIMED, SPARE = 5, 15.0  # steps; seconds kept for the head alone
 BASE, NAIVE, REFRESH = "safety_loss", "safety_loss, naive", "lookahead, refresh"
 # of the time of BASE, for the mean of these steps
-LIMITS = {("finite_difference",): 1.8, ("fast",): 1.55, (*["lookahead"] * 7, REFRESH): 1.1}
+LIMITS = {("finite_difference",): 1.8, ("fast",): 1.55, (*["lookahead"] * 15, REFRESH): 1.1}
 HALF, DEVICE = torch.bfloat16, torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -154,7 +155,9 @@ class Subject:
 
     def begin(self, way: Way) -> None:
         """The same rows for each way, in its micro-batches. The first are its few rows."""
-        self.way, self.mean = way, list[Tensor]()
+        self.way = way
+        small = [torch.full_like(p, 1e-6) for p in self.parameters]
+        self.mean = Mean(small, norm(small))
         torch.manual_seed(2)
         few = round(self.shape.rows * way.few)
         first, rest = self._cut(few, way.is_apart), self._cut(self.shape.rows - few, False)
@@ -245,11 +248,12 @@ def flat(
 
 def ahead(subject: Subject, objective: Objective) -> FlatGradient:
     """The few rows keep both gradients apart and refresh the running mean."""
-    subject.mean = subject.mean or [torch.full_like(p, 1e-6) for p in subject.parameters]
     given = subject.parameters, objective, subject.split, alone, PENALTY
     found, fresh = flatness.lookahead(*given, subject.mean, LAMBDA)
     if subject.split.penalised:
-        torch._foreach_lerp_(subject.mean, fresh, 0.5)
+        mean = subject.mean.gradient
+        torch._foreach_lerp_(mean, fresh, 0.5)
+        subject.mean = Mean(mean, norm(mean))
     return found
 
 

@@ -6,6 +6,7 @@ the end are those of a whole gradient: both terms of the loss, their penalty, th
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from benchmarks.table import DEMO, Target, conclude, interleaved, machine
 from flatgd import FlatGD, load_model, load_tokenizer
 from flatgd.data.formats.diasafety import load_diasafety
 from flatgd.flatness import (
+    Mean,
     Objective,
     PenaltySettings,
     Split,
@@ -26,6 +28,7 @@ from flatgd.flatness import (
     best,
     exact,
     finite_difference,
+    lookahead,
     measured_lookahead,
     step_errors,
 )
@@ -41,6 +44,7 @@ from flatgd.training.penalty_choice import RHOS, RHOS_IN_HALF
 EXPERT_STEPS, EXPERT_RATE, MICRO = 10, 2e-5, 4
 SHARE = 0.3  # the default of penalty_share
 ROUNDS = 2  # in turns, after a first one that is not counted
+CORRECTIONS = 4  # of lookahead's distance
 CALM = PenaltySettings(1.0, None)
 
 
@@ -151,7 +155,10 @@ class Subject:
         given = self.parameters, Objective(alone), split, lambda gradient: None
         here = penalised_gradient(self.parameters, calm, split.penalised, given[3])
         settings = PenaltySettings(None, SHARE)
-        flat, _, distance = measured_lookahead(*given, settings, here, RHOS_IN_HALF[0])
+        mean, distance = Mean(here, norm(here)), RHOS_IN_HALF[0]
+        for _ in range(CORRECTIONS):
+            distance = measured_lookahead(*given, settings, mean, 0.0, distance).longest
+        flat, _ = lookahead(*given, settings, mean, math.inf, distance)
         added = list(torch._foreach_sub(flat.gradient, here))
         torch._foreach_div_(added, distance)
         return distance, added

@@ -30,10 +30,11 @@ from flatgd.flatness import plain_gradient
 from flatgd.flatness.penalty import both_gradients, penalised_gradient
 from flatgd.methods import FlatGD, SafetyLoss
 from flatgd.training.own_loss import with_targets
-from flatgd.training.penalty_choice import AHEAD_MEASURED_EVERY, MEASURED_EVERY, kept
+from flatgd.training.penalty_choice import MEASURED_EVERY, kept
 from flatgd.training.totals import totals_of
 
 ROWS, SAFE, BATCHES = 32, 19, 4
+MEASURES = 800  # a step at which lookahead measures its distance
 PLAIN = "safety_loss"
 AMORTISED = "an eighth of the rows, running mean"
 LATE = "finite_difference, the last quarter of the steps"
@@ -56,8 +57,8 @@ WAYS = {
     "embeddings and head left out": Way({"penalty_layers": "blocks"}),
     "the top half of the decoder": Way({"penalty_layers": 2}),
     "every 8th step, used again between": Way({"penalty_every": 8}, {1: 7, 8: 1}),
-    # of 200 steps 9 measure the distance, and 24 others refresh the running mean
-    "lookahead": Way({"flatness_method": "lookahead"}, {1: 167, 16: 24, AHEAD_MEASURED_EVERY: 9}),
+    # of 200 steps 6 measure the distance, and 9 others refresh the running mean
+    "lookahead": Way({"flatness_method": "lookahead"}, {1: 185, 16: 9, MEASURES: 6}),
     "exact": Way({"flatness_method": "exact"}),
 }
 
@@ -122,14 +123,14 @@ def steps_of(folder: Path, way: str, is_cached: bool) -> dict[int, Callable[[], 
 
     def step(number: int, batches: Iterator[Any]) -> None:
         trainer.state.global_step = number
+        kept(trainer.state)["measure_at"] = MEASURES
         trainer.training_step(trainer.model, next(batches))
         trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
-    for number in (0, 1, 2):  # what later steps use: a mean, lambda, the penalty, rho
+    for number in (0, 1, 2, MEASURES):  # what later steps use: a mean, lambda, the penalty, rho
         step(number, iter(batches))
-    kept(trainer.state)["first_step"] = 0
     return {number: partial(step, number, cycle(batches)) for number in WAYS[way].kinds}
 
 
@@ -189,7 +190,7 @@ def floors(folder: Path, is_cached: bool, repeats: int) -> dict[str, float]:
         "finite_difference": 1 + apart - both + alone,
         "fast": 1 + alone,
         AMORTISED: 1 + (apart - both) / 8 + alone / 8,
-        "lookahead": 1 + (apart - both) / 8 + both / AHEAD_MEASURED_EVERY,
+        "lookahead": 1 + (15 * (apart - both) + 6 * both) / 200,
     }
 
 

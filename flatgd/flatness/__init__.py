@@ -1,6 +1,6 @@
 """The flatness penalty ||grad E||^2 and its gradient. Imports only torch."""
 
-from flatgd.flatness.ahead import lookahead, measured_lookahead
+from flatgd.flatness.ahead import Mean, Measured, lookahead, measured_lookahead
 from flatgd.flatness.objective import (
     FlatGradient,
     Objective,
@@ -22,6 +22,8 @@ from flatgd.flatness.step_length import NOISE, StepError, best, step_errors
 __all__ = [
     "NOISE",
     "FlatGradient",
+    "Mean",
+    "Measured",
     "Objective",
     "PenaltySettings",
     "Split",

@@ -85,7 +85,7 @@ class FlatGDConfig(TrainingArguments):
         metadata=option(
             "Computes the penalty at every n-th step; the steps between use it again. With "
             "lookahead, refreshes its running mean at every n-th step. Higher is faster. Without "
-            "it, 1; with lookahead, 8.",
+            "it, 1; with lookahead, 16.",
             ge=1,
             unit="steps",
         ),
@@ -306,7 +306,7 @@ class FlatGDConfig(TrainingArguments):
             raise UnsupportedError("\n".join(faults))
         is_ahead = self.flatness_method == "lookahead"
         if self.penalty_every is None:
-            self.penalty_every = 8 if is_ahead else 1
+            self.penalty_every = 16 if is_ahead else 1
         if self.penalty_momentum is None:
             self.penalty_momentum = 0.5 if is_ahead else 0.0
         if self.early_stopping_patience and self.metric_for_best_model is None:

@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from flatgd.flatness import NOISE, PenaltySettings, StepError, best
+from flatgd.flatness import NOISE, Measured, PenaltySettings, StepError, best
 from flatgd.training.setting_faults import faults_of_exact
 
 RHOS = (1e-4, 3e-4, 1e-3, 3e-3)
 RHOS_IN_HALF = (3e-3, 1e-2, 3e-2, 1e-1)
 CHECKED_EVERY = 50  # steps between two estimates of the difference's error
 MEASURED_EVERY = 10  # steps between two measurements of the lambda that gives `penalty_share`
-AHEAD_MEASURED_EVERY = 25  # steps between two measurements of lookahead's distance, and
-AHEAD_MEASURED_AT = (8,)  # this step after the first, while its mean is still changing
+AHEAD_TRIES = 4  # steps in a row that measure lookahead's distance while it is far off
+AHEAD_WAITS = (
+    16,
+    64,
+)  # steps to the second measurement, and at most between two; doubled each time
 STATE_KEY = "flatness"  # the Trainer state's key for what checkpoints must keep
 NO_SECOND_DERIVATIVE = (
     "this model has no second derivative (%s); the penalty is computed by finite differences, "
@@ -73,11 +76,23 @@ def known_weight(settings: PenaltySettings, state: Any) -> float | None:
 
 def measures_distance(state: Any) -> bool:
     """Whether this step of `lookahead` measures how far ahead `penalty_share` leads."""
+    is_due: bool = state.global_step >= kept(state).get("measure_at", 0)
+    return is_due
+
+
+def keep_distance(state: Any, found: Measured, every: int) -> None:
+    """Remember a measurement, and at which step the next one is due: at the next step until the
+    distance has settled, and then after twice as many steps each time, where the running mean is
+    refreshed anyway (`every` steps)."""
     memory = kept(state)
-    if "first_step" not in memory:
-        return True
-    step = state.global_step - memory["first_step"]
-    return step in AHEAD_MEASURED_AT or not step % AHEAD_MEASURED_EVERY
+    memory |= {"flatness_weight": found.weight, "distance": found.longest}
+    tries = memory["tries"] = 0 if found.is_settled else memory.get("tries", 0) + 1
+    if tries % AHEAD_TRIES:
+        memory["measure_at"] = state.global_step + 1
+        return
+    shortest, longest = AHEAD_WAITS
+    wait = memory["wait"] = min(2 * memory.get("wait", shortest / 2), longest)
+    memory["measure_at"] = math.ceil((state.global_step + wait) / every) * every
 
 
 class Check(NamedTuple):

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatgd.flatness import (
     FlatGradient,
+    Mean,
     Objective,
     PenaltySettings,
     Split,
@@ -30,6 +31,7 @@ from flatgd.training.gradient_reduction import reduction_for
 from flatgd.training.penalty_choice import (
     Check,
     chosen_way,
+    keep_distance,
     kept,
     known_weight,
     measured,
@@ -160,17 +162,17 @@ class PenaltyPasses:
     ) -> FlatGradient:
         """The gradient ahead. A step with penalised rows refreshes the running mean."""
         step = parameters, objective, split, reduce, settings
-        mean, memory = self._stored(MEAN, parameters), kept(self.state)
-        weight, longest = memory.get("flatness_weight", 0.0), memory.get("distance", settings.rho)
+        stored, memory = self._stored(MEAN, parameters), kept(self.state)
+        mean = Mean(stored, memory["mean_norm"]) if stored else None
+        known = memory.get("flatness_weight", 0.0), memory.get("distance", settings.rho)
         if mean and measures_distance(self.state):
-            distance = min(weight * settings.factor(norm(mean)), longest) or longest
-            flat, g, memory["distance"] = measured_lookahead(*step, mean, distance)
-            memory["flatness_weight"] = flat.flatness_weight
-            memory.setdefault("first_step", self.state.global_step)
+            found = measured_lookahead(*step, mean, *known)
+            keep_distance(self.state, found, self.args.penalty_every)
+            flat, g = found.gradient, found.fresh
         else:
-            flat, g = lookahead(*step, mean, weight, longest)
+            flat, g = lookahead(*step, mean, *known)
         if split.penalised:
-            self._running_mean(parameters, g)
+            memory["mean_norm"] = norm(self._running_mean(parameters, g))
         return flat
 
     def _running_mean(self, parameters: list[Tensor], g: list[Tensor]) -> list[Tensor]:

@@ -9,6 +9,8 @@ from test_flatness import ROWS, SINGLE, UNEVEN, WHOLE, Problem, alone
 from torch import Tensor
 
 from flatgd.flatness import (
+    Mean,
+    Measured,
     Objective,
     PenaltySettings,
     Split,
@@ -35,7 +37,11 @@ def ahead(
     problem: Problem, weight: float, mean: list[Tensor] | None, split: Split | None = None
 ) -> list[Tensor]:
     given = problem.parameters, problem.objective, split or Split(WHOLE), alone, FIXED
-    return lookahead(*given, mean, weight)[0].gradient
+    return lookahead(*given, mean and of(mean), weight)[0].gradient
+
+
+def of(gradient: list[Tensor]) -> Mean:
+    return Mean(gradient, norm(gradient))
 
 
 def gradient_of(problem: Problem, micro_batches: list = WHOLE) -> list[Tensor]:
@@ -48,7 +54,7 @@ def test_on_a_quadratic_it_is_the_whole_gradient_by_hand() -> None:
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
     objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
-    flat, g = lookahead([x], objective, Split([None]), alone, FIXED, [scale.clone()], 0.5)
+    flat, g = lookahead([x], objective, Split([None]), alone, FIXED, of([scale.clone()]), 0.5)
     assert flat.gradient[0].tolist() == [2.0, 12.0]
     assert (flat.flatness_weight, flat.grad_norm) == (0.5, None)
     assert (flat.evaluations, flat.penalty_share) == (1.0, None)
@@ -102,7 +108,7 @@ def test_the_fresh_gradient_is_that_of_the_penalised_rows() -> None:
     mean = gradient_of(problem)
     split = Split(UNEVEN[:1], UNEVEN[1:], ROWS / 5)
     given = problem.parameters, problem.objective, split, alone, FIXED
-    fresh = lookahead(*given, mean, 0.1)[1]
+    fresh = lookahead(*given, of(mean), 0.1)[1]
     with torch.no_grad():
         for parameter, step in zip(problem.parameters, mean, strict=True):
             parameter.add_(step, alpha=0.2)
@@ -116,7 +122,7 @@ def test_the_penalty_of_the_norm_goes_the_length_of_lambda() -> None:
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
     objective = Objective(lambda _: Terms(0.5 * (scale * x * x).sum(), x.new_zeros(())))
     settings = PenaltySettings(0.5, None, squared=False)
-    flat, _ = lookahead([x], objective, Split([None]), alone, settings, [scale.clone()], 0.5)
+    flat, _ = lookahead([x], objective, Split([None]), alone, settings, of([scale.clone()]), 0.5)
     wanted = scale + 0.5 * scale * scale / 10**0.5
     assert flat.gradient[0].tolist() == pytest.approx(wanted.tolist())
 
@@ -139,10 +145,19 @@ def test_several_processes_add_up_and_weights_come_back() -> None:
         torch._foreach_mul_(gradient, 2.0)
 
     given = problem.parameters, problem.objective, Split(WHOLE), doubled, FIXED
-    flat, fresh = lookahead(*given, mean, 0.1)
+    flat, fresh = lookahead(*given, of(mean), 0.1)
     assert all(torch.equal(a, 2 * b) for a, b in zip(flat.gradient, once, strict=True))
     assert norm(fresh) > 0
     assert all(torch.equal(a, b) for a, b in zip(problem.parameters, before, strict=True))
+
+
+def settled(given: tuple, mean: list[Tensor], distance: float) -> Measured:
+    """Measure until the distance has settled."""
+    found = measured_lookahead(*given, of(mean), 0.0, distance)
+    for _ in range(9):
+        if not found.is_settled:
+            found = measured_lookahead(*given, of(mean), found.weight, found.longest)
+    return found
 
 
 @pytest.mark.parametrize("distance", [1e-4, 1e-2, 10.0])
@@ -151,29 +166,51 @@ def test_the_share_is_that_of_the_whole_gradients_change(wanted: float, distance
     problem, split = Problem(), Split(UNEVEN[:1], UNEVEN[1:], ROWS / 5)
     mean = gradient_of(problem)
     given = problem.parameters, problem.objective, split, alone, PenaltySettings(None, wanted)
-    flat, fresh, found = measured_lookahead(*given, mean, distance)
+    flat, fresh, weight, longest, is_settled = settled(given, mean, distance)
     plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
-    assert relative_error(flat.gradient, plain) == pytest.approx(flat.penalty_share)
-    assert wanted / 1.25 <= flat.penalty_share <= wanted * 1.25
-    assert flat.flatness_weight == pytest.approx(found / (2 * norm(mean)))
-    for weight, longest in ((flat.flatness_weight, 1e9), (1e9, found)):
-        again = lookahead(*given, mean, weight, longest)[0]
+    share = flat.penalty_share
+    assert relative_error(flat.gradient, plain) == pytest.approx(share)
+    assert is_settled
+    assert wanted / 1.5 <= share <= wanted * 1.5
+    assert weight == pytest.approx(longest / (2 * norm(mean)))
+    assert weight == pytest.approx(flat.flatness_weight)
+    for lead in ((weight, 1e9), (1e9, longest)):
+        again = lookahead(*given, of(mean), *lead)[0]
         assert again.flatness_weight == pytest.approx(flat.flatness_weight)
         assert relative_error(again.gradient, flat.gradient) < 1e-13
     assert relative_error(fresh, [ROWS / 5 * g for g in gradient_of(problem, UNEVEN[:1])]) < 1e-13
     assert flat.grad_norm == pytest.approx(norm(fresh))
-    assert flat.evaluations <= 5
+    assert flat.evaluations == 2
 
 
-def test_where_the_last_point_is_too_far_ahead_there_is_no_penalty() -> None:
+def test_too_far_ahead_there_is_no_penalty() -> None:
     """The step is then plain, and the next measurement begins nearer."""
     problem, mean = Problem(), gradient_of(Problem())
     given = problem.parameters, problem.objective, Split(WHOLE), alone, PenaltySettings(None, 0.2)
-    flat, _, distance = measured_lookahead(*given, mean, 1e9)
+    found = measured_lookahead(*given, of(mean), 0.0, 1e9)
+    flat = found.gradient
     plain = plain_gradient(problem.parameters, problem.objective, WHOLE, alone).gradient
     assert relative_error(flat.gradient, plain) < 1e-14
-    assert (flat.penalty_share, flat.flatness_weight, flat.evaluations) == (0.0, 0.0, 5.0)
-    assert 1 < distance < 1e6
+    assert (flat.penalty_share, flat.flatness_weight, flat.evaluations) == (0.0, 0.0, 2.0)
+    assert found.longest < 1e9 / 2
+    assert not found.is_settled
+
+
+@pytest.mark.parametrize("share", [0.05, 0.13, 0.14, 0.29, 0.31])
+def test_a_share_may_miss_the_one_wanted_by_half(share: float) -> None:
+    """Farther off, the distance is corrected; a larger share is no penalty."""
+    problem, mean = Problem(), gradient_of(Problem())
+    given = problem.parameters, problem.objective, Split(WHOLE), alone
+    low, high = 1e-4, 10.0
+    for _ in range(60):  # the distance of this share, by bisection
+        distance = (low + high) / 2
+        found = measured_lookahead(*given, PenaltySettings(None, 1e6), of(mean), 0.0, distance)
+        low, high = (distance, high) if found.gradient.penalty_share < share else (low, distance)
+    found = measured_lookahead(*given, PenaltySettings(None, 0.2), of(mean), 0.0, distance)
+    assert found.is_settled == (0.2 / 1.5 <= share <= 0.2 * 1.5)
+    assert found.gradient.penalty_share == pytest.approx(share if share <= 0.3 else 0.0)
+    factor = 1.0 if found.is_settled else 0.2 / share
+    assert found.longest == pytest.approx(distance * factor)
 
 
 def test_a_gradient_that_is_not_finite_is_too_far_ahead() -> None:
@@ -181,30 +218,39 @@ def test_a_gradient_that_is_not_finite_is_too_far_ahead() -> None:
     x = torch.full((1,), 0.1, dtype=torch.float64, requires_grad=True)
     objective = Objective(lambda _: Terms(-(1 - x * x).sqrt().sum(), x.new_zeros(())))
     given = [x], objective, Split([None]), alone, PenaltySettings(None, 0.5)
-    flat, _, distance = measured_lookahead(*given, [torch.ones(1, dtype=torch.float64)], 5.0)
-    assert 0.5 / 1.25 <= flat.penalty_share <= 0.5 * 1.25
-    assert 0 < distance < 0.9
+    mean = [torch.ones(1, dtype=torch.float64)]
+    found = measured_lookahead(*given, of(mean), 0.0, 5.0)
+    assert (found.gradient.penalty_share, found.is_settled) == (0.0, False)
+    assert found.longest == pytest.approx(5 / 300)
+    found = settled(given, mean, 5.0)
+    assert 0.5 / 1.5 <= found.gradient.penalty_share <= 0.5 * 1.5
+    assert 0 < found.longest < 0.9
 
 
-def test_a_good_distance_takes_one_pass_at_the_point_ahead() -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_a_measurement_goes_as_far_as_the_last_one_says(weight: float) -> None:
     problem, mean = Problem(), gradient_of(Problem())
-    given = problem.parameters, problem.objective, Split(WHOLE), alone, PenaltySettings(None, 0.2)
-    distance = measured_lookahead(*given, mean, 1e-3)[2]
-    again = measured_lookahead(*given, mean, distance)
-    assert (again[0].evaluations, again[2]) == (2.0, distance)
+    given = problem.parameters, problem.objective, Split(WHOLE), alone, PenaltySettings(None, 0.5)
+    far = 2 * weight * norm(mean) or 1e-3
+    found = measured_lookahead(*given, of(mean), weight, 1e9 if weight else 1e-3)
+    used = found.gradient.flatness_weight
+    assert used == pytest.approx(far / (2 * norm(mean)))
+    again = measured_lookahead(*given, of(mean), 1e9, far)
+    assert again.longest == pytest.approx(found.longest)
 
 
 def test_without_a_mean_or_a_change_there_is_no_penalty() -> None:
-    """For a linear E, whose gradient is the same everywhere, the distance grows at each try."""
+    """For a linear E, whose gradient is the same everywhere, the distance grows."""
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
     objective = Objective(lambda _: Terms(x.sum(), x.new_zeros(())))
     given = [x], objective, Split([None]), alone, PenaltySettings(None, 0.2)
-    for value, factor in ((0.0, 1.0), (1.0, 30.0**3)):
+    for value, factor in ((0.0, 1.0), (1.0, 300.0)):
         mean = [torch.full((2,), value, dtype=torch.float64)]
-        flat, fresh, distance = measured_lookahead(*given, mean, 0.5)
-        assert flat.penalty_share == 0.0
-        assert flat.gradient[0].tolist() == fresh[0].tolist() == [1.0, 1.0]
-        assert distance == pytest.approx(0.5 * factor)
+        found = measured_lookahead(*given, of(mean), 0.0, 0.5)
+        assert found.gradient.penalty_share == 0.0
+        assert found.gradient.gradient[0].tolist() == found.fresh[0].tolist() == [1.0, 1.0]
+        assert found.longest == pytest.approx(0.5 * factor)
+        assert not found.is_settled
 
 
 def test_a_zero_gradient_of_the_covered_parameters() -> None:

@@ -1,15 +1,21 @@
 """What a training keeps of its penalty for later steps: a running mean, a distance, the penalty."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from reference import relative_error
 from training import DESCENT, largest_difference, trained, trainer
+from transformers import TrainerState
 
 from flatgd import SafetyLoss
 from flatgd.errors import UnsupportedError
+from flatgd.flatness import FlatGradient, Measured
+from flatgd.training import penalty_choice
+from flatgd.training.penalty_choice import keep_distance, kept, measures_distance
 from flatgd.training.penalty_memory import MEAN, PENALTY
 
 AHEAD: dict[str, Any] = {"flatness_method": "lookahead", "rho": None}
@@ -59,18 +65,48 @@ def test_what_later_steps_use_resumes_with_the_training(
 
 
 def test_lookahead_takes_one_pass_and_measures_its_distance_now_and_then(tmp_path: Path) -> None:
-    subject = trainer(
-        tmp_path, max_steps=12, flatness_method="lookahead", rho=None, penalty_every=4
-    )
+    """At the first step that has a mean, until the distance has settled; then 16 steps later, at
+    the next refresh of the mean."""
+    subject = trainer(tmp_path, max_steps=36, penalty_every=3, **AHEAD)
     subject.train()
     log = [entry for entry in subject.state.log_history if "lm" in entry]
     measured = [step for step, entry in enumerate(log) if "penalty_share" in entry]
-    assert measured == [2, 10]  # the first with a mean, and eight steps later
-    assert [entry["gradient_evaluations"] for entry in log[3:10]] == [1] * 7
-    assert all(0.3 / 1.25 <= log[step]["penalty_share"] <= 0.3 * 1.25 for step in measured)
+    settled = next(n for n, step in enumerate(measured) if step + 1 not in measured)
+    assert measured[: settled + 1] == list(range(2, 3 + settled))
+    assert measured[settled + 1] == -(-(measured[settled] + 16) // 3) * 3
+    shares = [log[step]["penalty_share"] for step in measured]
+    assert 0.2 <= shares[settled] <= 0.45
+    assert [entry["gradient_evaluations"] for entry in log] == [
+        2 if step in measured else 1 for step in range(36)
+    ]
     assert ["flatness_weight" in entry for entry in log[:3]] == [False, False, True]
-    assert all(entry["flatness_weight"] > 0 for entry in log[2:])
-    assert ["safety_grad_norm" in entry for entry in log[2:5]] == [True, False, False]
+    between = log[measured[settled] : measured[settled + 1]]
+    assert all(entry["flatness_weight"] > 0 for entry in between)
+    assert ["safety_grad_norm" in entry for entry in log] == [s in measured for s in range(36)]
+
+
+def found(is_settled: bool) -> Measured:
+    return Measured(FlatGradient([]), [], 0.1, 0.2, is_settled)
+
+
+def measurements(settles: Callable[[int], bool], steps: int, every: int) -> list[int]:
+    """The steps up to `steps` at which the distance is measured."""
+    state, seen = TrainerState(), []
+    for state.global_step in range(steps):
+        if measures_distance(state):
+            seen.append(state.global_step)
+            keep_distance(state, found(settles(state.global_step)), every)
+    return seen
+
+
+def test_when_the_distance_is_measured() -> None:
+    always, never = (lambda step: True), (lambda step: False)
+    assert measurements(always, 250, 8) == [0, 16, 48, 112, 176, 240]
+    assert measurements(always, 60, 1) == [0, 16, 48]
+    assert measurements(always, 60, 10) == [0, 20, 60][:2]
+    assert measurements(lambda step: step > 1, 60, 8) == [0, 1, 2, 24, 56]
+    assert measurements(never, 57, 8) == [0, 1, 2, 3, 24, 25, 26, 27]
+    assert measurements(lambda step: step not in (16, 17), 60, 8) == [0, 16, 17, 18, 56]
 
 
 def after(subject: Any, steps: int) -> Any:
@@ -96,6 +132,7 @@ def plain_gradient_of(subject: Any, batch: Any) -> list[torch.Tensor]:
 def test_lookahead_is_the_plain_gradient_at_the_point_ahead(tmp_path: Path) -> None:
     subject = trainer(tmp_path, **AHEAD)
     batch = after(subject, 3)
+    kept(subject.state).update(measure_at=99, flatness_weight=0.1, distance=9.0)
     parameters = list(subject.model.parameters())
     mean = [subject.optimizer.state[p][MEAN].clone() for p in parameters]
     subject.training_step(subject.model, dict(batch))
@@ -127,7 +164,8 @@ def test_a_step_between_adds_lambda_times_the_last_penalty(tmp_path: Path) -> No
 def test_the_mean_that_lookahead_follows(tmp_path: Path) -> None:
     """By hand: begun with the second step's gradient, refreshed at every second step."""
     subject = trainer(tmp_path, max_steps=7, penalty_every=2, **AHEAD)
-    seen = averaged(subject)
+    with patch.object(penalty_choice, "AHEAD_TRIES", 1):
+        seen = averaged(subject)
     assert len(seen) == 5  # steps 0 and 1, and then 2, 4 and 6
     means = [subject.optimizer.state[p][MEAN] for p in subject.model.parameters()]
     for mean, a, b, c, d in zip(means, *seen[1:], strict=True):
