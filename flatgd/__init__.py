@@ -1,4 +1,4 @@
-"""flatgd: fine-tune a dialogue model so that it stops giving toxic replies, without making it dull.
+"""flatgd: fine-tune a dialogue model so that it gives fewer toxic replies, without making it dull.
 
 Names are loaded when first used, so that `import flatgd` and the command line stay quick.
 """
