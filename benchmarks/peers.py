@@ -6,10 +6,12 @@ FOLDER holds a decoder-only chat model. KTO and DPO are TRL's own trainers, so r
 that has both flatgd and TRL (`pip install trl`). Without TRL they are named as left out.
 
 All methods get the same rows, half of them safe: the dialogue that ships with flatgd, histories cut
-to 128 tokens and replies to 40. A batch is one micro-batch, because TRL has none. Weights are
-float32 (or computed in bfloat16: --bf16), all of them are trained (or an adapter: --lora), with
-AdamW. KTO takes rows and labels. DPO takes half as many pairs: a safe row's history and reply, and
-the toxic reply of the next row, as only the cost is measured.
+to 128 tokens and replies to 40. A batch is computed at once; with --halves in two parts, by
+flatgd's micro_batch_size and TRL's gradient accumulation. flatgd sorts rows by length first, so
+that parts have less padding. Weights are float32 (or computed in bfloat16: --bf16), all of them are
+trained (or an adapter: --lora), with AdamW. KTO takes rows and labels. DPO takes half as many
+pairs: a safe row's history and reply, and the toxic reply of the next row, as only the cost is
+measured.
 
 TRL keeps its defaults, except for activation checkpointing and bfloat16, which it turns on by
 itself. What it then does in a step:
@@ -25,11 +27,11 @@ from a GPU, TRL computes logits of histories too. flatgd's experts are two more 
 first step.
 
 Each measurement is a process of its own, and methods take turns. Seconds are between Trainer's
-step-begin and step-end, so they hold forward, backward, clipping and AdamW: the median of the steps
-after the first three, which have checks. `fast` measures its lambda at every tenth step, and
-`lookahead` refreshes its mean at every eighth; neither is among them. Memory is the peak above what
-the process had after its imports; on a GPU, that of torch's allocator. Exits with 1 if a target is
-missed.
+step-begin and step-end, so they hold forward, backward, clipping and AdamW: the median of the last
+three steps. The first ones have checks, and measure lookahead's distance. `fast` measures its
+lambda at every tenth step, and `lookahead` refreshes its mean at every sixteenth; neither is among
+them. Memory is the peak above what the process had after its imports; on a GPU, that of torch's
+allocator. Exits with 1 if a target is missed.
 """
 
 import argparse
@@ -59,6 +61,7 @@ from flatgd.models.encoding import Example
 from flatgd.runtime.memory_meter import peak_memory
 
 HISTORY, REPLY, STEPS, RANK = 128, 40, 6, 16
+SETTLING = 3  # steps more at the beginning, in which lookahead may still measure its distance
 CACHED = {"expert_cache": "states"}
 FINITE = {"flatness_method": "finite_difference"}
 AHEAD = {"flatness_method": "lookahead"}
@@ -112,11 +115,17 @@ def dialogues(count: int) -> list[Dialogue]:
     return list(islice((row for pair in zip(*kinds, strict=False) for row in pair), count))
 
 
+def rows_of(given: argparse.Namespace) -> list[Dialogue]:
+    """The rows of all steps; those of the last STEPS steps are the same for each method."""
+    found = dialogues(STEPS * given.rows)
+    return found[: given.settling * given.rows] + found
+
+
 def common(folder: str, given: argparse.Namespace) -> dict[str, Any]:
     """Settings that TRL's trainers and flatgd's share."""
     return {
         "output_dir": folder,
-        "max_steps": STEPS,
+        "max_steps": given.settling + STEPS,
         "learning_rate": 1e-6,
         "lr_scheduler_type": "constant",
         "optim": "adamw_torch",
@@ -144,13 +153,13 @@ def moved(expert: Any, seed: int) -> Any:
 
 
 def ours(name: str, given: argparse.Namespace, folder: str) -> tuple[Any, float]:
-    """flatgd's trainer, and the tokens of all its rows."""
+    """flatgd's trainer, and the tokens of its last STEPS steps."""
     kind, fields = OURS[name]
     fields = {k: f"{folder}/{v}" if k == "expert_cache" else v for k, v in fields.items()}
     config = FlatGDConfig(
         **common(folder, given),
         per_device_train_batch_size=given.rows,
-        micro_batch_size=given.rows,
+        micro_batch_size=given.rows // (1 + given.halves),
         max_history_tokens=HISTORY,
         max_reply_tokens=REPLY,
         penalty_warmup=0.0,
@@ -170,11 +179,12 @@ def ours(name: str, given: argparse.Namespace, folder: str) -> tuple[Any, float]
     trainer = FlatGDTrainer(
         with_adapter(model, config) if given.lora else model,
         config,
-        train_dataset=dialogues(STEPS * given.rows),
+        train_dataset=rows_of(given),
         processing_class=load_tokenizer(given.folder),
         method=made,
     )
-    return trainer, float(sum(sum(lengths) for lengths in trainer.examples.rows.lengths()))
+    first = given.settling * given.rows
+    return trainer, float(sum(sum(lengths[first:]) for lengths in trainer.examples.rows.lengths()))
 
 
 def kto_rows(texts: Sequence[tuple[str, str, bool]]) -> list[dict[str, Any]]:
@@ -199,11 +209,12 @@ def theirs(name: str, given: argparse.Namespace, folder: str) -> tuple[Any, floa
     def texts(one: Example) -> tuple[str, str, bool]:
         return text(one.history_ids), text(one.reply_ids), one.is_safe
 
-    rows = [texts(one) for one in form.encode_all(dialogues(STEPS * given.rows))]
+    rows = [texts(one) for one in form.encode_all(rows_of(given))]
     made = kto_rows(rows) if kind == "KTO" else dpo_rows(rows)
     settings = {
         **common(folder, given),
-        "per_device_train_batch_size": given.rows * len(made) // len(rows),
+        "per_device_train_batch_size": given.rows * len(made) // len(rows) // (1 + given.halves),
+        "gradient_accumulation_steps": 1 + given.halves,
         "max_length": HISTORY + REPLY + 2,
         "gradient_checkpointing": False,
         **fields,
@@ -228,12 +239,13 @@ def measure(name: str, given: argparse.Namespace) -> Cost:
         trl = importlib.import_module("trl")
         _ = getattr(trl, f"{PEERS[name][0]}Trainer")
     clock = Clock()
+    given.settling = SETTLING if "lookahead" in name else 0
     with tempfile.TemporaryDirectory() as folder, peak_memory() as peak:
         trainer, tokens = (theirs if name in PEERS else ours)(name, given, folder)
         trainer.add_callback(clock)
         trainer.train()
     return {
-        "seconds": statistics.median(clock.seconds[3:]),
+        "seconds": statistics.median(clock.seconds[-3:]),
         "megabytes": peak.megabytes or float("nan"),
         "tokens": tokens / STEPS,
     }
@@ -274,6 +286,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=16, help="rows of a batch, an even number")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each method")
     parser.add_argument("--methods", nargs="+", choices=names, help="without it, all")
+    parser.add_argument("--halves", action="store_true", help="compute a batch in two parts")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--lora", action="store_true", help=f"train an adapter of rank {RANK}")
     parser.add_argument("--one", choices=names, help=argparse.SUPPRESS)

@@ -81,13 +81,19 @@ def measures_distance(state: Any) -> bool:
 
 
 def keep_distance(state: Any, found: Measured, every: int) -> None:
-    """Remember a measurement, and at which step the next one is due: at the next step until the
-    distance has settled, and then after twice as many steps each time, where the running mean is
-    refreshed anyway (`every` steps)."""
+    """Remember a measurement, and at which step the next one is due.
+
+    That is the next step, until the distance has settled or AHEAD_TRIES are used up; the last try
+    does not lengthen it, because no measurement would follow. Then the wait doubles each time, up
+    to a step at which the running mean is refreshed anyway (each `every` steps).
+    """
     memory = kept(state)
-    memory |= {"flatness_weight": found.weight, "distance": found.longest}
     tries = memory["tries"] = 0 if found.is_settled else memory.get("tries", 0) + 1
-    if tries % AHEAD_TRIES:
+    is_last = tries % AHEAD_TRIES == 0
+    is_longer = found.longest > memory.get("distance", math.inf)
+    if found.is_settled or not (is_last and is_longer):
+        memory |= {"flatness_weight": found.weight, "distance": found.longest}
+    if not is_last:
         memory["measure_at"] = state.global_step + 1
         return
     shortest, longest = AHEAD_WAITS

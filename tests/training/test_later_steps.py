@@ -109,6 +109,18 @@ def test_when_the_distance_is_measured() -> None:
     assert measurements(lambda step: step not in (16, 17), 60, 8) == [0, 16, 17, 18, 56]
 
 
+def test_the_last_try_does_not_lengthen_the_distance() -> None:
+    state = TrainerState()
+    for distance in (0.1, 0.2, 0.3, 0.4):
+        keep_distance(state, Measured(FlatGradient([]), [], distance, distance, False), 1)
+    assert (kept(state)["distance"], kept(state)["flatness_weight"]) == (0.3, 0.3)
+    for distance in (0.2, 0.15, 0.12, 0.1):
+        keep_distance(state, Measured(FlatGradient([]), [], distance, distance, False), 1)
+    assert kept(state)["distance"] == 0.1
+    keep_distance(state, Measured(FlatGradient([]), [], 0.5, 0.5, True), 1)
+    assert (kept(state)["distance"], kept(state)["flatness_weight"]) == (0.5, 0.5)
+
+
 def after(subject: Any, steps: int) -> Any:
     """Run so many steps by hand; the next batch."""
     subject.create_optimizer_and_scheduler(steps)
