@@ -162,8 +162,8 @@ class PenaltyPasses:
     ) -> FlatGradient:
         """The gradient ahead. A step with penalised rows refreshes the running mean."""
         step = parameters, objective, split, reduce, settings
-        stored, memory = self._stored(MEAN, parameters), kept(self.state)
-        mean = Mean(stored, memory["mean_norm"]) if stored else None
+        past, memory = self._stored(MEAN, parameters), kept(self.state)
+        mean = Mean(past, memory["mean_norm"]) if past else None
         known = memory.get("flatness_weight", 0.0), memory.get("distance", settings.rho)
         if mean and measures_distance(self.state):
             found = measured_lookahead(*step, mean, *known)
