@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest.mock import patch
 
 from torch import Tensor
@@ -32,8 +32,8 @@ from flatgd.flatness.penalty import norm
 from flatgd.pipeline.pipeline import Pipeline
 from flatgd.studies.durability import Attacks
 from flatgd.studies.landscape import Landscape
-from flatgd.training import penalty_passes
-from flatgd.training.penalty_memory import MEAN, stored
+from flatgd.training.penalty_memory import stored
+from flatgd.training.penalty_passes import PenaltyPasses
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ROWS = 256
@@ -86,13 +86,11 @@ def trained(given: argparse.Namespace, output: Path, seed: int) -> Pipeline:
 def adams_mean() -> Iterator[None]:
     """Adam's first moment in place of lookahead's running mean."""
 
-    def moment(optimizer: Any, parameters: Sequence[Tensor], key: str) -> list[Tensor] | None:
-        return stored(optimizer, parameters, "exp_avg" if key == MEAN else key)
+    def moment(passes: PenaltyPasses, parameters: Sequence[Tensor]) -> Mean | None:
+        found = stored(passes.optimizer, parameters, "exp_avg")
+        return Mean(found, norm(found)) if found else None
 
-    with (
-        patch.object(penalty_passes, "stored", moment),
-        patch.object(penalty_passes, "Mean", lambda gradient, _: Mean(gradient, norm(gradient))),
-    ):
+    with patch.object(PenaltyPasses, "_mean", moment):
         yield
 
 

@@ -162,8 +162,7 @@ class PenaltyPasses:
     ) -> FlatGradient:
         """The gradient ahead. A step with penalised rows refreshes the running mean."""
         step = parameters, objective, split, reduce, settings
-        past, memory = self._stored(MEAN, parameters), kept(self.state)
-        mean = Mean(past, memory["mean_norm"]) if past else None
+        mean, memory = self._mean(parameters), kept(self.state)
         known = memory.get("flatness_weight", 0.0), memory.get("distance", settings.rho)
         if mean and measures_distance(self.state):
             found = measured_lookahead(*step, mean, *known)
@@ -174,6 +173,11 @@ class PenaltyPasses:
         if split.penalised:
             memory["mean_norm"] = norm(self._running_mean(parameters, g))
         return flat
+
+    def _mean(self, parameters: list[Tensor]) -> Mean | None:
+        """The running mean as an earlier step has left it, None before there is one."""
+        mean = self._stored(MEAN, parameters)
+        return Mean(mean, kept(self.state)["mean_norm"]) if mean else None
 
     def _running_mean(self, parameters: list[Tensor], g: list[Tensor]) -> list[Tensor]:
         """grad E as a running mean over steps, with factor `penalty_momentum`."""

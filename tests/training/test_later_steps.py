@@ -11,9 +11,11 @@ from reference import relative_error
 from training import DESCENT, largest_difference, trained, trainer
 from transformers import TrainerState
 
+from benchmarks.effect import adams_mean
 from flatgd import SafetyLoss
 from flatgd.errors import UnsupportedError
 from flatgd.flatness import FlatGradient, Measured
+from flatgd.flatness.penalty import norm
 from flatgd.training import penalty_choice
 from flatgd.training.penalty_choice import keep_distance, kept, measures_distance
 from flatgd.training.penalty_memory import MEAN, PENALTY
@@ -182,6 +184,21 @@ def test_the_mean_that_lookahead_follows(tmp_path: Path) -> None:
     means = [subject.optimizer.state[p][MEAN] for p in subject.model.parameters()]
     for mean, a, b, c, d in zip(means, *seen[1:], strict=True):
         torch.testing.assert_close(mean, a / 8 + b / 8 + c / 4 + d / 2)
+
+
+def test_adams_first_moment_can_take_the_means_place(tmp_path: Path) -> None:
+    """As in benchmarks/effect.py, also where warm-up steps have not refreshed any mean."""
+    fields = {"max_steps": 8, "penalty_warmup": 0.5, "penalty_every": 3, **AHEAD}
+    with adams_mean():
+        subject = trainer(tmp_path / "a", **fields)
+        subject.train()
+        mean = subject._mean(list(subject.model.parameters()))
+    log = [entry for entry in subject.state.log_history if "penalty_share" in entry]
+    assert log
+    assert mean is not None
+    first = next(subject.model.parameters())
+    assert mean.gradient[0] is subject.optimizer.state[first]["exp_avg"]
+    assert mean.size == norm(mean.gradient)
 
 
 def test_another_training_begins_without_what_the_last_one_kept(tmp_path: Path) -> None:
