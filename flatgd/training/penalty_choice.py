@@ -21,10 +21,7 @@ RHOS_IN_HALF = (3e-3, 1e-2, 3e-2, 1e-1)
 CHECKED_EVERY = 50  # steps between two estimates of the difference's error
 MEASURED_EVERY = 10  # steps between two measurements of the lambda that gives `penalty_share`
 AHEAD_TRIES = 4  # steps in a row that measure lookahead's distance while it is far off
-AHEAD_WAITS = (
-    16,
-    64,
-)  # steps to the second measurement, and at most between two; doubled each time
+AHEAD_WAITS = 16, 64  # steps to the next measurement: the first wait and, doubled, the longest
 STATE_KEY = "flatness"  # the Trainer state's key for what checkpoints must keep
 NO_SECOND_DERIVATIVE = (
     "this model has no second derivative (%s); the penalty is computed by finite differences, "
